@@ -1,0 +1,32 @@
+"""Names of the Flax variable collections, in one place.
+
+`batch_stats` holds running statistics and, under the leaf name `step`, the counters of
+schedules that live inside a module (PRepBN). A counter ticks once per optimizer update:
+a module adds one on every training call, and a loop that splits an update into
+microbatches keeps the counters still until the last one (see `hold_counters`).
+"""
+
+from typing import Any
+
+import jax
+
+PARAMS = "params"
+BATCH_STATS = "batch_stats"
+DIAGNOSTICS = "diagnostics"  # scalars sown for the log, keyed by what they mean
+INTERMEDIATES = "intermediates"
+OVERWRITE = "_overwrite_with_gradient"  # state whose gradient is its next value
+
+COUNTER = "step"
+
+
+def hold_counters(previous: Any, current: Any) -> Any:
+    """`current` with every schedule counter set back to its value in `previous`.
+
+    Args:
+      previous, current: model states (dicts of collections) of one structure.
+    """
+
+    def pick(path, old, new):
+        return old if getattr(path[-1], "key", None) == COUNTER else new
+
+    return jax.tree_util.tree_map_with_path(pick, previous, current)

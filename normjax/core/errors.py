@@ -1,0 +1,16 @@
+"""Errors that are the user's to mend: one line of what, where and what is allowed."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A wrong input. The message is one line; commands print it and exit with 2."""
+
+
+def one_of(what: str, name: object, allowed: Iterable[str]) -> str:
+    """`unknown {what} 'name'`, its near matches, and everything that is allowed."""
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(str(name), allowed, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"unknown {what} {name!r}{hint} (allowed: {', '.join(allowed)})"
