@@ -1,0 +1,55 @@
+"""Elementwise non-linearities as modules, so that those with parameters fit in as well.
+
+Every one is called `activation()(x) -> y` with x: [...] and y of its shape and dtype.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from normjax.core.registry import Registry, Spec
+
+__all__ = ["ACTIVATIONS", "GELU", "ReLU", "SiLU", "build"]
+
+ACTIVATIONS = Registry("activation")
+
+
+def build(spec: Spec, **arguments: Any) -> functools.partial:
+    """An activation factory: `build("gelu", approximate=True)()` is a Flax module.
+
+    Raises:
+      UserError: unknown key or argument; the message lists near matches.
+    """
+    return ACTIVATIONS.factory(spec, **arguments)
+
+
+@ACTIVATIONS.register("gelu")
+class GELU(nn.Module):
+    """y = x * Phi(x), Phi the normal distribution function (Hendrycks & Gimpel, 2016).
+
+    Attributes:
+      approximate: the tanh form instead of the exact one.
+    """
+
+    approximate: bool = False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.gelu(x, approximate=self.approximate)
+
+
+@ACTIVATIONS.register("relu")
+class ReLU(nn.Module):
+    """y = max(x, 0); gradient 0 at 0."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.relu(x)
+
+
+@ACTIVATIONS.register("silu")
+class SiLU(nn.Module):
+    """y = x * sigmoid(x) (Hendrycks & Gimpel, 2016; Ramachandran et al., 2017)."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.silu(x)

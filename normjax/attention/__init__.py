@@ -1,0 +1,35 @@
+"""Token mixers. Every one is called `mixer(x, *, mask=None, train=False) -> y`.
+
+x is [B, L, D] or, for mixers that accept `grid`, [B, H, W, C]; y has its shape. `mask`
+is boolean over the positions (True is a token, False is padding).
+`build("sla", num_heads=3)` gives a factory; `MIXERS` is the table of all of them.
+"""
+
+import functools
+from typing import Any
+
+from normjax.attention.base import MIXERS, linear_attention
+from normjax.attention.linear import SimplifiedLinearAttention
+from normjax.attention.softmax import SoftmaxAttention
+from normjax.core.registry import Spec
+
+__all__ = [
+    "MIXERS",
+    "SimplifiedLinearAttention",
+    "SoftmaxAttention",
+    "build",
+    "linear_attention",
+]
+
+
+def build(spec: Spec, **arguments: Any) -> functools.partial:
+    """A mixer factory: `build("softmax", num_heads=3)()` is a Flax module.
+
+    Args:
+      spec: registry key, a dict with `name` and arguments, or a ready factory.
+      **arguments: arguments of the module where the spec gives none.
+
+    Raises:
+      UserError: unknown key or argument; the message lists near matches.
+    """
+    return MIXERS.factory(spec, **arguments)

@@ -1,0 +1,67 @@
+"""Softmax attention."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+
+from normjax.attention.base import (
+    MIXERS,
+    merge_heads,
+    split_heads,
+    tokens_of,
+    trunc_normal,
+)
+
+
+@MIXERS.register("softmax", "seq", "grid", "causal")
+class SoftmaxAttention(nn.Module):
+    """softmax(q k^T / sqrt(K)) v per head, then a projection (Vaswani et al., 2017).
+
+    O(L**2 D) multiply-adds. Softmax in float32.
+
+    Attributes:
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_bias: bias of the joint query-key-value projection.
+      causal: no position sees a later one.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+    """
+
+    num_heads: int
+    qkv_bias: bool = True
+    causal: bool = False
+    qk_norm: Callable[..., nn.Module] | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = trunc_normal
+
+    reads: ClassVar[tuple[str, ...]] = ("qkv",)
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, mask: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        """x: [B, L, D] or [B, H, W, D] -> same.
+
+        Args:
+          mask: bool [B, L] or [B, H, W]; False positions are not attended to.
+          train: passed to `qk_norm`.
+        """
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense = {"kernel_init": self.kernel_init, **types}
+        shape, x = x.shape, tokens_of(x)
+        qkv = nn.Dense(3 * x.shape[-1], use_bias=self.qkv_bias, name="qkv", **dense)(x)
+        q, k, v = (split_heads(t, self.num_heads) for t in jnp.split(qkv, 3, axis=-1))
+        mask = None if mask is None else mask.reshape(x.shape[:2])
+        if self.qk_norm is not None:
+            valid = None if mask is None else mask[:, :, None, None]
+            q = self.qk_norm(name="q_norm", **types)(q, mask=valid, train=train)
+            k = self.qk_norm(name="k_norm", **types)(k, mask=valid, train=train)
+        visible = None if mask is None else mask[:, None, None, :]
+        o = jax.nn.dot_product_attention(q, k, v, mask=visible, is_causal=self.causal)
+        o = nn.Dense(x.shape[-1], name="proj", **dense)(merge_heads(o))
+        return o.reshape(shape)

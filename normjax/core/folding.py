@@ -1,0 +1,26 @@
+"""How a model tells `fusion` where its norms sit: data, no algorithm."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldSite:
+    """One norm of a model and the linear layers next to it.
+
+    Attributes:
+      path: of the norm's variables, "blocks_0/norm1".
+      norm: the unbound norm module, or None where the model has none there.
+      readers: paths of the Dense and (unpadded) Conv layers that together are all that
+        reads the norm's output; empty if something else reads it.
+      writer: path of the Dense or Conv whose output alone the norm reads, or None.
+      scale: constant factor between the norm's output and the readers.
+      obstacle: why nothing may be folded here, for the report.
+    """
+
+    path: str
+    norm: Any
+    readers: tuple[str, ...] = ()
+    writer: str | None = None
+    scale: float = 1.0
+    obstacle: str = ""

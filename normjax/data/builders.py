@@ -1,0 +1,199 @@
+"""TFDS builders of the embedded data sets, written and read without TensorFlow.
+
+They yield encoded bytes and write array_record files; nothing here is imported
+before a data set is opened, because tensorflow_datasets takes a second to import.
+"""
+
+import contextlib
+import io
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from normjax.core.errors import UserError
+from normjax.data import decode
+from normjax.data.folder import Folder
+
+VERSION = "1.0.0"
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """scikit-learn's scanned digits: 1,797 images, uint8 [8, 8, 1], 10 classes.
+
+    The test part of the UCI set of handwritten digits (Alpaydin & Kaynak, 1998), its
+    values 0..16 scaled to 0..255. Stratified split, fixed once: of every class each
+    fifth image, from its first on, is a test image until there are 36, so test has
+    360 images and train 1,437, both in scikit-learn's order.
+    """
+
+    VERSION = tfds.core.Version(VERSION)
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            disable_shuffling=True,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(8, 8, 1)),
+                    "label": tfds.features.ClassLabel(names=list("0123456789")),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        from sklearn.datasets import load_digits
+
+        data = load_digits()
+        images = np.round(data.images * (255 / 16)).astype(np.uint8)
+        is_test = np.zeros(len(images), bool)
+        for label in range(10):
+            is_test[np.flatnonzero(data.target == label)[::5][:36]] = True
+        return {
+            "train": self._generate_examples(images[~is_test], data.target[~is_test]),
+            "test": self._generate_examples(images[is_test], data.target[is_test]),
+        }
+
+    def _generate_examples(self, images, labels):
+        for key, (image, label) in enumerate(zip(images, labels, strict=True)):
+            png = io.BytesIO()
+            decode.to_pil(image[..., None]).save(png, "PNG")
+            png.seek(0)
+            yield key, {"image": png, "label": int(label)}
+
+
+class ImageFolder(tfds.core.GeneratorBasedBuilder):
+    """The images of a `Folder`, their bytes as they are; every one is read to its end.
+
+    The metadata field `image_shape` is [H, W, C], with H and W None where sizes
+    differ; C is 1 if all images are gray, else 3. The feature `file` holds the name.
+
+    Raises (while preparing):
+      UserError: a file that PIL cannot read to its end.
+    """
+
+    VERSION = tfds.core.Version(VERSION)
+
+    def __init__(self, *, folder: Folder, **kwargs):
+        self._folder = folder
+        self._sizes: set[tuple[int, int]] = set()
+        self._all_gray = True
+        super().__init__(**kwargs)
+
+    def _info(self):
+        names = list(self._folder.class_names)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(),
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(),
+                    "label": tfds.features.ClassLabel(names=names),
+                    "file": tfds.features.Text(),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        splits = self._folder.splits.items()
+        return {name: self._generate_examples(name, files) for name, files in splits}
+
+    def _generate_examples(self, split, files):
+        with self._folder.reader() as read:
+            for key, (name, label) in enumerate(_track(files, f"preparing {split}")):
+                try:
+                    encoded = read(name)
+                    height, width, gray = decode.verify(encoded)
+                except (*decode.UNREADABLE, RuntimeError) as error:
+                    where = f"{name!r} in {str(self._folder.path)!r}"
+                    reason = f"truncated, damaged or no image ({error})"
+                    raise UserError(
+                        f"image_folder: cannot read {where}: {reason}; "
+                        "mend or remove this file"
+                    ) from None
+                self._sizes.add((height, width))
+                self._all_gray &= gray
+                image = io.BytesIO(encoded)
+                yield key, {"image": image, "label": label, "file": name}
+        size = next(iter(self._sizes)) if len(self._sizes) == 1 else (None, None)
+        self.info.metadata["image_shape"] = [*size, 1 if self._all_gray else 3]
+
+
+def prepare(make: Callable[..., tfds.core.DatasetBuilder], target: pathlib.Path):
+    """Build a data set into `target`, unless it is there already.
+
+    Built in a folder of its own and renamed, so that an interrupted run leaves nothing
+    that looks complete, and of two processes that start at once one is kept.
+
+    Args:
+      make: a builder class, or a partial of one.  target: becomes its version folder.
+
+    Raises:
+      UserError: `target` cannot be written, or what the builder raises.
+    """
+    if target.is_dir():
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.mkdtemp(prefix="incomplete.", dir=target.parent)
+    except OSError as error:
+        where = f"cannot write to {str(target.parent)!r} ({error.strerror})"
+        raise UserError(
+            f"{where}; name a writable folder in data_dir or NORMJAX_DATA_DIR"
+        ) from None
+    try:
+        with _quiet():
+            builder = make(data_dir=scratch, file_format="array_record")
+            builder.download_and_prepare()
+        try:
+            os.rename(builder.data_path, target)
+        except OSError:
+            if not target.is_dir():  # else another process was first
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def prepare_folder(folder: Folder, target: pathlib.Path) -> None:
+    """`prepare` an `ImageFolder`, and say on stderr that it takes a while."""
+    if target.is_dir():
+        return
+    count, start = sum(map(len, folder.splits.values())), time.monotonic()
+    _say(f"preparing {count} images of {str(folder.path)!r} (once)")
+    prepare(lambda **kwargs: ImageFolder(folder=folder, **kwargs), target)
+    _say(f"prepared in {time.monotonic() - start:.0f} s in {str(target)!r}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS announces itself on stdout and with progress bars; keep both off."""
+    from tensorflow_datasets.core.utils import tqdm_utils
+
+    active = tqdm_utils._active
+    tfds.display_progress_bar(False)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.display_progress_bar(active)
+
+
+def _track(items: list, text: str) -> Iterable:
+    """`items`, with a progress bar on stderr if that is a terminal."""
+    if not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, text, console=Console(stderr=True))

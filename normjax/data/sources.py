@@ -1,0 +1,266 @@
+"""Image sources: prepared data sets with random access, decoded by PIL."""
+
+import functools
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from normjax.core.errors import UserError, one_of
+from normjax.data import decode
+from normjax.data.folder import scan
+
+EMBEDDED = ("digits", "image_folder")
+"""Data sets that need no TFDS preparation by the user."""
+
+CACHE_BYTES = 2**30
+"""Sets of one image size that decode to less than this are kept in memory."""
+
+
+class ImageSource:
+    """One split of an image classification set. Threads may share it; it pickles.
+
+    Images of sets that have one size and fit in `CACHE_BYTES` are decoded once, when
+    first asked for, and kept; a pickled copy starts with nothing kept.
+
+    Attributes:
+      name: data set.  split: its split.  class_names: tuple of str.
+      channels: 1 (gray) or 3 (RGB).  num_examples: examples in the split.
+      shape: (H, W, C) if all images share it, else None.
+    """
+
+    def __init__(self, name, split, builder, *, image_key, label_key, shape):
+        """Reads `split` of the prepared TFDS `builder`; shape: (H | None, W, C)."""
+        import tensorflow_datasets as tfds
+
+        self.name, self.split = name, split
+        self.class_names = tuple(builder.info.features[label_key].names)
+        self.channels = shape[-1]
+        self.shape = tuple(shape) if all(shape) else None
+        self._keys = image_key, label_key
+        skip = {image_key: tfds.decode.SkipDecoding()}
+        self._records = builder.as_data_source(split, decoders=skip)
+        self.num_examples = len(self._records)
+        self._allocate()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def __getstate__(self):
+        kept = ("_images", "_labels", "_ready")
+        return {key: value for key, value in vars(self).items() if key not in kept}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        self._images = self._labels = self._ready = None
+        n = self.num_examples
+        if self.shape and n * int(np.prod(self.shape)) < CACHE_BYTES:
+            self._images = np.empty((n, *self.shape), np.uint8)
+            self._labels = np.empty(n, np.int64)
+            self._ready = np.zeros(n, bool)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """The encoded bytes and the label of example `index`."""
+        return self._read([index])[0]
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """Example `index`: uint8 [H, W, C] and its label.
+
+        Raises:
+          IndexError: `index` outside the split.  UserError: an undecodable image.
+        """
+        if not -self.num_examples <= index < self.num_examples:
+            raise IndexError(f"{index} is outside {self.num_examples} examples")
+        images, labels = self.gather(np.array([index % self.num_examples]))
+        return images[0], int(labels[0])
+
+    def gather(self, indices: np.ndarray) -> tuple[Sequence[np.ndarray], np.ndarray]:
+        """Many examples at once.
+
+        Args:
+          indices: int64 [B].
+
+        Returns:
+          Images, uint8 [B, H, W, C] (a list of [H, W, C] where sizes differ), and
+          labels, int64 [B].
+
+        Raises:
+          UserError: an undecodable image, by name.
+        """
+        if self._ready is None:
+            return self._decode(indices)
+        missing = indices[~self._ready[indices]]
+        if missing.size:
+            images, labels = self._decode(missing)
+            for index, image in zip(missing, images, strict=True):
+                self._images[index] = image
+            self._labels[missing] = labels
+            self._ready[missing] = True
+        return self._images[indices], self._labels[indices]
+
+    def name_of(self, index: int) -> str:
+        """Where example `index` comes from, for messages."""
+        where = f"example {index} of {self.name!r} split {self.split!r}"
+        record = self._records[int(index)]
+        return f"{where} ({record['file'].decode()})" if "file" in record else where
+
+    def _read(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
+        image_key, label_key = self._keys
+        records = self._records.__getitems__([int(index) for index in indices])
+        return [(record[image_key], int(record[label_key])) for record in records]
+
+    def _decode(self, indices: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        pairs, images = self._read(indices), []
+        for index, (encoded, _) in zip(indices, pairs, strict=True):
+            try:
+                images.append(decode.decode(encoded, self.channels))
+            except decode.UNREADABLE as error:
+                where = self.name_of(index)
+                raise UserError(f"cannot decode {where}: {error}") from None
+        return images, np.array([label for _, label in pairs], np.int64)
+
+
+def open_images(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    path: str | os.PathLike | None = None,
+) -> ImageSource:
+    """Open one split of an image classification set; embedded sets are prepared first.
+
+    Args:
+      name: "digits" (scikit-learn's), "image_folder" (the user's own, see
+        `normjax.data.folder.scan`), or a TFDS name such as "cifar10", prepared as
+        array_record before; nothing is ever downloaded.
+      split: "train", "test", ...; TFDS slices such as "train[:90%]" work too.
+      data_dir: where prepared sets lie. Default: for embedded sets the environment
+        variable NORMJAX_DATA_DIR, else ~/.cache/normjax; for others TFDS's own.
+      path: the directory or zip of "image_folder".
+
+    Raises:
+      UserError: unknown name or split, a set that is not prepared or in a format
+        without random access, a faulty image folder.
+    """
+    if (name == "image_folder") != (path is not None):
+        rule = "path names the directory or zip of 'image_folder', and only that"
+        raise UserError(f"data set {name!r} with path={path and str(path)!r}: {rule}")
+    if name == "digits":
+        builder = _open_digits(_cache_dir(data_dir))
+        shape = builder.info.features["image"].shape
+        keys = "image", "label"
+    elif name == "image_folder":
+        builder = _open_folder(_cache_dir(data_dir), path)
+        shape = builder.info.metadata["image_shape"]
+        keys = "image", "label"
+    else:
+        builder = _open_tfds(name, data_dir)
+        keys = _classification_keys(name, builder.info.features)
+        shape = builder.info.features[keys[0]].shape
+    try:
+        builder.info.splits[split]
+    except (KeyError, ValueError):
+        message = one_of(f"split of {name!r}:", split, builder.info.splits)
+        raise UserError(message) from None
+    image_key, label_key = keys
+    return ImageSource(
+        name, split, builder, image_key=image_key, label_key=label_key, shape=shape
+    )
+
+
+def _cache_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:
+    default = os.environ.get("NORMJAX_DATA_DIR") or "~/.cache/normjax"
+    return pathlib.Path(data_dir or default).expanduser()
+
+
+def _open_digits(root: pathlib.Path):
+    import tensorflow_datasets as tfds
+
+    from normjax.data import builders
+
+    target = root / "digits" / builders.VERSION
+    builders.prepare(builders.Digits, target)
+    return tfds.builder_from_directory(target)
+
+
+def _open_folder(root: pathlib.Path, path: str | os.PathLike | None):
+    import tensorflow_datasets as tfds
+
+    from normjax.data import builders
+
+    assert path is not None
+    folder = scan(path)
+    target = root / "image_folder" / folder.fingerprint / builders.VERSION
+    builders.prepare_folder(folder, target)
+    return tfds.builder_from_directory(target)
+
+
+def _open_tfds(name: str, data_dir: str | os.PathLike | None):
+    """A builder of files that are there; the set's own code is never run."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    known = re.split("[/:]", name)[0] in _tfds_names()
+    where = {} if data_dir is None else {"data_dir": os.fspath(data_dir)}
+    try:
+        builder = read_only_builder.builder_from_files(name, **where)
+    except (tfds.core.DatasetNotFoundError, ValueError):
+        if not known:
+            hint = "or any TFDS name such as 'cifar10'"
+            message = one_of("data set", name, [*EMBEDDED, *_near(name)])
+            raise UserError(f"{message}, {hint}") from None
+        option = "".join(f" --data_dir={value}" for value in where.values())
+        raise UserError(
+            f"data set {name!r} is not prepared; where tensorflow is installed, run: "
+            f"tfds build {name} --file_format=array_record{option}"
+        ) from None
+    formats = {each.value for each in builder.info.available_file_formats()}
+    if "array_record" not in formats:
+        raise UserError(
+            f"data set {name!r} is prepared as {', '.join(sorted(formats))} only; "
+            "where tensorflow is installed, run: tfds convert_format "
+            f"--dataset_version_dir={builder.data_path} --out_file_format=array_record"
+        )
+    return builder
+
+
+@functools.cache
+def _tfds_names() -> frozenset[str]:
+    import tensorflow_datasets as tfds
+
+    return frozenset(tfds.list_builders(with_community_datasets=False))
+
+
+def _near(name: str) -> list[str]:
+    """TFDS names close to `name`; all of them would drown the message."""
+    import difflib
+
+    return difflib.get_close_matches(name, sorted(_tfds_names()), n=2, cutoff=0.7)
+
+
+def _classification_keys(name: str, features) -> tuple[str, str]:
+    """The features that hold the image and its class."""
+    import tensorflow_datasets as tfds
+
+    kinds = (("image", tfds.features.Image), ("label", tfds.features.ClassLabel))
+    keys = []
+    for key, kind in kinds:
+        found = [k for k, feature in features.items() if isinstance(feature, kind)]
+        if key not in found and len(found) != 1:
+            held = ", ".join(features)
+            raise UserError(f"{name!r} is no image classification set (has: {held})")
+        keys.append(key if key in found else found[0])
+    image = features[keys[0]]
+    if np.dtype(image.np_dtype) != np.uint8 or image.shape[-1] not in (1, 3):
+        kind = f"{np.dtype(image.np_dtype)} {image.shape}"
+        raise UserError(f"images of {name!r} are {kind}; need uint8, 1 or 3 channels")
+    return keys[0], keys[1]

@@ -1,0 +1,56 @@
+"""Models, assembled from norm, mixer and activation factories.
+
+`build("deit_tiny", norm="prepbn", num_classes=10)` gives a Flax module that is called
+`model(images, train=...) -> logits`.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+
+from normjax.activations import ACTIVATIONS
+from normjax.attention import MIXERS
+from normjax.core.errors import UserError, one_of
+from normjax.core.registry import Spec, compatible
+from normjax.models.base import MODELS
+from normjax.models.layers import STEMS
+from normjax.models.placement import PLACEMENTS, placement_of
+from normjax.models.presets import PRESETS
+from normjax.models.vit import ViT
+from normjax.norms import NORMS
+
+__all__ = ["COMPONENTS", "MODELS", "PLACEMENTS", "PRESETS", "ViT", "build"]
+
+COMPONENTS = {
+    "norm": NORMS,
+    "mixer": MIXERS,
+    "activation": ACTIVATIONS,
+    "stem": STEMS,
+}
+"""Registries of the component factories that a model takes, by argument name."""
+
+
+def build(spec: Spec, **arguments: Any) -> nn.Module:
+    """The model that `spec` names, with its components resolved and checked.
+
+    Args:
+      spec: a preset or registry key, or a dict with `name` and arguments.
+      **arguments: further arguments; they win over those of the preset.
+
+    Raises:
+      UserError: unknown name or argument, or components that do not fit together.
+    """
+    given = {"name": spec} if isinstance(spec, str) else dict(spec)
+    given.update(arguments)
+    name = given.pop("name", None)
+    if name not in MODELS and name not in PRESETS:
+        raise UserError(one_of("model", name, [*PRESETS, *(e.name for e in MODELS)]))
+    factory = MODELS.factory({"name": name, **PRESETS.get(name, {}), **given})
+    model = factory()
+    placement_of(model.placement)
+    specs = {kind: getattr(model, kind) for kind in COMPONENTS}
+    rows = [(k, COMPONENTS[k].entry_of(specs[k])) for k in ("norm", "mixer")]
+    reason = compatible(model.layouts(), rows)
+    if reason:
+        raise UserError(f"model {name!r}: {reason}")
+    return model.clone(**{k: COMPONENTS[k].factory(v) for k, v in specs.items()})

@@ -1,0 +1,5 @@
+"""The registry of models."""
+
+from normjax.core.registry import Registry
+
+MODELS = Registry("model")

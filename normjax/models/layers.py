@@ -1,0 +1,137 @@
+"""Layers that the models share: stems, MLP, stochastic depth, norm placement, block."""
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+from flax.typing import Dtype
+
+from normjax.core.registry import Registry
+
+Factory = Callable[..., Any]
+
+STEMS = Registry("stem")
+
+trunc_normal = nn.initializers.truncated_normal(0.02)
+
+
+class StochasticDepth(nn.Module):
+    """Drop a residual branch of an example at random (Huang et al., 2016).
+
+    y = x * keep / (1 - rate), keep ~ Bernoulli(1 - rate) per example; at evaluation
+    the identity. Uses the random stream "dropout".
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """x: [B, ...] -> [B, ...]."""
+        broadcast = tuple(range(1, x.ndim))
+        dropout = nn.Dropout(self.rate, broadcast_dims=broadcast)
+        return dropout(x, deterministic=not train)
+
+
+class MLP(nn.Module):
+    """fc2(activation(fc1(x))), the feed-forward layer of transformers.
+
+    Attributes:
+      hidden: width between the two layers.  activation: factory.
+    """
+
+    hidden: int
+    activation: Factory
+    dtype: Dtype | None = None
+
+    reads: ClassVar[tuple[str, ...]] = ("fc1",)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., C] -> [..., C]."""
+        width = x.shape[-1]
+        dense = {"kernel_init": trunc_normal, "dtype": self.dtype}
+        x = nn.Dense(self.hidden, name="fc1", **dense)(x)
+        x = self.activation(name="act")(x)
+        return nn.Dense(width, name="fc2", **dense)(x)
+
+
+@STEMS.register("patch", "grid")
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches, each mapped linearly (Dosovitskiy et al., 2021).
+
+    Attributes:
+      dim: width of the tokens.  patch_size: side of a patch in pixels.
+    """
+
+    dim: int
+    norm: Factory
+    activation: Factory
+    patch_size: int = 16
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """x: [B, H, W, C] -> [B, H / patch_size, W / patch_size, dim].
+
+        Raises:
+          ValueError: H or W is no multiple of `patch_size`.
+        """
+        del train
+        side = self.patch_size
+        if x.shape[1] % side or x.shape[2] % side:
+            raise ValueError(f"{x.shape[1:3]} pixels do not split into {side}x{side}")
+        fan_in = side * side * x.shape[-1]
+        init = nn.initializers.truncated_normal(math.sqrt(1 / fan_in))
+        return nn.Conv(
+            self.dim,
+            (side, side),
+            strides=(side, side),
+            padding="VALID",
+            kernel_init=init,
+            dtype=self.dtype,
+            name="proj",
+        )(x)
+
+    def norm_writers(self) -> dict[str, str]:
+        """Norms of the stem and the convolution that each one reads."""
+        return {}
+
+
+@STEMS.register("conv", "grid")
+class ConvStem(nn.Module):
+    """3x3 convolutions, each but the last with norm and activation (Xiao et al., 2021).
+
+    Attributes:
+      dim: width of the tokens; earlier convolutions have dim / 2.
+      strides: one per convolution.
+    """
+
+    dim: int
+    norm: Factory
+    activation: Factory
+    strides: tuple[int, ...] = (2, 1)
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """x: [B, H, W, C] -> [B, H / s, W / s, dim] with s the product of strides."""
+        last = len(self.strides) - 1
+        for i, stride in enumerate(self.strides):
+            x = nn.Conv(
+                self.dim if i == last else self.dim // 2,
+                (3, 3),
+                strides=(stride, stride),
+                padding=1,
+                dtype=self.dtype,
+                name=f"conv_{i}",
+            )(x)
+            if i < last:
+                x = self.norm(name=f"norm_{i}", dtype=self.dtype)(x, train=train)
+                x = self.activation(name=f"act_{i}")(x)
+        return x
+
+    def norm_writers(self) -> dict[str, str]:
+        """Norms of the stem and the convolution that each one reads."""
+        return {f"norm_{i}": f"conv_{i}" for i in range(len(self.strides) - 1)}

@@ -1,0 +1,153 @@
+"""PRepBN: a norm of one kind handed over to a norm of another during training."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from normjax.core.collections import BATCH_STATS, COUNTER, DIAGNOSTICS, PARAMS
+from normjax.core.errors import UserError, one_of
+from normjax.core.moments import at_least_float32
+from normjax.core.registry import Spec
+from normjax.core.switch import switch
+from normjax.norms.base import NORMS, InferenceAffine
+from normjax.norms.batch import LAYOUTS
+
+EVAL_MIXES = ("end", "current")
+
+
+def progressive_weight(
+    step: jax.Array, warmup_steps: int, decay_steps: int, start: float = 1.0
+) -> jax.Array:
+    """lam(step): 1 during warmup, then from `start` linearly to 0 over `decay_steps`.
+
+    Args:
+      step: int, number of optimizer updates made so far.
+
+    Returns:
+      float32 of the shape of `step`. The first update after warmup has lam = start, the
+      one `decay_steps` later has 0.
+    """
+    done = (step - warmup_steps).astype(jnp.float32) / decay_steps
+    return jnp.where(step < warmup_steps, 1.0, start * jnp.clip(1.0 - done, 0.0, 1.0))
+
+
+@NORMS.register("prepbn", "batch_stats", "mask", "axis_name", *LAYOUTS)
+class PRepBN(nn.Module):
+    """y = lam * LN(x) + (1 - lam) * RepBN(x), lam falling to 0 (Guo et al., 2024).
+
+    lam is 1 for `warmup_steps` updates, in which RepBN is not evaluated and its
+    statistics do not move, then falls linearly over `decay_steps`; afterwards LayerNorm
+    is not evaluated any more. lam is a constant for the gradient. At evaluation the
+    result is RepBN's alone, so the module folds away.
+
+    Keeps the counter `batch_stats/step` (int32): one tick a training call. A loop that
+    makes several calls per update holds it still (`core.collections.hold_counters`).
+
+    Attributes:
+      decay_steps, warmup_steps: in optimizer updates.  start: first lam of the decay.
+      layer_norm: the norm that is replaced (key, dict or factory; no state).
+      batch_norm: the norm that replaces it (state in `batch_stats`).
+      eval_mix: "end" evaluates as after the decay (as published), "current" with the
+        present lam.
+      axis_name: passed to `batch_norm`.  dtype, param_dtype: passed to both.
+    """
+
+    decay_steps: int
+    warmup_steps: int = 0
+    start: float = 1.0
+    layer_norm: Spec = "layer_norm"
+    batch_norm: Spec = "repbn"
+    eval_mix: str = "end"
+    axis_name: str | tuple[str, ...] | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        train: bool | None = None,
+    ) -> jax.Array:
+        """x: [..., C] -> [..., C]; `mask` and `train` as in BatchNorm."""
+        if train is None:
+            raise UserError("PRepBN needs train=True or train=False")
+        if self.eval_mix not in EVAL_MIXES:
+            raise UserError(one_of("eval_mix", self.eval_mix, EVAL_MIXES))
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        layer = NORMS.factory(self.layer_norm, **types)(name="layer_norm")
+        batch = self._batch_norm(name="batch_norm")
+        counter = self.variable(BATCH_STATS, COUNTER, jnp.zeros, (), jnp.int32)
+        if self.is_initializing():
+            layer(x)
+            return batch(x, mask=mask, train=train)
+        if not train and self.eval_mix == "end":
+            return batch(x, mask=mask, train=False)
+        step = counter.value
+        weight = progressive_weight(
+            step, self.warmup_steps, self.decay_steps, self.start
+        )
+        if not train:
+            return _mix(weight, layer(x), batch(x, mask=mask, train=False))
+        phase = (step >= self.warmup_steps).astype(jnp.int32)
+        phase += step >= self.warmup_steps + self.decay_steps
+        y, stats = switch(
+            phase,
+            _phases(layer.clone(parent=None), batch.clone(parent=None)),
+            (weight, mask, batch.variables[BATCH_STATS]),
+            (x, layer.variables.get(PARAMS, {}), batch.variables.get(PARAMS, {})),
+        )
+        for name, value in stats.items():
+            batch.put_variable(BATCH_STATS, name, value)
+        counter.value = step + 1
+        self.sow(DIAGNOSTICS, "lam", weight)
+        return y
+
+    @nn.nowrap
+    def _batch_norm(self, **where) -> nn.Module:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        factory = NORMS.factory(self.batch_norm, **types)
+        return factory(axis_name=self.axis_name, **where)
+
+    @nn.nowrap
+    def inference_affine(self, variables: Mapping[str, Any]) -> InferenceAffine | None:
+        """That of `batch_norm`; None with eval_mix="current": it has no such form."""
+        if self.eval_mix != "end":
+            return None
+        own = {collection: tree["batch_norm"] for collection, tree in variables.items()}
+        return self._batch_norm(parent=None).inference_affine(own)
+
+
+def _mix(weight: jax.Array, y_layer: jax.Array, y_batch: jax.Array) -> jax.Array:
+    wide = weight * at_least_float32(y_layer) + (1 - weight) * at_least_float32(y_batch)
+    return wide.astype(y_batch.dtype)
+
+
+def _phases(layer: nn.Module, batch: nn.Module) -> tuple:
+    """The norm before, during and after the decay, as pure functions for `switch`."""
+
+    def run_layer(operands):
+        x, params, _ = operands
+        return layer.apply({PARAMS: params}, x)
+
+    def run_batch(constants, operands):
+        _, mask, stats = constants
+        x, _, params = operands
+        variables = {PARAMS: params, BATCH_STATS: stats}
+        y, new = batch.apply(variables, x, mask=mask, train=True, mutable=[BATCH_STATS])
+        return y, new[BATCH_STATS]
+
+    def warmup(constants, operands):
+        _, _, stats = constants
+        return run_layer(operands), stats
+
+    def decay(constants, operands):
+        y_batch, stats = run_batch(constants, operands)
+        return _mix(constants[0], run_layer(operands), y_batch), stats
+
+    return warmup, decay, run_batch
