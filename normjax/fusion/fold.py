@@ -1,0 +1,188 @@
+"""Exact algebra on (module tree, variables): y = W (a x + c) + b = (W a) x + (W c + b).
+
+Models tell where their norms sit (`fold_sites`), norms which affine map they are at
+evaluation (`inference_affine`); nothing here knows a model or a norm.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from normjax.core.collections import PARAMS
+from normjax.core.folding import FoldSite
+from normjax.norms import InferenceAffine, NoNorm
+
+
+class Fold(NamedTuple):
+    """What happens to one norm.
+
+    Attributes:
+      path: of its variables.  norm: name of its class.
+      into: linear layers that absorb it; empty if it stays.
+      reason: why it stays; empty if it is folded.
+    """
+
+    path: str
+    norm: str
+    into: tuple[str, ...]
+    reason: str
+
+
+class FoldedModel(nn.Module):
+    """A model some of whose norms have become the identity.
+
+    Has the variables, the arguments and the result of `model`.
+
+    Attributes:
+      model: the model before folding.
+      identities: paths of the norms that are skipped.
+      biased: paths of the linear layers that got a bias which `model` does not give
+        them.
+    """
+
+    model: nn.Module
+    identities: frozenset[str] = frozenset()
+    biased: frozenset[str] = frozenset()
+
+    def setup(self):
+        nn.share_scope(self, self.model)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with nn.intercept_methods(self._intercept):
+            return self.model(*args, **kwargs)
+
+    @nn.nowrap
+    def _intercept(self, call, args, kwargs, context):
+        path = "/".join(context.module.path[len(self.path) :])
+        if context.method_name == "__call__" and path in self.identities:
+            return args[0]
+        y = call(*args, **kwargs)
+        if context.method_name == "__call__" and path in self.biased:
+            y = y + context.module.get_variable(PARAMS, "bias").astype(y.dtype)
+        return y
+
+    @nn.nowrap
+    def fold_sites(self) -> list[FoldSite]:
+        """Norms that are still there."""
+        sites = self.model.fold_sites()
+        return [site for site in sites if site.path not in self.identities]
+
+
+def plan(model: nn.Module, variables: Mapping[str, Any]) -> list[Fold]:
+    """What `fold` does with each norm of `model`, in the order of the model."""
+    return [_judge(site, variables)[0] for site in _sites(model)]
+
+
+def fold(
+    model: nn.Module, variables: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Merge every norm that is affine at evaluation into its neighbours.
+
+    Exact up to rounding; computed in float64 and stored in the dtype of the weights.
+    Norms that cannot be folded stay as they are (see `plan`). A model without any that
+    can is returned as it is, so folding twice changes nothing.
+
+    Args:
+      model: a Flax module with `fold_sites`.
+      variables: its `{"params": ..., "batch_stats": ...}`.
+
+    Returns:
+      (folded model, folded variables); collections that became empty are dropped.
+
+    Raises:
+      ValueError: the model does not say where its norms sit.
+    """
+    folded = {name: _mutable(tree) for name, tree in variables.items()}
+    identities, biased = set(), set()
+    for site in _sites(model):
+        verdict, affine = _judge(site, folded)
+        if affine is None:
+            continue
+        for path in site.readers:
+            if _into_reader(_subtree(folded[PARAMS], path), affine, site.scale):
+                biased.add(path)
+        if not site.readers:
+            _into_writer(_subtree(folded[PARAMS], verdict.into[0]), affine)
+        for tree in folded.values():
+            _remove(tree, site.path)
+        identities.add(site.path)
+    if not identities:
+        return model, dict(variables)
+    inner, already = model, (frozenset(), frozenset())
+    if isinstance(model, FoldedModel):
+        inner, already = model.model, (model.identities, model.biased)
+    folded_model = FoldedModel(inner, already[0] | identities, already[1] | biased)
+    return folded_model, {name: tree for name, tree in folded.items() if tree}
+
+
+def _sites(model: nn.Module) -> list[FoldSite]:
+    if not hasattr(model, "fold_sites"):
+        raise ValueError(f"{type(model).__name__} does not say where its norms sit")
+    return [site for site in model.fold_sites() if not isinstance(site.norm, NoNorm)]
+
+
+def _judge(site: FoldSite, variables) -> tuple[Fold, InferenceAffine | None]:
+    name = type(site.norm).__name__
+    into = site.readers or ((site.writer,) if site.writer else ())
+    affine, reason = None, ""
+    if not hasattr(site.norm, "inference_affine"):
+        reason = "computes its statistics from the input at evaluation too"
+    elif site.obstacle or not into:
+        reason = site.obstacle or "no linear layer reads its output alone"
+    else:
+        own = {c: _subtree(tree, site.path) for c, tree in variables.items()}
+        own = {c: tree for c, tree in own.items() if tree is not None}
+        affine = site.norm.inference_affine(own)
+        reason = "" if affine else "has no affine form as it is configured"
+    return Fold(site.path, name, () if reason else into, reason), affine
+
+
+def _into_reader(linear: dict, affine: InferenceAffine, factor: float) -> bool:
+    """W' = W a, b' = b + factor * W c. True if the layer had no bias before."""
+    kernel = np.asarray(linear["kernel"], np.float64)
+    shift = np.einsum("i,...io->o", factor * affine.shift, kernel)
+    dtype, created = linear["kernel"].dtype, "bias" not in linear
+    linear["kernel"] = jnp.asarray(kernel * affine.scale[:, None], dtype)
+    bias = 0.0 if created else np.asarray(linear["bias"], np.float64)
+    linear["bias"] = jnp.asarray(bias + shift, dtype)
+    return created
+
+
+def _into_writer(linear: dict, affine: InferenceAffine) -> None:
+    """W' = a W, b' = a b + c."""
+    for name in ("kernel", "bias"):
+        wide = np.asarray(linear[name], np.float64) * affine.scale
+        if name == "bias":
+            wide = wide + affine.shift
+        linear[name] = jnp.asarray(wide, linear[name].dtype)
+
+
+def _mutable(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _mutable(value) for name, value in tree.items()}
+    return copy.copy(tree)
+
+
+def _subtree(tree: Any, path: str) -> Any:
+    for name in path.split("/"):
+        if tree is None or name not in tree:
+            return None
+        tree = tree[name]
+    return tree
+
+
+def _remove(tree: dict, path: str) -> None:
+    *parents, last = path.split("/")
+    trail = [tree]
+    for name in parents:
+        if name not in trail[-1]:
+            return
+        trail.append(trail[-1][name])
+    trail[-1].pop(last, None)
+    for parent, name in zip(reversed(trail[:-1]), reversed(parents), strict=True):
+        if not parent[name]:
+            del parent[name]
