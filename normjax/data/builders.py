@@ -12,6 +12,8 @@ import shutil
 import sys
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -23,17 +25,27 @@ from normjax.data.folder import Folder
 
 VERSION = "1.0.0"
 
+UNREADABLE = (
+    *decode.UNREADABLE,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+)
+"""What a damaged image, or a damaged or encrypted zip around it, raises."""
+
 
 class Digits(tfds.core.GeneratorBasedBuilder):
     """scikit-learn's scanned digits: 1,797 images, uint8 [8, 8, 1], 10 classes.
 
     The test part of the UCI set of handwritten digits (Alpaydin & Kaynak, 1998), its
-    values 0..16 scaled to 0..255. Stratified split, fixed once: of every class each
-    fifth image, from its first on, is a test image until there are 36, so test has
-    360 images and train 1,437, both in scikit-learn's order.
+    values 0..16 scaled to 0..255. Stratified split, fixed once: 36 images of every
+    class, evenly spaced over it, are test images, so test has 360 and train 1,437,
+    both in scikit-learn's order.
     """
 
     VERSION = tfds.core.Version(VERSION)
+    url_infos = None  # nothing to download; TFDS's own property needs a missing package
 
     def _info(self):
         return tfds.core.DatasetInfo(
@@ -54,7 +66,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         images = np.round(data.images * (255 / 16)).astype(np.uint8)
         is_test = np.zeros(len(images), bool)
         for label in range(10):
-            is_test[np.flatnonzero(data.target == label)[::5][:36]] = True
+            members = np.flatnonzero(data.target == label)
+            is_test[members[np.arange(36) * len(members) // 36 + 2]] = True
         return {
             "train": self._generate_examples(images[~is_test], data.target[~is_test]),
             "test": self._generate_examples(images[is_test], data.target[is_test]),
@@ -79,6 +92,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version(VERSION)
+    url_infos = None  # as above
 
     def __init__(self, *, folder: Folder, **kwargs):
         self._folder = folder
@@ -111,7 +125,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
                 try:
                     encoded = read(name)
                     height, width, gray = decode.verify(encoded)
-                except (*decode.UNREADABLE, RuntimeError) as error:
+                except UNREADABLE as error:
                     where = f"{name!r} in {str(self._folder.path)!r}"
                     reason = f"truncated, damaged or no image ({error})"
                     raise UserError(
@@ -123,7 +137,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
                 image = io.BytesIO(encoded)
                 yield key, {"image": image, "label": label, "file": name}
         size = next(iter(self._sizes)) if len(self._sizes) == 1 else (None, None)
-        self.info.metadata["image_shape"] = [*size, 1 if self._all_gray else 3]
+        shape = [*size, 1 if self._all_gray else 3]
+        self.info.metadata.update(image_shape=shape)  # pyright: ignore
 
 
 def prepare(make: Callable[..., tfds.core.DatasetBuilder], target: pathlib.Path):

@@ -39,7 +39,8 @@ def decode(encoded: bytes, channels: int) -> np.ndarray:
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         elif image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # PIL warns on the direct way to RGB
-        return to_array(image.convert("L" if channels == 1 else "RGB"))
+        mode = "L" if channels == 1 else "RGB"
+        return to_array(image if image.mode == mode else image.convert(mode))
 
 
 def verify(encoded: bytes) -> tuple[int, int, bool]:

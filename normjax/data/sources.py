@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +16,19 @@ from normjax.data.folder import scan
 EMBEDDED = ("digits", "image_folder")
 """Data sets that need no TFDS preparation by the user."""
 
+Images = np.ndarray | Sequence[np.ndarray]
+"""uint8 [B, H, W, C], or B images uint8 [H, W, C] of different sizes."""
+
 CACHE_BYTES = 2**30
 """Sets of one image size that decode to less than this are kept in memory."""
+
+
+class _Kept(NamedTuple):
+    """Decoded examples: images [N, H, W, C], labels [N], which rows are filled [N]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    ready: np.ndarray
 
 
 class ImageSource:
@@ -53,20 +65,18 @@ class ImageSource:
         return self.num_examples
 
     def __getstate__(self):
-        kept = ("_images", "_labels", "_ready")
-        return {key: value for key, value in vars(self).items() if key not in kept}
+        return {key: value for key, value in vars(self).items() if key != "_kept"}
 
     def __setstate__(self, state):
         vars(self).update(state)
         self._allocate()
 
     def _allocate(self) -> None:
-        self._images = self._labels = self._ready = None
         n = self.num_examples
+        self._kept: _Kept | None = None
         if self.shape and n * int(np.prod(self.shape)) < CACHE_BYTES:
-            self._images = np.empty((n, *self.shape), np.uint8)
-            self._labels = np.empty(n, np.int64)
-            self._ready = np.zeros(n, bool)
+            images = np.empty((n, *self.shape), np.uint8)
+            self._kept = _Kept(images, np.empty(n, np.int64), np.zeros(n, bool))
 
     def read(self, index: int) -> tuple[bytes, int]:
         """The encoded bytes and the label of example `index`."""
@@ -83,7 +93,7 @@ class ImageSource:
         images, labels = self.gather(np.array([index % self.num_examples]))
         return images[0], int(labels[0])
 
-    def gather(self, indices: np.ndarray) -> tuple[Sequence[np.ndarray], np.ndarray]:
+    def gather(self, indices: np.ndarray) -> tuple[Images, np.ndarray]:
         """Many examples at once.
 
         Args:
@@ -96,16 +106,16 @@ class ImageSource:
         Raises:
           UserError: an undecodable image, by name.
         """
-        if self._ready is None:
+        kept = self._kept
+        if kept is None:
             return self._decode(indices)
-        missing = indices[~self._ready[indices]]
+        missing = indices[~kept.ready[indices]]
         if missing.size:
-            images, labels = self._decode(missing)
+            images, kept.labels[missing] = self._decode(missing)
             for index, image in zip(missing, images, strict=True):
-                self._images[index] = image
-            self._labels[missing] = labels
-            self._ready[missing] = True
-        return self._images[indices], self._labels[indices]
+                kept.images[index] = image
+            kept.ready[missing] = True
+        return kept.images[indices], kept.labels[indices]
 
     def name_of(self, index: int) -> str:
         """Where example `index` comes from, for messages."""
@@ -113,7 +123,7 @@ class ImageSource:
         record = self._records[int(index)]
         return f"{where} ({record['file'].decode()})" if "file" in record else where
 
-    def _read(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
+    def _read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[bytes, int]]:
         image_key, label_key = self._keys
         records = self._records.__getitems__([int(index) for index in indices])
         return [(record[image_key], int(record[label_key])) for record in records]
@@ -182,7 +192,7 @@ def _cache_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:
     return pathlib.Path(data_dir or default).expanduser()
 
 
-def _open_digits(root: pathlib.Path):
+def _open_digits(root: pathlib.Path) -> Any:
     import tensorflow_datasets as tfds
 
     from normjax.data import builders
@@ -192,7 +202,7 @@ def _open_digits(root: pathlib.Path):
     return tfds.builder_from_directory(target)
 
 
-def _open_folder(root: pathlib.Path, path: str | os.PathLike | None):
+def _open_folder(root: pathlib.Path, path: str | os.PathLike | None) -> Any:
     import tensorflow_datasets as tfds
 
     from normjax.data import builders
@@ -204,7 +214,7 @@ def _open_folder(root: pathlib.Path, path: str | os.PathLike | None):
     return tfds.builder_from_directory(target)
 
 
-def _open_tfds(name: str, data_dir: str | os.PathLike | None):
+def _open_tfds(name: str, data_dir: str | os.PathLike | None) -> Any:
     """A builder of files that are there; the set's own code is never run."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder

@@ -1,0 +1,194 @@
+"""Batches: random access by step number, wrapped in grain for threads and workers."""
+
+import dataclasses
+import sys
+from collections.abc import Generator
+
+import numpy as np
+
+from normjax.core.errors import UserError
+from normjax.data import order
+from normjax.data.augment import Transform
+from normjax.data.sources import ImageSource
+
+Batch = dict[str, np.ndarray]
+
+
+def image_shape(
+    source: ImageSource, transform: Transform | None
+) -> tuple[int, int, int]:
+    """The one shape (H, W, C) that images of `source` have after `transform`.
+
+    Raises:
+      UserError: they have different sizes, and the transform does not give them one.
+    """
+    shape = source.shape
+    if shape is None:
+        size = transform.image_size if transform else 0
+        if not size:
+            rule = "set augment.image_size (for example 224)"
+            raise UserError(f"images of {source.name!r} have different sizes: {rule}")
+        shape = (size, size, source.channels)
+    return transform.output_shape(shape) if transform else shape
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSource:
+    """Random access to batches, in the form of grain's RandomAccessDataSource.
+
+    Attributes:
+      source: the examples.  batch_size: rows of the global batch.
+      transform: what every image goes through, or None.
+      process_index, process_count: which contiguous share of the rows is ours.
+      seed: an int gives training batches, whose order and augmentation depend on
+        (seed, step) alone; None gives one pass in order, padded and masked.
+    """
+
+    source: ImageSource
+    batch_size: int
+    transform: Transform | None
+    process_index: int
+    process_count: int
+    seed: int | None
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.batch_size % self.process_count:
+            raise UserError(
+                f"batch_size={self.batch_size} must be a positive multiple of the "
+                f"number of processes, {self.process_count}"
+            )
+        image_shape(self.source, self.transform)
+
+    def __len__(self) -> int:
+        if self.seed is not None:
+            return sys.maxsize
+        return -(-len(self.source) // self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        """This process's rows of global batch `index`."""
+        local = self.batch_size // self.process_count
+        rows = slice(self.process_index * local, (self.process_index + 1) * local)
+        if self.seed is None:
+            return self._in_order(index * self.batch_size + rows.start, local)
+        n, k = len(self.source), self.transform.num_uniforms if self.transform else 0
+        indices = order.example_indices(self.seed, index, self.batch_size, n)
+        u = order.uniforms(self.seed, index, self.batch_size, k)
+        return self._load(indices[rows], u[rows])
+
+    def _in_order(self, start: int, count: int) -> Batch:
+        indices = np.arange(start, min(start + count, len(self.source)))
+        shape = image_shape(self.source, self.transform)
+        batch = {
+            "image": np.zeros((count, *shape), np.uint8),
+            "label": np.zeros(count, np.int32),
+            "mask": np.arange(count) < len(indices),
+        }
+        if indices.size:
+            for name, rows in self._load(indices, np.empty((len(indices), 0))).items():
+                batch[name][: len(rows)] = rows
+        return batch
+
+    def _load(self, indices: np.ndarray, u: np.ndarray) -> Batch:
+        """u: float64 [B, k], the uniforms of each row."""
+        images, labels = self.source.gather(indices)
+        if self.transform:
+            images = self.transform(images, u)
+        return {"image": np.asarray(images), "label": labels.astype(np.int32)}
+
+
+def train_batches(
+    source: ImageSource,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    augment: Transform | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    prefetch: int = 2,
+) -> Generator[Batch, None, None]:
+    """Endless training batches. Batch s is a pure function of (seed, s).
+
+    There is no iterator state: to resume, start at `start_step`. The result has
+    `close()`, which ends its threads and workers; so does an exception, or the end.
+
+    Args:
+      source: the examples.  batch_size: rows of the global batch, a multiple of
+        `process_count`; it may exceed the number of examples.
+      seed: of the order and the augmentation.  start_step: the first batch's number.
+      augment: from `augment.build(spec, train=True)`, or None.
+      process_index, process_count: this process takes the contiguous rows
+        [index * L, (index + 1) * L), L = batch_size / process_count.
+      workers: processes that load batches (0: threads of this one). Worth it only
+        where decoding and augmenting cost more than a step; each holds its own cache.
+        The main script then needs an `if __name__ == "__main__"` guard.
+      prefetch: batches made ahead, each by its own thread; with workers, by each of
+        them; 0 makes them when asked for.
+
+    Yields:
+      {"image": uint8 [L, H, W, C], "label": int32 [L]}.
+
+    Raises:
+      UserError: at the call, images without one shape or a batch size that cannot be
+        shared out; while iterating, an undecodable image.
+    """
+    batches = BatchSource(
+        source, batch_size, augment, process_index, process_count, seed
+    )
+    return _iterate(batches, start_step, workers, prefetch)
+
+
+def eval_batches(
+    source: ImageSource,
+    *,
+    batch_size: int,
+    transform: Transform | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    prefetch: int = 2,
+) -> Generator[Batch, None, None]:
+    """One pass in order; over all processes, every example exactly once.
+
+    All batches have the same shape, and all processes the same number of them: rows
+    past the last example are zeros with mask False.
+
+    Args:
+      transform: from `augment.build(spec, train=False)`, or None.
+      Others: as in `train_batches`.
+
+    Yields:
+      {"image": uint8 [L, H, W, C], "label": int32 [L], "mask": bool [L]}.
+
+    Raises:
+      UserError: as `train_batches`.
+    """
+    batches = BatchSource(
+        source, batch_size, transform, process_index, process_count, None
+    )
+    return _iterate(batches, 0, workers, prefetch)
+
+
+def _iterate(
+    batches: BatchSource, start: int, workers: int, prefetch: int
+) -> Generator[Batch, None, None]:
+    import grain
+
+    threads = 0 if workers else prefetch
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    dataset = grain.MapDataset.source(batches)[start:].to_iter_dataset(options)
+    if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # grain reads flags, app.run or not
+            flags.FLAGS.mark_as_parsed()
+        ahead = max(1, prefetch)
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(workers, per_worker_buffer_size=ahead)
+        )
+    iterator = iter(dataset)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()

@@ -1,0 +1,102 @@
+"""From a config to an optax transformation."""
+
+import re
+from typing import Any
+
+import jax
+import optax
+
+from normjax.core.errors import UserError, one_of
+
+OPTIMIZERS = {
+    "adamw": lambda rate, config, decayed: optax.adamw(
+        rate,
+        b1=config.beta1,
+        b2=config.beta2,
+        weight_decay=config.weight_decay,
+        mask=decayed,
+    ),
+    "lion": lambda rate, config, decayed: optax.lion(
+        rate,
+        b1=config.beta1,
+        b2=config.beta2,
+        weight_decay=config.weight_decay,
+        mask=decayed,
+    ),
+    "sgd": lambda rate, config, decayed: optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.sgd(rate, momentum=config.beta1, nesterov=True),
+    ),
+}
+
+NO_DECAY = {"pos_embed", "cls_token", "positional_encoding"}
+
+
+def learning_rate(config: Any, total_steps: int) -> optax.Schedule:
+    """Linear warmup to `lr`, then a cosine to `lr * final_lr_fraction` at the end.
+
+    Args:
+      config: with `lr, warmup_fraction, final_lr_fraction`.
+      total_steps: optimizer updates of the whole run.
+    """
+    warmup = round(config.warmup_fraction * total_steps)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup else config.lr,
+        peak_value=config.lr,
+        warmup_steps=warmup,
+        decay_steps=total_steps,
+        end_value=config.lr * config.final_lr_fraction,
+    )
+
+
+def build(config: Any, total_steps: int) -> optax.GradientTransformation:
+    """The gradient transformation that `config` describes.
+
+    In order: parameters whose path does not match `trainable` are left out of
+    everything; the global norm of the rest is clipped to `clip_norm` (0: not);
+    `name` is one of `OPTIMIZERS`. Weight decay applies to arrays of two or more dims
+    that are no tables of positions.
+
+    Args:
+      config: with `name, lr, warmup_fraction, final_lr_fraction, weight_decay, beta1,
+        beta2, clip_norm, trainable`.
+      total_steps: optimizer updates of the whole run.
+
+    Raises:
+      UserError: unknown optimizer, or a pattern that is no regular expression.
+    """
+    if config.name not in OPTIMIZERS:
+        raise UserError(one_of("config.optim.name", config.name, OPTIMIZERS))
+    try:
+        trainable = re.compile(config.trainable)
+    except re.error as error:
+        raise UserError(
+            f"config.optim.trainable {config.trainable!r}: {error}"
+        ) from None
+    rate = learning_rate(config, total_steps)
+    steps = [OPTIMIZERS[config.name](rate, config, _decayed)]
+    if config.clip_norm:
+        steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    transformation = optax.chain(*steps)
+    if config.trainable == ".*":
+        return transformation
+
+    def labels(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "train" if trainable.search(path_name(path)) else "freeze",
+            params,
+        )
+
+    parts = {"train": transformation, "freeze": optax.set_to_zero()}
+    return optax.partition(parts, labels)
+
+
+def path_name(path: tuple) -> str:
+    """ "blocks_0/mlp/fc1/kernel" of a key path."""
+    return "/".join(str(getattr(key, "key", key)) for key in path)
+
+
+def _decayed(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x.ndim > 1 and path[-1].key not in NO_DECAY, params
+    )

@@ -1,0 +1,66 @@
+"""Checkpoints: asynchronous, atomic, restorable on any number of devices."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+BEST = "top1"
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Saving copies the state to the host and writes it in the background; a folder counts
+    as a checkpoint once its writing is complete. The newest `keep_last` and the
+    `keep_best` by test top-1 stay.
+    """
+
+    def __init__(self, workdir: Path, *, keep_last: int = 2, keep_best: int = 1):
+        keep = [policies.LatestN(keep_last)]
+        if keep_best:
+            best = policies.BestN(
+                get_metric_fn=lambda metrics: metrics[BEST], n=keep_best
+            )
+            keep.append(best)
+        self._manager = ocp.CheckpointManager(
+            Path(workdir).absolute() / "checkpoints",
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """Step of the checkpoint with the highest test top-1."""
+        return self._manager.best_step()
+
+    def save(self, state: Any, metrics: dict[str, float] | None = None) -> None:
+        """Write `state` in the background. An earlier failed write raises here."""
+        self._manager.save(
+            int(state.step), args=ocp.args.StandardSave(state), metrics=metrics
+        )
+
+    def restore(self, step: int, like: Any, sharding: jax.sharding.Sharding) -> Any:
+        """The state saved at `step`, laid out as `sharding` on this run's devices.
+
+        Args:
+          like: a state, or its shapes and dtypes, of the same structure.
+        """
+
+        def abstract(x):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        target = jax.tree.map(abstract, like)
+        return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()

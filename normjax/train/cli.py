@@ -1,0 +1,71 @@
+"""The commands behind train.py and eval.py: flags in, exit code out."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+
+from normjax.core.errors import UserError
+from normjax.train.config import define_config, parse_flags
+
+EXIT_USER_ERROR = 2
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again and it goes on
+
+
+def run(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Run a command; a wrong input becomes one line on stderr and exit code 2."""
+    try:
+        return command(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def train_command(argv: Sequence[str]) -> int:
+    """`train.py --config=FILE[:ARGUMENTS] --workdir=DIR [--config.field=value ...]`."""
+
+    def define(values: flags.FlagValues) -> None:
+        define_config(values)
+        _define_workdir(values)
+
+    values = parse_flags(argv, define)
+    if values.config is None:
+        raise UserError("--config is required, such as --config=configs/digits.py")
+    from normjax.train.loop import NonFiniteLoss, train
+
+    try:
+        scores = train(values.config, _workdir(values))
+    except NonFiniteLoss as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_INTERRUPTED if scores is None else 0
+
+
+def eval_command(argv: Sequence[str]) -> int:
+    """`eval.py --workdir=DIR [--split=NAME] [--fold] [--best]`."""
+
+    def define(values: flags.FlagValues) -> None:
+        _define_workdir(values)
+        flags.DEFINE_string("split", None, "split; default: the config's", values)
+        flags.DEFINE_bool("fold", False, "compare with the folded model", values)
+        flags.DEFINE_bool("best", False, "best checkpoint, not the newest", values)
+
+    values = parse_flags(argv, define)
+    from normjax.train.evaluate_run import evaluate_run
+
+    evaluate_run(
+        _workdir(values), split=values.split, fold=values.fold, best=values.best
+    )
+    return 0
+
+
+def _define_workdir(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+
+
+def _workdir(values: flags.FlagValues) -> Path:
+    if not values.workdir:
+        raise UserError("--workdir is required, such as --workdir=runs/digits")
+    return Path(values.workdir)

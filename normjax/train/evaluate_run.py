@@ -1,0 +1,112 @@
+"""Evaluate a finished or running run, folded and unfolded."""
+
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from normjax import fusion
+from normjax.core.errors import UserError
+from normjax.train import report
+from normjax.train.checkpoint import Checkpoints
+from normjax.train.config import kept_config
+from normjax.train.evaluate import evaluate, make_eval_step
+from normjax.train.experiment import build_experiment
+from normjax.train.mesh import replicated
+from normjax.train.step import normalize_pixels
+
+LATENCY_ROUNDS = 30
+
+
+def evaluate_run(
+    workdir: Path, *, split: str | None = None, fold: bool = False, best: bool = False
+) -> dict[str, dict[str, float]]:
+    """Print and return the metrics of a run's checkpoint on a split.
+
+    Args:
+      split: default: the config's `eval_split`.
+      fold: evaluate the folded model as well; print what was folded, the largest
+        difference of a logit and the latency of both.
+      best: the checkpoint with the best test top-1 instead of the newest.
+
+    Raises:
+      UserError: no run or no checkpoint in `workdir`, or an unknown split.
+    """
+    config = kept_config(workdir)
+    experiment = build_experiment(config)
+    split = split or config.data.eval_split
+    checkpoints = Checkpoints(workdir)
+    try:
+        step = checkpoints.best() if best else checkpoints.latest()
+        if step is None:
+            raise UserError(f"workdir {workdir} holds no complete checkpoint")
+        like, everywhere = experiment.abstract_state(), replicated(experiment.mesh)
+        state = checkpoints.restore(step, like, everywhere)
+    finally:
+        checkpoints.close()
+    variants = {"unfolded": (experiment.model, state.eval_variables())}
+    if fold:
+        plan = fusion.plan(*variants["unfolded"])
+        _print_plan(plan)
+        folded, variables = fusion.fold(*variants["unfolded"])
+        variants["folded"] = folded, jax.device_put(variables, everywhere)
+    scores = {}
+    for name, (model, variables) in variants.items():
+        eval_step = jax.jit(make_eval_step(model.apply, experiment.recipe))
+        batches = experiment.eval_batches(split)
+        scores[name] = evaluate(eval_step, variables, batches)
+    rows = [
+        (name, report.percent(s["top1"]), report.percent(s["top5"]), s["nll"], s["ece"])
+        for name, s in scores.items()
+    ]
+    columns = ("model", "top-1", "top-5", "NLL", "ECE")
+    report.table(f"{workdir}, step {step}, split {split}", columns, rows)
+    if fold:
+        _print_comparison(experiment, variants, split)
+    return scores
+
+
+def _print_plan(plan: list[fusion.Fold]) -> None:
+    rows = [(f.path, f.norm, ", ".join(f.into) or f"stays: {f.reason}") for f in plan]
+    report.table("norms", ("norm", "kind", "folded into"), rows)
+
+
+def _print_comparison(experiment, variants, split: str) -> None:
+    """Largest logit difference and equal predictions over the split; latency."""
+    recipe, functions = experiment.recipe, {}
+    for name, (model, variables) in variants.items():
+
+        def logits(variables, image, model=model):
+            images = normalize_pixels(image, recipe.mean, recipe.std)
+            return model.apply(variables, images, train=False)
+
+        functions[name] = (jax.jit(logits), variables)
+    largest, equal, count, batch = 0.0, 0, 0, None
+    for batch in experiment.eval_batches(split):
+        a, b = (np.asarray(f(v, batch["image"])) for f, v in functions.values())
+        real = np.asarray(batch["mask"])
+        largest = max(largest, float(np.abs(a - b)[real].max(initial=0.0)))
+        equal += int((a.argmax(-1) == b.argmax(-1))[real].sum())
+        count += int(real.sum())
+    latency = _latencies(functions, jnp.asarray(batch["image"]))
+    rows = [(name, 1e3 * t) for name, t in latency.items()]
+    columns = ("model", f"ms a batch of {experiment.config.batch_size}")
+    report.table("latency (median)", columns, rows)
+    report.console.print(
+        f"largest logit difference {largest:.2e}; "
+        f"equal predictions {equal} of {count}; latency folded / unfolded "
+        f"{latency['folded'] / latency['unfolded']:.3f}"
+    )
+
+
+def _latencies(functions, image) -> dict[str, float]:
+    """Median seconds of each function, timed in turns so that both see one machine."""
+    times = {name: [] for name in functions}
+    for _ in range(LATENCY_ROUNDS):
+        for name, (function, variables) in functions.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(function(variables, image))
+            times[name].append(time.perf_counter() - begin)
+    return {name: float(np.median(t)) for name, t in times.items()}

@@ -1,0 +1,156 @@
+"""What a person sees: progress, tables, curves; and the files behind them."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+METRICS_FILE = "metrics.jsonl"
+
+console = Console(stderr=False, highlight=False)
+
+
+class MetricLog:
+    """Scalars by step, as JSON lines and as TensorBoard events in the workdir.
+
+    A resumed run continues both files; lines past the step it resumes from are dropped,
+    so that each step stands there once.
+    """
+
+    def __init__(self, workdir: Path, resumed_step: int):
+        from tensorboardX import SummaryWriter
+
+        self._path = Path(workdir) / METRICS_FILE
+        kept = [r for r in read_metrics(workdir) if r["step"] <= resumed_step]
+        self._path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        self._file = self._path.open("a", buffering=1)
+        self._events = SummaryWriter(str(workdir), purge_step=resumed_step + 1)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Record `scalars` at `step`."""
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close both files."""
+        self._file.close()
+        self._events.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """All records of the metrics file; a half-written last line is left out."""
+    path = Path(workdir) / METRICS_FILE
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class ProgressBar:
+    """Steps done, loss, learning rate, examples a second and time left.
+
+    Live on a terminal; elsewhere one line every `quiet_seconds`.
+    """
+
+    quiet_seconds = 10.0
+
+    def __init__(self, total_steps: int, start_step: int):
+        self._total, self._start = total_steps, start_step
+        self._begin = self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total_steps, note="")
+        self._bar.update(self._task, completed=start_step)
+
+    def __enter__(self) -> "ProgressBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Show the state after `step` updates."""
+        note = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+        self._bar.update(self._task, completed=step, note=note)
+        now = time.monotonic()
+        if not console.is_terminal and now - self._last_line > self.quiet_seconds:
+            self._last_line = now
+            rate = (step - self._start) / (now - self._begin)
+            left = (self._total - step) / max(rate, 1e-9)
+            console.print(f"step {step}/{self._total}  {note}  {left:.0f} s left")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table; numbers are aligned right."""
+    view = Table(title=title, title_justify="left")
+    for i, name in enumerate(columns):
+        numeric = all(isinstance(row[i], int | float) for row in rows)
+        view.add_column(name, justify="right" if numeric else "left")
+    for row in rows:
+        view.add_row(*(_cell(value) for value in row))
+    console.print(view)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def percent(fraction: float) -> str:
+    """0.98611 -> "98.61 %"."""
+    return f"{100 * fraction:.2f} %"
+
+
+def plot_curves(workdir: Path) -> Path:
+    """Draw loss and accuracy over the steps into `curves.png` of the workdir."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    records = read_metrics(workdir)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="tight")
+    for axes, names in (
+        (left, ("loss", "eval_nll")),
+        (right, ("accuracy", "eval_top1", "lam")),
+    ):
+        for name in names:
+            points = [(r["step"], r[name]) for r in records if name in r]
+            points = [p for p in points if math.isfinite(p[1])]
+            if points:
+                marker = "o" if name.startswith("eval") else None
+                axes.plot(*zip(*points, strict=True), label=name, marker=marker, ms=3)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    left.set_yscale("log")
+    left.set_ylabel("nats")
+    path = Path(workdir) / "curves.png"
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
