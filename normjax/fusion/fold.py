@@ -62,7 +62,8 @@ class FoldedModel(nn.Module):
             return args[0]
         y = call(*args, **kwargs)
         if context.method_name == "__call__" and path in self.biased:
-            y = y + context.module.get_variable(PARAMS, "bias").astype(y.dtype)
+            bias = context.module.get_variable(PARAMS, "bias").astype(y.dtype)
+            y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
         return y
 
     @nn.nowrap

@@ -121,7 +121,7 @@ class BatchNorm(nn.Module):
             decay = jnp.where(n > 0, self.momentum, 1.0)
             for name, variable in running.items():
                 new = decay * variable.value + (1 - decay) * batch[name]
-                variable.value = new.astype(stats_dtype)
+                variable.value = new.astype(variable.value.dtype)
         return mean, var
 
     @nn.nowrap

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from normjax.core.collections import BATCH_STATS, COUNTER, DIAGNOSTICS, PARAMS
+from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError, one_of
 from normjax.core.moments import at_least_float32
 from normjax.core.registry import Spec
@@ -28,10 +29,10 @@ def progressive_weight(
       step: int, number of optimizer updates made so far.
 
     Returns:
-      float32 of the shape of `step`. The first update after warmup has lam = start, the
+      float of the shape of `step`. The first update after warmup has lam = start, the
       one `decay_steps` later has 0.
     """
-    done = (step - warmup_steps).astype(jnp.float32) / decay_steps
+    done = (step - warmup_steps).astype(float) / decay_steps
     return jnp.where(step < warmup_steps, 1.0, start * jnp.clip(1.0 - done, 0.0, 1.0))
 
 
@@ -93,14 +94,17 @@ class PRepBN(nn.Module):
             step, self.warmup_steps, self.decay_steps, self.start
         )
         if not train:
-            return _mix(weight, layer(x), batch(x, mask=mask, train=False))
+            y = batch(x, mask=mask, train=False)
+            return _mix(weight, layer(x), y).astype(y.dtype)
         phase = (step >= self.warmup_steps).astype(jnp.int32)
         phase += step >= self.warmup_steps + self.decay_steps
+        params = [norm.variables.get(PARAMS, {}) for norm in (layer, batch)]
+        dtype = result_dtype(x, *jax.tree.leaves(params), dtype=self.dtype)
         y, stats = switch(
             phase,
-            _phases(layer.clone(parent=None), batch.clone(parent=None)),
+            _phases(layer.clone(parent=None), batch.clone(parent=None), dtype),
             (weight, mask, batch.variables[BATCH_STATS]),
-            (x, layer.variables.get(PARAMS, {}), batch.variables.get(PARAMS, {})),
+            (x, *params),
         )
         for name, value in stats.items():
             batch.put_variable(BATCH_STATS, name, value)
@@ -124,11 +128,10 @@ class PRepBN(nn.Module):
 
 
 def _mix(weight: jax.Array, y_layer: jax.Array, y_batch: jax.Array) -> jax.Array:
-    wide = weight * at_least_float32(y_layer) + (1 - weight) * at_least_float32(y_batch)
-    return wide.astype(y_batch.dtype)
+    return weight * at_least_float32(y_layer) + (1 - weight) * at_least_float32(y_batch)
 
 
-def _phases(layer: nn.Module, batch: nn.Module) -> tuple:
+def _phases(layer: nn.Module, batch: nn.Module, dtype: jnp.dtype) -> tuple:
     """The norm before, during and after the decay, as pure functions for `switch`."""
 
     def run_layer(operands):
@@ -144,10 +147,14 @@ def _phases(layer: nn.Module, batch: nn.Module) -> tuple:
 
     def warmup(constants, operands):
         _, _, stats = constants
-        return run_layer(operands), stats
+        return run_layer(operands).astype(dtype), stats
 
     def decay(constants, operands):
-        y_batch, stats = run_batch(constants, operands)
-        return _mix(constants[0], run_layer(operands), y_batch), stats
+        y, stats = run_batch(constants, operands)
+        return _mix(constants[0], run_layer(operands), y).astype(dtype), stats
 
-    return warmup, decay, run_batch
+    def end(constants, operands):
+        y, stats = run_batch(constants, operands)
+        return y.astype(dtype), stats
+
+    return warmup, decay, end

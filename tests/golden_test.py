@@ -1,0 +1,46 @@
+"""Reference arrays: what the published implementations compute, we compute.
+
+    pytest tests/golden_test.py                  the selection in tests/golden
+    pytest tests/golden_test.py --golden=DIR     every .npz below DIR
+
+A file is dispatched by the variant, case and arguments in its meta, so other seeds,
+shapes and arguments of the same variants run unchanged. An unknown variant fails.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.golden_adapters import RUNNERS
+from tests.golden_adapters.compare import Tolerance
+
+KEPT = Path(__file__).parent / "golden"
+
+# Norms: relative errors of 1e-6 and 1e-4 are asked for. Mixers: forward, gradient.
+TOLERANCES = {
+    "norm": [Tolerance("float64", 1e-6, 1e-6), Tolerance("float32", 1e-4, 1e-4)],
+    "attn": [Tolerance("float64", 1e-9, 1e-8), Tolerance("float32", 1e-5, 1e-4)],
+}
+
+
+def pytest_generate_tests(metafunc):
+    folder = Path(metafunc.config.getoption("--golden") or KEPT)
+    files = sorted(folder.rglob("*.npz"))
+    if not files:
+        raise pytest.UsageError(f"no reference arrays (.npz) below {folder}")
+    cases = [(f, t) for f in files for t in TOLERANCES[f.stem.split("_")[0]]]
+    ids = [f"{f.stem}-{t.dtype}" for f, t in cases]
+    metafunc.parametrize("path,tolerance", cases, ids=ids)
+
+
+def test_reference_arrays(path, tolerance):
+    with np.load(path) as archive:
+        data = dict(archive)
+    meta = json.loads(str(data.pop("meta")))
+    variant, case = meta["variant"], meta.get("case")
+    assert variant in RUNNERS, f"no adapter for variant {variant!r} (case {case!r})"
+    with jax.enable_x64(tolerance.dtype == "float64"):
+        RUNNERS[variant](data, meta, tolerance)
