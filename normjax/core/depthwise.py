@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from normjax.core.moments import at_least_float32
+from normjax.core.spmd import match_varying
 
 # LLVM vectorizes the kernel gradient over C only where it unrolls the inner sum whole.
 # That holds to about 70 multiply-adds: with 50 or 100 it was up to 1.6 times slower.
@@ -148,13 +149,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
             f"depthwise kernel of {d} channels for an input of {x.shape[-1]}: "
             "they must be equal, or the input's a multiple"
         )
-    # A kernel replicated over a shard_map axis that splits x must become varying out
-    # here: the cast's adjoint is the psum of its gradient.
-    axes = [jax.typeof(operand).mat.varying for operand in (x, kernel)]
-    x, kernel = (
-        lax.pcast(operand, tuple((axes[0] | axes[1]) - own), to="varying")
-        for operand, own in zip((x, kernel), axes, strict=True)
-    )
+    x, kernel = match_varying(x, kernel)
     # Repeating the small kernel is free, and its adjoint sums the heads; convolving
     # [B, H, W, heads, d] instead took 4 times as long.
     return _conv(x, jnp.tile(kernel, (1, 1, x.shape[-1] // d)))

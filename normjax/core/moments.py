@@ -58,16 +58,17 @@ def masked_moments(
         s = jnp.sum(v, axes, keepdims=True, where=valid)
         return s if axis_name is None else jax.lax.psum(s, axis_name)
 
+    summed = total(x)
     if valid is None:
         size = 1
         for axis in axes:
             size *= x.shape[axis]
         if axis_name is not None:
             size *= jax.lax.axis_size(axis_name)
-        count = jnp.full([1] * x.ndim, size, x.dtype)
+        count = jnp.full(summed.shape, size, x.dtype)
     else:
         count = total(jnp.broadcast_to(valid, x.shape).astype(x.dtype))
     denominator = jnp.maximum(count, 1)
-    mean = total(x) / denominator
+    mean = summed / denominator
     var = total(jnp.square(x - mean)) / denominator
     return mean, var, count

@@ -115,6 +115,15 @@ def field_names(make: Callable[..., Any]) -> list[str]:
     return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
 
 
+def required_names(make: Callable[..., Any]) -> list[str]:
+    """Those of a Flax module class's arguments that have no default."""
+    if not dataclasses.is_dataclass(make):
+        return []
+    empty = dataclasses.MISSING
+    fields = (f for f in dataclasses.fields(make) if f.default is f.default_factory)
+    return [f.name for f in fields if f.init and f.default is empty]
+
+
 def compatible(layouts: Iterable[str], entries: Iterable[tuple[str, Entry | None]]):
     """Why components cannot meet a model's input, or None when they can.
 

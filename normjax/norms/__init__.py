@@ -9,7 +9,7 @@ from typing import Any
 
 from normjax.core.registry import Spec
 from normjax.norms.base import NORMS, InferenceAffine
-from normjax.norms.batch import BatchNorm, RepBN
+from normjax.norms.batch import BatchNorm, RepBN, batch_normalize
 from normjax.norms.layer import LayerNorm, RMSNorm, layer_normalize, rms_normalize
 from normjax.norms.none import NoNorm
 from normjax.norms.progressive import PRepBN, progressive_weight
@@ -23,6 +23,7 @@ __all__ = [
     "PRepBN",
     "RMSNorm",
     "RepBN",
+    "batch_normalize",
     "build",
     "layer_normalize",
     "progressive_weight",

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Initializer
 
-from normjax.core.dtypes import result_dtype
 from normjax.core.registry import Registry
 
 NORMS = Registry("norm")
@@ -38,27 +37,45 @@ def as_initializer(value: Initializer | float) -> Initializer:
     return value if callable(value) else nn.initializers.constant(value)
 
 
-def learned_affine(
-    module: Any, normalized: jax.Array, x: jax.Array, *, use_bias: bool
-) -> tuple[jax.Array, jnp.dtype]:
-    """normalized * scale + bias, and the dtype that `module` gives its result.
-
-    Creates the parameters `scale` and `bias` [C] of `module`, which has the attributes
-    `use_scale, scale_init, bias_init, param_dtype, dtype`. The result is still in the
-    precision of `normalized`: the caller casts once, at the end.
+def affine_parameters(
+    module: Any, channels: int, *, use_bias: bool
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """The parameters `scale` and `bias` [C] of `module`, None where it learns none.
 
     Args:
-      normalized: [..., C], at least float32.  x: the module's input, for its dtype.
+      module: with `use_scale, scale_init, bias_init, param_dtype`.
     """
-    channels, y, parameters = x.shape[-1:], normalized, []
+    scale = bias = None
     if module.use_scale:
         init = as_initializer(module.scale_init)
-        scale = module.param("scale", init, channels, module.param_dtype)
-        parameters.append(scale)
-        y = y * along_channels(scale, x.ndim)
+        scale = module.param("scale", init, (channels,), module.param_dtype)
     if use_bias:
         init = as_initializer(module.bias_init)
-        bias = module.param("bias", init, channels, module.param_dtype)
-        parameters.append(bias)
-        y = y + along_channels(bias, x.ndim)
-    return y, result_dtype(x, *parameters, dtype=module.dtype)
+        bias = module.param("bias", init, (channels,), module.param_dtype)
+    return scale, bias
+
+
+def apply_affine(
+    x: jax.Array, scale: jax.Array | None, bias: jax.Array | None
+) -> jax.Array:
+    """x * scale + bias along the last axis; None is left out."""
+    if scale is not None:
+        x = x * along_channels(scale, x.ndim)
+    return x if bias is None else x + along_channels(bias, x.ndim)
+
+
+def affine_gradients(
+    dy: jax.Array,
+    normalized: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Cotangents of (normalized, scale, bias) of `apply_affine`."""
+    axes = tuple(range(dy.ndim - 1))
+    dscale = dbias = None
+    if bias is not None:
+        dbias = jnp.sum(dy, axes).astype(bias.dtype)
+    if scale is not None:
+        dscale = jnp.sum(dy * normalized, axes).astype(scale.dtype)
+        dy = dy * along_channels(scale, dy.ndim)
+    return dy, dscale, dbias

@@ -1,5 +1,6 @@
 """Norms over the batch: per-channel statistics, running averages in `batch_stats`."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,17 +11,89 @@ import numpy as np
 from flax.typing import Dtype, Initializer
 
 from normjax.core.collections import BATCH_STATS, INTERMEDIATES, PARAMS
+from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError
 from normjax.core.moments import align_mask, at_least_float32, masked_moments
+from normjax.core.spmd import match_varying
 from normjax.norms.base import (
     NORMS,
     InferenceAffine,
+    affine_gradients,
+    affine_parameters,
     along_channels,
+    apply_affine,
     as_initializer,
-    learned_affine,
 )
 
 LAYOUTS = ("seq", "grid", "causal", "decode")
+
+
+def batch_normalize(
+    x: jax.Array,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    mask: jax.Array | None = None,
+    epsilon: float = 1e-5,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias by the moments of the batch.
+
+    Mean and biased variance per channel, over all other axes, of the positions that
+    `mask` leaves (see `masked_moments`). The gradient goes through the moments; it is
+    written by hand (reverse mode) and keeps x and the moments, nothing else
+    (Ioffe & Szegedy, 2015).
+
+    Args:
+      x: [..., C].  scale, bias: [C], or None for none.
+      mask: leading or all dims of x; True is valid.  None: all.
+      axis_name: mesh axis or axes to reduce over as well.
+
+    Returns:
+      (y [..., C], mean [C], var [C], count [C]) in at least float32. The moments carry
+      no gradient.
+    """
+    valid = None if mask is None else align_mask(mask, x)
+    return _batch_normalize(*match_varying(x, scale, bias), valid, epsilon, axis_name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _batch_normalize(x, scale, bias, valid, epsilon, axis_name):
+    return _batch_forward(x, scale, bias, valid, epsilon, axis_name)[0]
+
+
+def _batch_forward(x, scale, bias, valid, epsilon, axis_name):
+    axes = tuple(range(x.ndim - 1))
+    moments = masked_moments(x, axes, mask=valid, axis_name=axis_name)
+    mean, var, count = moments
+    inverse_root = jax.lax.rsqrt(var + epsilon)
+    y = apply_affine((at_least_float32(x) - mean) * inverse_root, scale, bias)
+    saved = (x, mean, inverse_root, count, scale, bias, valid)
+    return (y, *(jnp.squeeze(m, axes) for m in moments)), saved
+
+
+def _batch_backward(epsilon, axis_name, saved, cotangents):
+    del epsilon
+    x, mean, inverse_root, count, scale, bias, valid = saved
+    axes = tuple(range(x.ndim - 1))
+    normalized = (at_least_float32(x) - mean) * inverse_root
+    g, dscale, dbias = affine_gradients(cotangents[0], normalized, scale, bias)
+
+    def mean_over_batch(v):
+        total = jnp.sum(v, axes, keepdims=True)
+        if axis_name is not None:
+            total = jax.lax.psum(total, axis_name)
+        return total / jnp.maximum(count, 1)
+
+    through = mean_over_batch(g) + normalized * mean_over_batch(g * normalized)
+    if valid is not None:
+        # Positions outside the mask are normalised but move no moment.
+        through = jnp.where(valid, through, 0)
+    dx = inverse_root * (g - through)
+    return dx.astype(x.dtype), dscale, dbias, None
+
+
+_batch_normalize.defvjp(_batch_forward, _batch_backward)
 
 
 @NORMS.register("batch_norm", "batch_stats", "mask", "axis_name", *LAYOUTS)
@@ -76,7 +149,7 @@ class BatchNorm(nn.Module):
           train: use and record the statistics of this batch. Must be given here or as
             `use_running_average`, so that it cannot be forgotten.
         """
-        y, dtype = self.normalize(x, mask=mask, train=self.is_training(train))
+        y, dtype = self.normalize(x, mask, self.is_training(train))
         return y.astype(dtype)
 
     def is_training(self, train: bool | None) -> bool:
@@ -88,41 +161,44 @@ class BatchNorm(nn.Module):
         return train
 
     def normalize(
-        self, x: jax.Array, *, mask: jax.Array | None, train: bool
+        self, x: jax.Array, mask: jax.Array | None, train: bool
     ) -> tuple[jax.Array, jnp.dtype]:
-        """The output in at least float32, and the dtype to cast it to."""
-        mean, var = self.statistics(x, mask=mask, train=train)
-        normalized = (at_least_float32(x) - mean) * jax.lax.rsqrt(var + self.epsilon)
-        return learned_affine(self, normalized, x, use_bias=self.use_bias)
+        """The output before its last cast, and the dtype to cast it to.
 
-    def statistics(
-        self, x: jax.Array, *, mask: jax.Array | None, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
-        """Mean and biased variance to normalise with, each [1, ..., 1, C]."""
-        channels, axes = x.shape[-1:], tuple(range(x.ndim - 1))
+        Moves the running statistics when `train`.
+        """
+        channels = x.shape[-1]
         stats_dtype = jnp.promote_types(self.param_dtype, jnp.float32)
         running = {
-            name: self.variable(BATCH_STATS, name, init, channels, stats_dtype)
+            name: self.variable(BATCH_STATS, name, init, (channels,), stats_dtype)
             for name, init in (("mean", jnp.zeros), ("var", jnp.ones))
         }
+        affine = affine_parameters(self, channels, use_bias=self.use_bias)
+        dtype = result_dtype(x, *affine, dtype=self.dtype)
         if not train:
-            return tuple(along_channels(v.value, x.ndim) for v in running.values())
+            mean, var = (along_channels(v.value, x.ndim) for v in running.values())
+            normalized = (at_least_float32(x) - mean) * jax.lax.rsqrt(
+                var + self.epsilon
+            )
+            return apply_affine(normalized, *affine), dtype
         initializing = self.is_initializing()
-        mean, var, count = masked_moments(
-            x, axes, mask=mask, axis_name=None if initializing else self.axis_name
+        y, mean, var, count = batch_normalize(
+            x,
+            *affine,
+            mask=mask,
+            epsilon=self.epsilon,
+            axis_name=None if initializing else self.axis_name,
         )
-        batch = {"mean": jnp.squeeze(mean, axes), "var": jnp.squeeze(var, axes)}
-        for name, value in batch.items():
+        for name, value in (("mean", mean), ("var", var)):
             self.sow(INTERMEDIATES, name, value)
         if not initializing:
-            n = jnp.squeeze(count, axes)
             if self.unbiased_running_var:
-                batch["var"] = batch["var"] * n / jnp.maximum(n - 1, 1)
-            decay = jnp.where(n > 0, self.momentum, 1.0)
-            for name, variable in running.items():
-                new = decay * variable.value + (1 - decay) * batch[name]
+                var = var * count / jnp.maximum(count - 1, 1)
+            decay = jnp.where(count > 0, self.momentum, 1.0)
+            for variable, value in zip(running.values(), (mean, var), strict=True):
+                new = decay * variable.value + (1 - decay) * value
                 variable.value = new.astype(variable.value.dtype)
-        return mean, var
+        return y, dtype
 
     @nn.nowrap
     def inference_affine(self, variables: Mapping[str, Any]) -> InferenceAffine:
@@ -164,12 +240,11 @@ class RepBN(BatchNorm):
     ) -> jax.Array:
         """x: [..., C] -> [..., C]; `mask` and `train` as in BatchNorm."""
         train = self.is_training(train)
-        y, dtype = self.normalize(x, mask=mask, train=train)
-        wide = at_least_float32(x)
-        if self.skip_masked and mask is not None and train:
-            y = jnp.where(align_mask(mask, x), y, wide)
         init = as_initializer(self.alpha_init)
         alpha = self.param("alpha", init, (1,), self.param_dtype)
+        (y, dtype), wide = self.normalize(x, mask, train), at_least_float32(x)
+        if self.skip_masked and mask is not None and train:
+            y = jnp.where(align_mask(mask, x), y, wide)
         return (y + along_channels(alpha, x.ndim) * wide).astype(dtype)
 
     @nn.nowrap

@@ -1,31 +1,90 @@
 """Norms over the features of one token: no state, train and evaluation alike."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from normjax.core.moments import at_least_float32, masked_moments
-from normjax.norms.base import NORMS, learned_affine
+from normjax.core.dtypes import result_dtype
+from normjax.core.moments import at_least_float32
+from normjax.core.spmd import match_varying
+from normjax.norms.base import (
+    NORMS,
+    affine_gradients,
+    affine_parameters,
+    apply_affine,
+)
 
 
-def layer_normalize(x: jax.Array, epsilon: float) -> jax.Array:
-    """(x - mean(x)) / sqrt(var(x) + epsilon) over the last axis (Ba et al., 2016).
+def layer_normalize(
+    x: jax.Array,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    epsilon: float = 1e-6,
+) -> jax.Array:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias per token (Ba et al., 2016).
 
-    x: [..., C] -> [..., C] in at least float32; two-pass biased variance.
+    Moments over the last axis in at least float32, two-pass biased variance. The
+    gradient is written by hand (reverse mode): it keeps x and one mean and one root a
+    token, nothing else.
+
+    Args:
+      x: [..., C].  scale, bias: [C], or None for none.
+
+    Returns:
+      [..., C] in at least float32.
     """
-    mean, var, _ = masked_moments(x, (-1,))
-    return (at_least_float32(x) - mean) * jax.lax.rsqrt(var + epsilon)
+    return _token_normalize(*match_varying(x, scale, bias), epsilon, True)
 
 
-def rms_normalize(x: jax.Array, epsilon: float) -> jax.Array:
-    """x / sqrt(mean(x**2) + epsilon) over the last axis (Zhang & Sennrich, 2019).
+def rms_normalize(
+    x: jax.Array, scale: jax.Array | None = None, *, epsilon: float = 1e-6
+) -> jax.Array:
+    """x / sqrt(mean(x**2) + epsilon) * scale per token (Zhang & Sennrich, 2019).
 
-    x: [..., C] -> [..., C] in at least float32.
+    As `layer_normalize`, without the mean.
+
+    Args:
+      x: [..., C].  scale: [C], or None for none.
+
+    Returns:
+      [..., C] in at least float32.
     """
-    x = at_least_float32(x)
-    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(mean_square + epsilon)
+    return _token_normalize(*match_varying(x, scale), None, epsilon, False)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _token_normalize(x, scale, bias, epsilon, centered):
+    return _token_forward(x, scale, bias, epsilon, centered)[0]
+
+
+def _token_forward(x, scale, bias, epsilon, centered):
+    wide = at_least_float32(x)
+    mean = jnp.mean(wide, -1, keepdims=True) if centered else None
+    if centered:
+        wide = wide - mean
+    mean_square = jnp.mean(jnp.square(wide), -1, keepdims=True)
+    inverse_root = jax.lax.rsqrt(mean_square + epsilon)
+    y = apply_affine(wide * inverse_root, scale, bias)
+    return y, (x, mean, inverse_root, scale, bias)
+
+
+def _token_backward(epsilon, centered, saved, dy):
+    del epsilon
+    x, mean, inverse_root, scale, bias = saved
+    wide = at_least_float32(x)
+    normalized = (wide - mean if centered else wide) * inverse_root
+    g, dscale, dbias = affine_gradients(dy, normalized, scale, bias)
+    dx = g - normalized * jnp.mean(g * normalized, -1, keepdims=True)
+    if centered:
+        dx = dx - jnp.mean(g, -1, keepdims=True)
+    return (inverse_root * dx).astype(x.dtype), dscale, dbias
+
+
+_token_normalize.defvjp(_token_forward, _token_backward)
 
 
 @NORMS.register("layer_norm", "seq", "grid", "causal", "decode")
@@ -54,9 +113,9 @@ class LayerNorm(nn.Module):
     ) -> jax.Array:
         """x: [..., C] -> [..., C]. `mask`, `train` unused: one token, one rule."""
         del mask, train
-        normalized = layer_normalize(x, self.epsilon)
-        y, dtype = learned_affine(self, normalized, x, use_bias=self.use_bias)
-        return y.astype(dtype)
+        affine = affine_parameters(self, x.shape[-1], use_bias=self.use_bias)
+        y = layer_normalize(x, *affine, epsilon=self.epsilon)
+        return y.astype(result_dtype(x, *affine, dtype=self.dtype))
 
 
 @NORMS.register("rms_norm", "seq", "grid", "causal", "decode")
@@ -83,6 +142,6 @@ class RMSNorm(nn.Module):
     ) -> jax.Array:
         """x: [..., C] -> [..., C]. `mask`, `train` unused: one token, one rule."""
         del mask, train
-        normalized = rms_normalize(x, self.epsilon)
-        y, dtype = learned_affine(self, normalized, x, use_bias=False)
-        return y.astype(dtype)
+        scale, _ = affine_parameters(self, x.shape[-1], use_bias=False)
+        y = rms_normalize(x, scale, epsilon=self.epsilon)
+        return y.astype(result_dtype(x, scale, dtype=self.dtype))
