@@ -14,7 +14,7 @@ from configs.common import base_config, norm_config, parse_arg
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The run; see the module's docstring for `arg`."""
-    arg = parse_arg(arg, norm="prepbn", mixer="sla", placement="pre", runlocal=False)
+    choice = parse_arg(arg, norm="prepbn", mixer="sla", placement="pre", runlocal=False)
     config = base_config()
     config.total_steps = 1500
     config.data.name = "digits"
@@ -25,16 +25,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
         num_heads=4,
         mlp_ratio=2.0,
         pool="mean",
-        placement=arg["placement"],
+        placement=choice["placement"],
         drop_path_rate=0.0,
         dropout_rate=0.0,
         remat=False,
-        norm=norm_config(arg["norm"]),
-        mixer=ConfigDict({"name": arg["mixer"]}),
+        norm=norm_config(choice["norm"]),
+        mixer=ConfigDict({"name": choice["mixer"]}),
         stem=ConfigDict({"name": "conv", "strides": (2, 1)}),
     )
     config.optim.lr = 2e-3
-    if arg["runlocal"]:
+    if choice["runlocal"]:
         config.total_steps = 20
         config.batch_size = 16
         config.log_every = 5

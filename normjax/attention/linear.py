@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from normjax.attention.base import (
     MIXERS,
+    SplitDense,
     linear_attention,
     merge_heads,
     split_heads,
@@ -65,10 +66,10 @@ class SimplifiedLinearAttention(nn.Module):
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
         }
-        grid, width = x.shape[1:3], x.shape[-1]
-        qkv = nn.Dense(3 * width, use_bias=self.qkv_bias, name="qkv", **dense)(x)
-        q, k, v = jnp.split(qkv, 3, axis=-1)
-        table = self._table((*grid, width))
+        width = x.shape[-1]
+        project = SplitDense(3, width, use_bias=self.qkv_bias, name="qkv", **dense)
+        q, k, v = project(x)
+        table = self._table((x.shape[1], x.shape[2], width))
         q, k, v, table = promote_dtype(q, k, v, table[None], dtype=self.dtype)
         q, k = jax.nn.relu(q), jax.nn.relu(k + table)
         if mask is not None:

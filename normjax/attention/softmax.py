@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from normjax.attention.base import (
     MIXERS,
+    SplitDense,
     merge_heads,
     split_heads,
     tokens_of,
@@ -54,8 +55,10 @@ class SoftmaxAttention(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         dense = {"kernel_init": self.kernel_init, **types}
         shape, x = x.shape, tokens_of(x)
-        qkv = nn.Dense(3 * x.shape[-1], use_bias=self.qkv_bias, name="qkv", **dense)(x)
-        q, k, v = (split_heads(t, self.num_heads) for t in jnp.split(qkv, 3, axis=-1))
+        project = SplitDense(
+            3, x.shape[-1], use_bias=self.qkv_bias, name="qkv", **dense
+        )
+        q, k, v = (split_heads(t, self.num_heads) for t in project(x))
         mask = None if mask is None else mask.reshape(x.shape[:2])
         if self.qk_norm is not None:
             valid = None if mask is None else mask[:, :, None, None]

@@ -29,6 +29,41 @@ def align_mask(mask: jax.Array, x: jax.Array) -> jax.Array:
     return mask
 
 
+def masked_mean(
+    x: jax.Array,
+    axes: Sequence[int],
+    *,
+    mask: jax.Array | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and count of `x` over `axes`, in at least float32.
+
+    Arguments and reduction as in `masked_moments`.
+
+    Returns:
+      (mean, count), each with `axes` kept as size 1; count 0 gives zeros.
+    """
+    axes = tuple(axes)
+    x = at_least_float32(x)
+    valid = None if mask is None else align_mask(mask, x)
+
+    def total(v):
+        s = jnp.sum(v, axes, keepdims=True, where=valid)
+        return s if axis_name is None else jax.lax.psum(s, axis_name)
+
+    summed = total(x)
+    if valid is None:
+        size = 1
+        for axis in axes:
+            size *= x.shape[axis]
+        if axis_name is not None:
+            size *= jax.lax.axis_size(axis_name)
+        count = jnp.full(summed.shape, size, x.dtype)
+    else:
+        count = total(jnp.broadcast_to(valid, x.shape).astype(x.dtype))
+    return summed / jnp.maximum(count, 1), count
+
+
 def masked_moments(
     x: jax.Array,
     axes: Sequence[int],
@@ -50,25 +85,7 @@ def masked_moments(
     Returns:
       (mean, var, count), each with `axes` kept as size 1; count 0 gives zeros.
     """
-    axes = tuple(axes)
-    x = at_least_float32(x)
-    valid = None if mask is None else align_mask(mask, x)
-
-    def total(v):
-        s = jnp.sum(v, axes, keepdims=True, where=valid)
-        return s if axis_name is None else jax.lax.psum(s, axis_name)
-
-    summed = total(x)
-    if valid is None:
-        size = 1
-        for axis in axes:
-            size *= x.shape[axis]
-        if axis_name is not None:
-            size *= jax.lax.axis_size(axis_name)
-        count = jnp.full(summed.shape, size, x.dtype)
-    else:
-        count = total(jnp.broadcast_to(valid, x.shape).astype(x.dtype))
-    denominator = jnp.maximum(count, 1)
-    mean = summed / denominator
-    var = total(jnp.square(x - mean)) / denominator
+    over = {"mask": mask, "axis_name": axis_name}
+    mean, count = masked_mean(x, axes, **over)
+    var, _ = masked_mean(jnp.square(at_least_float32(x) - mean), axes, **over)
     return mean, var, count

@@ -132,7 +132,9 @@ def compatible(layouts: Iterable[str], entries: Iterable[tuple[str, Entry | None
       entries: pairs (kind, row); a foreign component (None) is taken on trust.
     """
     for kind, entry in entries:
-        missing = sorted(set(layouts) - entry.tags) if entry else []
+        if entry is None:
+            continue
+        missing = sorted(set(layouts) - entry.tags)
         if missing:
             accepted = ", ".join(sorted(entry.tags & ACCEPTS)) or "nothing"
             return (

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -62,8 +63,7 @@ class FoldedModel(nn.Module):
             return args[0]
         y = call(*args, **kwargs)
         if context.method_name == "__call__" and path in self.biased:
-            bias = context.module.get_variable(PARAMS, "bias").astype(y.dtype)
-            y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+            y = _add_bias(y, context.module.get_variable(PARAMS, "bias"))
         return y
 
     @nn.nowrap
@@ -140,6 +140,17 @@ def _judge(site: FoldSite, variables) -> tuple[Fold, InferenceAffine | None]:
         affine = site.norm.inference_affine(own)
         reason = "" if affine else "has no affine form as it is configured"
     return Fold(site.path, name, () if reason else into, reason), affine
+
+
+def _add_bias(y: Any, bias: jax.Array) -> Any:
+    """y + bias, where y may come in parts along its last axis."""
+    parts = jax.tree.leaves(y)
+    biases = jnp.split(bias, np.cumsum([part.shape[-1] for part in parts])[:-1])
+    wide = [
+        part + b.astype(part.dtype).reshape((1,) * (part.ndim - 1) + b.shape)
+        for part, b in zip(parts, biases, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(y), wide)
 
 
 def _into_reader(linear: dict, affine: InferenceAffine, factor: float) -> bool:

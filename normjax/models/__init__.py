@@ -1,9 +1,10 @@
 """Models, assembled from norm, mixer and activation factories.
 
-`build("deit_tiny", norm="prepbn", num_classes=10)` gives a Flax module that is called
+`build("deit_tiny", norm="repbn", num_classes=10)` gives a Flax module that is called
 `model(images, train=...) -> logits`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ import flax.linen as nn
 from normjax.activations import ACTIVATIONS
 from normjax.attention import MIXERS
 from normjax.core.errors import UserError, one_of
-from normjax.core.registry import Spec, compatible
+from normjax.core.registry import compatible, required_names
 from normjax.models.base import MODELS
 from normjax.models.layers import STEMS
 from normjax.models.placement import PLACEMENTS, placement_of
@@ -30,7 +31,7 @@ COMPONENTS = {
 """Registries of the component factories that a model takes, by argument name."""
 
 
-def build(spec: Spec, **arguments: Any) -> nn.Module:
+def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
     """The model that `spec` names, with its components resolved and checked.
 
     Args:
@@ -38,9 +39,10 @@ def build(spec: Spec, **arguments: Any) -> nn.Module:
       **arguments: further arguments; they win over those of the preset.
 
     Raises:
-      UserError: unknown name or argument, or components that do not fit together.
+      UserError: unknown or missing name or argument, or components that do not fit
+        together.
     """
-    given = {"name": spec} if isinstance(spec, str) else dict(spec)
+    given: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     given.update(arguments)
     name = given.pop("name", None)
     if name not in MODELS and name not in PRESETS:
@@ -53,4 +55,9 @@ def build(spec: Spec, **arguments: Any) -> nn.Module:
     reason = compatible(model.layouts(), rows)
     if reason:
         raise UserError(f"model {name!r}: {reason}")
-    return model.clone(**{k: COMPONENTS[k].factory(v) for k, v in specs.items()})
+    factories = {k: COMPONENTS[k].factory(v) for k, v in specs.items()}
+    norm = factories["norm"]
+    missing = [n for n in required_names(norm.func) if n not in norm.keywords]
+    if missing:
+        raise UserError(f"norm {specs['norm']!r} needs {', '.join(missing)}")
+    return model.clone(**factories)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 from flax.typing import Dtype
 
+from normjax.core.errors import UserError
 from normjax.core.registry import Registry
 
 Factory = Callable[..., Any]
@@ -76,12 +77,16 @@ class PatchEmbed(nn.Module):
         """x: [B, H, W, C] -> [B, H / patch_size, W / patch_size, dim].
 
         Raises:
-          ValueError: H or W is no multiple of `patch_size`.
+          UserError: H or W is no multiple of `patch_size`.
         """
         del train
         side = self.patch_size
         if x.shape[1] % side or x.shape[2] % side:
-            raise ValueError(f"{x.shape[1:3]} pixels do not split into {side}x{side}")
+            height, width = x.shape[1:3]
+            raise UserError(
+                f"stem 'patch': {height}x{width} pixels do not split into patches of "
+                f"{side}x{side} (patch_size)"
+            )
         fan_in = side * side * x.shape[-1]
         init = nn.initializers.truncated_normal(math.sqrt(1 / fan_in))
         return nn.Conv(

@@ -155,9 +155,9 @@ class ViT(nn.Module):
             FoldSite(f"stem/{name}", norm, writer=f"stem/{writer}")
             for name, writer in self._stem(parent=None).norm_writers().items()
         ]
-        stream = {"obstacle": "its output is the residual stream"}
+        stream = "its output is the residual stream"
         if placement.embedding:
-            sites.append(FoldSite("embed_norm", norm, **stream))
+            sites.append(FoldSite("embed_norm", norm, obstacle=stream))
         mixer_reads = self._mixer()(parent=None).reads
         for i in range(self.depth):
             spots, block = placement.spots(i, self.depth), f"blocks_{i}"
@@ -174,7 +174,7 @@ class ViT(nn.Module):
                     writer = f"{block}/{layer}/{last}"
                     sites.append(FoldSite(f"{path}_out", norm, writer=writer))
                 if spots.stream:
-                    sites.append(FoldSite(path, norm, **stream))
+                    sites.append(FoldSite(path, norm, obstacle=stream))
         if placement.final:
             sites.append(FoldSite("norm", norm, readers=("head",)))
         return sites

@@ -40,6 +40,9 @@ def learning_rate(config: Any, total_steps: int) -> optax.Schedule:
       total_steps: optimizer updates of the whole run.
     """
     warmup = round(config.warmup_fraction * total_steps)
+    if not 0 <= warmup < total_steps:
+        rule = "must leave some of the run: 0 <= warmup_fraction < 1"
+        raise UserError(f"config.optim.warmup_fraction={config.warmup_fraction} {rule}")
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else config.lr,
         peak_value=config.lr,
@@ -63,7 +66,8 @@ def build(config: Any, total_steps: int) -> optax.GradientTransformation:
       total_steps: optimizer updates of the whole run.
 
     Raises:
-      UserError: unknown optimizer, or a pattern that is no regular expression.
+      UserError: unknown optimizer, a pattern that is no regular expression, or a
+        warmup that leaves nothing of the run.
     """
     if config.name not in OPTIMIZERS:
         raise UserError(one_of("config.optim.name", config.name, OPTIMIZERS))
@@ -74,7 +78,7 @@ def build(config: Any, total_steps: int) -> optax.GradientTransformation:
             f"config.optim.trainable {config.trainable!r}: {error}"
         ) from None
     rate = learning_rate(config, total_steps)
-    steps = [OPTIMIZERS[config.name](rate, config, _decayed)]
+    steps: list[Any] = [OPTIMIZERS[config.name](rate, config, _decayed)]
     if config.clip_norm:
         steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
     transformation = optax.chain(*steps)
@@ -82,12 +86,16 @@ def build(config: Any, total_steps: int) -> optax.GradientTransformation:
         return transformation
 
     def labels(params):
-        return jax.tree_util.tree_map_with_path(
+        chosen = jax.tree_util.tree_map_with_path(
             lambda path, _: "train" if trainable.search(path_name(path)) else "freeze",
             params,
         )
+        if "train" not in jax.tree.leaves(chosen):
+            pattern = f"config.optim.trainable {config.trainable!r}"
+            raise UserError(f"{pattern} matches no parameter")
+        return chosen
 
-    parts = {"train": transformation, "freeze": optax.set_to_zero()}
+    parts: dict[Any, Any] = {"train": transformation, "freeze": optax.set_to_zero()}
     return optax.partition(parts, labels)
 
 

@@ -19,16 +19,15 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, *, keep_last: int = 2, keep_best: int = 1):
-        keep = [policies.LatestN(keep_last)]
-        if keep_best:
-            best = policies.BestN(
-                get_metric_fn=lambda metrics: metrics[BEST], n=keep_best
-            )
-            keep.append(best)
+        keep = [
+            policies.LatestN(keep_last),
+            policies.BestN(get_metric_fn=_score, n=keep_best),
+        ]
         self._manager = ocp.CheckpointManager(
             Path(workdir).absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep),
+                best_fn=_score,  # without it the metrics would not be stored
                 enable_async_checkpointing=True,
             ),
         )
@@ -44,7 +43,7 @@ class Checkpoints:
     def save(self, state: Any, metrics: dict[str, float] | None = None) -> None:
         """Write `state` in the background. An earlier failed write raises here."""
         self._manager.save(
-            int(state.step), args=ocp.args.StandardSave(state), metrics=metrics
+            int(state.step), args=ocp.args.StandardSave(state), metrics=metrics or {}
         )
 
     def restore(self, step: int, like: Any, sharding: jax.sharding.Sharding) -> Any:
@@ -64,3 +63,8 @@ class Checkpoints:
         """Wait until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _score(metrics: dict[str, float]) -> float:
+    """Test top-1; a checkpoint that was not evaluated comes last."""
+    return metrics.get(BEST, -1.0)

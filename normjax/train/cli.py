@@ -27,7 +27,7 @@ def train_command(argv: Sequence[str]) -> int:
     """`train.py --config=FILE[:ARGUMENTS] --workdir=DIR [--config.field=value ...]`."""
 
     def define(values: flags.FlagValues) -> None:
-        define_config(values)
+        define_config(values, argv)
         _define_workdir(values)
 
     values = parse_flags(argv, define)

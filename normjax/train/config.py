@@ -1,6 +1,10 @@
 """Configs: read from the command line, resolved, checked, kept in the workdir."""
 
+import importlib.machinery
 import json
+import re
+import traceback
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,76 @@ from normjax.core.errors import UserError, one_of
 from normjax.core.registry import Registry, field_names
 
 CONFIG_FILE = "config.json"
+
+
+def load_config(spec: str) -> ConfigDict:
+    """The locked config of `FILE[:ARGUMENTS]`.
+
+    Raises:
+      UserError: no such file, or whatever goes wrong in it, with the line.
+    """
+    path, _, arguments = spec.partition(":")
+    if not Path(path).is_file():
+        beside = (str(file) for file in Path(path).parent.glob("*.py"))
+        raise UserError(one_of("config file", path, beside))
+    loader = importlib.machinery.SourceFileLoader("config_file", path)
+    module = types.ModuleType(loader.name)
+    try:
+        loader.exec_module(module)
+        config = module.get_config(*filter(None, [arguments]))
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        line = getattr(error, "lineno", None) or (lines or [1])[-1]
+        kind, text = type(error).__name__, getattr(error, "msg", error)
+        raise UserError(f"config file {path}, line {line}: {kind}: {text}") from error
+    if not isinstance(config, ConfigDict):
+        kind = type(config).__name__
+        raise UserError(f"config file {path}: get_config gives a {kind}, no ConfigDict")
+    return config.lock()
+
+
+_PARSERS = {
+    kind: parser().parse
+    for kind, parser in (
+        (bool, flags.BooleanParser),
+        (float, flags.FloatParser),
+        (int, flags.IntegerParser),
+    )
+}
+
+
+class _ConfigFile(flags.ArgumentParser):
+    """Reads the value of --config and checks the overrides, in words of our own."""
+
+    def __init__(self, argv: Sequence[str]):
+        self._overrides = [
+            match.groups()
+            for arg in argv
+            if (match := re.match(r"--?(?:no)?config\.([^=\[]+)(?:=(.*))?$", arg))
+        ]
+
+    def parse(self, argument: str) -> ConfigDict:
+        config = load_config(argument)
+        for field, text in self._overrides:
+            node: Any = config
+            path = "config"
+            for name in field.split("."):
+                if not isinstance(node, ConfigDict):
+                    raise UserError(f"{path} is a value and has no field {name!r}")
+                if name not in node:
+                    raise UserError(one_of(f"field of {path}:", name, node))
+                node, path = node[name], f"{path}.{name}"
+            try:
+                parse = _PARSERS.get(type(node), str)
+                parse(text or "1")
+            except (TypeError, ValueError):
+                kind = type(node).__name__
+                message = f"{path} takes a value of type {kind}: {text!r}"
+                raise UserError(message) from None
+        return config
 
 
 def parse_flags(argv: Sequence[str], define: Any) -> flags.FlagValues:
@@ -30,22 +104,29 @@ def parse_flags(argv: Sequence[str], define: Any) -> flags.FlagValues:
         rest = values(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}")
-        if "config" in values and values["config"].present:
-            values.config  # noqa: B018 - reading it is what loads the file
     except UserError:
         raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (flags.Error, TypeError, ValueError) as error:
+        if isinstance(error.__context__, UserError):  # flags wraps what parsers raise
+            raise error.__context__ from None
         raise UserError(_one_line(error)) from error
-    except (OSError, ImportError) as error:
-        raise UserError(f"config file: {_one_line(error)}") from error
     return values
 
 
-def define_config(values: flags.FlagValues) -> None:
-    """Declare `--config=FILE:ARGUMENTS` and its overrides `--config.field=value`."""
+def define_config(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Declare `--config=FILE:ARGUMENTS` and its overrides `--config.field=value`.
+
+    Args:
+      argv: the command line, which says what overrides there are.
+    """
     config_flags.DEFINE_config_file(
-        "config", None, "config file and its arguments", flag_values=values
+        "config",
+        None,
+        "config file and its arguments",
+        flag_values=values,
+        sys_argv=list(argv),
     )
+    values["config"].parser = _ConfigFile(argv)
 
 
 def resolve_fractions(registry: Registry, spec: dict, total_steps: int) -> dict:
@@ -78,8 +159,7 @@ def keep_config(config: ConfigDict, workdir: Path) -> None:
     """
     path, mine = Path(workdir) / CONFIG_FILE, _plain(config)
     if path.exists():
-        theirs = json.loads(path.read_text())
-        changed = _differences(theirs, mine)
+        changed = _differences(_read(path), mine)
         if changed:
             raise UserError(
                 f"workdir {workdir} holds a run with another config "
@@ -104,15 +184,22 @@ def kept_config(workdir: Path) -> ConfigDict:
     path = Path(workdir) / CONFIG_FILE
     if not path.exists():
         raise UserError(f"workdir {workdir} holds no run: no {CONFIG_FILE} in it")
-    return ConfigDict(_with_tuples(json.loads(path.read_text())))
+    return ConfigDict(_with_tuples(_read(path)))
 
 
-def require(config: ConfigDict, field: str, allowed: Sequence[str]) -> str:
+def require(config: Any, field: str, allowed: Sequence[str]) -> str:
     """The value of a field that must be one of `allowed`."""
     value = config[field]
     if value not in allowed:
         raise UserError(one_of(f"config.{field}", value, allowed))
     return value
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {_one_line(error)}") from error
 
 
 def _plain(config: ConfigDict) -> dict:

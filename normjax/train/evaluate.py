@@ -12,7 +12,7 @@ CALIBRATION_BINS = 15
 
 
 def make_eval_step(
-    apply: Callable[..., jax.Array], recipe: Recipe
+    apply: Callable[..., Any], recipe: Recipe
 ) -> Callable[[Any, Batch], dict[str, jax.Array]]:
     """Sums of the metrics over one batch, as a function (variables, batch) -> sums.
 
@@ -44,7 +44,9 @@ def metric_sums(
       "bin_count", "bin_confidence", "bin_hits" [CALIBRATION_BINS].
     """
     weight = mask.astype(jnp.float32)
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    log_p = jax.nn.log_softmax(
+        jnp.where(mask[:, None], logits, 0.0).astype(jnp.float32)
+    )
     own = jnp.take_along_axis(log_p, labels[:, None], axis=-1)
     # Ties count against the model: a constant output is no top-5 prediction.
     rank = jnp.sum(log_p >= own, axis=-1) - 1
@@ -84,7 +86,7 @@ def evaluate(
     batches: Iterable[Batch],
 ) -> dict[str, float]:
     """Metrics of `variables` over all `batches` (see `summarize`)."""
-    sums = None
+    sums: Any = None
     for batch in batches:
         new = eval_step(variables, batch)
         sums = new if sums is None else jax.tree.map(jnp.add, sums, new)

@@ -83,7 +83,7 @@ def _print_comparison(experiment, variants, split: str) -> None:
             return model.apply(variables, images, train=False)
 
         functions[name] = (jax.jit(logits), variables)
-    largest, equal, count, batch = 0.0, 0, 0, None
+    largest, equal, count, batch = 0.0, 0, 0, {}
     for batch in experiment.eval_batches(split):
         a, b = (np.asarray(f(v, batch["image"])) for f, v in functions.values())
         real = np.asarray(batch["mask"])

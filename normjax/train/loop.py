@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from normjax.core.collections import BATCH_STATS
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import keep_config
@@ -78,13 +79,13 @@ class _Run:
         self._print_summary(flops)
         log = report.MetricLog(self.workdir, self.step)
         try:
+            # A signal after the last step is noted too: what is left takes seconds.
             with Interrupt() as interrupt:
-                finished = self._loop(step_fn, log, interrupt)
-            if not finished:
+                if self._loop(step_fn, log, interrupt):
+                    return self._finish(log)
                 self.checkpoints.save(self.state)
                 report.console.print(f"stopped at step {self.step}; checkpoint saved")
                 return None
-            return self._finish(log)
         finally:
             log.close()
 
@@ -141,8 +142,9 @@ class _Run:
     def _record(self, step: int, metrics, log, bar, begin) -> None:
         """Take the metrics of a step that is done by now."""
         values = {name: float(v) for name, v in jax.device_get(metrics).items()}
-        if not math.isfinite(values["loss"]):
-            raise NonFiniteLoss(self._describe_failure(step, values["loss"]))
+        for name in ("loss", "grad_norm"):  # a bad gradient spoils what is saved next
+            if not math.isfinite(values[name]):
+                raise NonFiniteLoss(self._describe_failure(step, name, values[name]))
         self.last = values
         if step % self.config.log_every == 0 or step == self.config.total_steps:
             spent = self.seconds + time.monotonic() - begin
@@ -151,7 +153,7 @@ class _Run:
             shown = {k: values[k] for k in ("loss", "lr", "lam") if k in values}
             bar.update(step, {**shown, "images/s": rate})
 
-    def _describe_failure(self, step: int, loss: float) -> str:
+    def _describe_failure(self, step: int, name: str, value: float) -> str:
         first = next(
             (
                 jax.tree_util.keystr(path, simple=True, separator="/")
@@ -161,24 +163,26 @@ class _Run:
             "none yet",
         )
         return (
-            f"loss is {loss} at step {step} (batch {step - 1} of seed "
+            f"{name} is {value} at step {step} (batch {step - 1} of seed "
             f"{self.config.seed}); first parameter that is not finite: {first}; "
             f"newest good checkpoint: {self.checkpoints.latest()}"
         )
 
-    def _evaluate(self, log) -> dict[str, float]:
+    def _evaluate(self, log, prefix: str = "eval_") -> dict[str, float]:
         batches = self.experiment.eval_batches(self.config.data.eval_split)
         scores = evaluate(self.eval_step, self.state.eval_variables(), batches)
-        log.write(self.step, {f"eval_{name}": v for name, v in scores.items()})
+        if log is not None:
+            log.write(self.step, {prefix + name: v for name, v in scores.items()})
         return scores
 
     def _finish(self, log) -> dict[str, float]:
         before = None
         fresh = self.checkpoints.latest() != self.step
-        if fresh and self.config.recalibrate_batches:
-            before = self._evaluate(log)
+        has_stats = BATCH_STATS in self.state.model_state
+        if fresh and has_stats and self.config.recalibrate_batches:
+            before = self._evaluate(log, "before_recalibration_")
             self._recalibrate()
-        scores = self._evaluate(log)
+        scores = self._evaluate(log if fresh else None)
         if fresh:
             self.checkpoints.save(self.state, scores)
         log.close()
@@ -199,12 +203,13 @@ class _Run:
             batches,
             self.experiment.recipe,
         )
-        model_state = {**self.state.model_state, "batch_stats": stats}
+        model_state = {**self.state.model_state, BATCH_STATS: stats}
         self.state = self.state.replace(model_state=model_state)
 
     def _print_summary(self, flops: float) -> None:
         config, model = self.config, self.experiment.model
         parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
+        images = len(self.experiment.source(config.data.train_split))
         groups = "each microbatch" if config.microbatches > 1 else "the global batch"
         rows = [
             ("model", f"{config.model.name} ({type(model).__name__})"),
@@ -212,10 +217,7 @@ class _Run:
             ("parameters", parameters),
             ("FLOPs a step", flops),
             ("devices", f"{jax.device_count()} x {jax.devices()[0].device_kind}"),
-            (
-                "data",
-                f"{config.data.name}, {len(self.experiment.train_source):,} images",
-            ),
+            ("data", f"{config.data.name}, {images:,} images"),
             ("batch statistics", f"of {groups}"),
             ("steps", f"{self.step:,} of {config.total_steps:,} done"),
         ]

@@ -10,16 +10,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from normjax.core.errors import UserError
 
 
-def make_mesh(batch_size: int) -> Mesh:
+def make_mesh(batch_size: int, microbatches: int = 1) -> Mesh:
     """All devices along the axis `data`.
 
     Raises:
-      UserError: the global batch does not divide by the number of devices.
+      UserError: a microbatch does not divide by the number of devices.
     """
     devices = jax.devices()
-    if batch_size % len(devices):
+    if batch_size % (microbatches * len(devices)):
+        parts = f"{microbatches} microbatches on " if microbatches > 1 else ""
         raise UserError(
-            f"config.batch_size {batch_size} does not divide by {len(devices)} devices"
+            f"config.batch_size {batch_size} does not divide by {parts}"
+            f"{len(devices)} devices"
         )
     return Mesh(np.asarray(devices), ("data",))
 

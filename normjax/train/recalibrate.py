@@ -45,7 +45,7 @@ def recalibrate(
             _, new = model.apply(
                 variables, images, train=False, mutable=[BATCH_STATS, INTERMEDIATES]
             )
-        sown = new[INTERMEDIATES]
+        sown = new.get(INTERMEDIATES, {})
         return jax.tree.map(lambda t: t[-1], sown, is_leaf=lambda t: type(t) is tuple)
 
     sums, count = None, 0

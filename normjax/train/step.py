@@ -61,23 +61,7 @@ def make_train_step(
     label), "grad_norm", "lr" and what the model sows into "diagnostics".
     """
 
-    def loss_fn(trained, model_state, images, targets, key):
-        params, overwrite = trained
-        variables = {PARAMS: params, **model_state, **overwrite}
-        logits, new = model.apply(
-            variables,
-            images,
-            train=True,
-            mutable=[*model_state, DIAGNOSTICS],
-            rngs={"dropout": key},
-        )
-        losses = optax.softmax_cross_entropy(logits, targets)
-        hit = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
-        scalars = _diagnostics(new.pop(DIAGNOSTICS, {}))
-        scalars["accuracy"] = jnp.mean(hit.astype(jnp.float32))
-        return jnp.mean(losses), (dict(new), scalars)
-
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    gradient = jax.value_and_grad(_loss_of(model), has_aux=True)
 
     def microbatch(params, carry, part):
         """Gradient of one part; `carry` threads the state of the model through."""
@@ -91,17 +75,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         mix_key, dropout_key = jax.random.split(key)
-        images = normalize_pixels(batch["image"], recipe.mean, recipe.std)
-        targets = one_hot_smooth(
-            batch["label"], recipe.num_classes, recipe.label_smoothing
-        )
-        images, targets = mix(
-            mix_key,
-            images,
-            targets,
-            mixup_alpha=recipe.mixup_alpha,
-            cutmix_alpha=recipe.cutmix_alpha,
-        )
+        images, targets = _examples(batch, recipe, mix_key)
         overwrite = {k: v for k, v in state.model_state.items() if k == OVERWRITE}
         model_state = {k: v for k, v in state.model_state.items() if k != OVERWRITE}
         carry = (model_state, overwrite)
@@ -117,7 +91,7 @@ def make_train_step(
             )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         metrics["lr"] = jnp.asarray(schedule(state.step), jnp.float32)
         new_state = state.replace(
             step=state.step + 1,
@@ -129,6 +103,37 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
+
+
+def _loss_of(model: nn.Module):
+    """The loss as a function of ((params, overwrite), model_state, batch, key)."""
+
+    def loss_fn(trained, model_state, images, targets, key):
+        params, overwrite = trained
+        variables = {PARAMS: params, **model_state, **overwrite}
+        logits, new = model.apply(
+            variables,
+            images,
+            train=True,
+            mutable=[*model_state, DIAGNOSTICS],
+            rngs={"dropout": key},
+        )
+        losses = optax.softmax_cross_entropy(logits, targets)
+        hit = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
+        new = dict(new)
+        scalars = _diagnostics(new.pop(DIAGNOSTICS, {}))
+        scalars["accuracy"] = jnp.mean(hit.astype(jnp.float32))
+        return jnp.mean(losses), (new, scalars)
+
+    return loss_fn
+
+
+def _examples(batch: Batch, recipe: Recipe, key: jax.Array):
+    """Normalised, mixed images [B, H, W, C] and soft targets [B, K]."""
+    images = normalize_pixels(batch["image"], recipe.mean, recipe.std)
+    targets = one_hot_smooth(batch["label"], recipe.num_classes, recipe.label_smoothing)
+    mixup, cutmix = recipe.mixup_alpha, recipe.cutmix_alpha
+    return mix(key, images, targets, mixup_alpha=mixup, cutmix_alpha=cutmix)
 
 
 def _accumulate(microbatch, params, carry, parts):

@@ -1,0 +1,186 @@
+"""Every config: built, overridden, kept, read back, and trained for two steps."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from configs.common import parse_arg
+from normjax.core.errors import UserError
+from normjax.train import config as configs
+from normjax.train.experiment import build_experiment
+from normjax.train.step import make_train_step
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(
+    path
+    for path in (ROOT / "configs").rglob("*.py")
+    if any(
+        isinstance(node, ast.FunctionDef) and node.name == "get_config"
+        for node in ast.parse(path.read_text()).body
+    )
+)
+EVERY = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def get(path, *arg):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return importlib.import_module(name).get_config(*arg)
+
+
+def leaves(config, prefix=""):
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def other(value):
+    """Another value of the same type, and its text on a command line."""
+    if isinstance(value, bool):
+        return not value, str(not value).lower()
+    if isinstance(value, int | float):
+        return value + 3, str(value + 3)
+    if isinstance(value, str):
+        return value + "x", value + "x"
+    changed = tuple(item + 1 for item in value)
+    return changed, repr(changed)
+
+
+def parse(*argv):
+    argv = ["train.py", *argv]
+    return configs.parse_flags(argv, lambda v: configs.define_config(v, argv)).config
+
+
+def test_there_are_configs():
+    assert ROOT / "configs" / "digits.py" in FILES
+
+
+@EVERY
+def test_every_field_can_be_overridden(path):
+    wanted = {name: other(value) for name, value in leaves(get(path))}
+    flags = [f"--config.{name}={text}" for name, (_, text) in wanted.items()]
+    assert dict(leaves(parse(f"--config={path}", *flags))) == {
+        name: value for name, (value, _) in wanted.items()
+    }
+
+
+@EVERY
+def test_configs_are_locked_and_fresh(path):
+    config = parse(f"--config={path}")
+    assert config.is_locked
+    assert config.to_dict() == get(path).to_dict()
+    get(path).seed = 7
+    assert get(path).seed == config.seed
+
+
+@EVERY
+def test_kept_and_read_back(path, tmp_path):
+    config = get(path)
+    configs.keep_config(config, tmp_path / "new" / "run")
+    configs.keep_config(get(path), tmp_path / "new" / "run")
+    kept = configs.kept_config(tmp_path / "new" / "run")
+    assert kept.to_dict() == config.to_dict()
+    config.optim.lr = 7.0
+    with pytest.raises(UserError, match=r"config\.optim\.lr is .* there and 7\.0 here"):
+        configs.keep_config(config, tmp_path / "new" / "run")
+    assert configs.kept_config(tmp_path / "new" / "run").optim.lr != 7.0
+
+
+@EVERY
+def test_two_steps(path, tmp_path, monkeypatch):
+    """The config on a shrunken model, whatever its data, if that is embedded."""
+    config = get(path)
+    config.update(batch_size=8, total_steps=2, microbatches=1)
+    config.model.update(dim=16, depth=1, num_heads=2)
+    if config.data.name != "digits":
+        pytest.skip(f"data set {config.data.name!r} is not embedded")
+    config.data.data_dir = str(tmp_path)
+    experiment = build_experiment(config)
+    state = experiment.create_state()
+    step = make_train_step(
+        experiment.model, experiment.optimizer, experiment.schedule, experiment.recipe
+    )
+    step = jax.jit(step)
+    batches = experiment.train_batches()
+    for _ in range(2):
+        state, metrics = step(state, next(batches))
+        assert all(np.isfinite(float(v)) for v in metrics.values()), metrics
+    batches.close()
+    for name, x in jax.tree_util.tree_leaves_with_path(state.params):
+        assert np.isfinite(x).all(), name
+
+
+DEFAULTS = {"norm": "prepbn", "depth": 4, "rate": 0.5, "flip": False}
+
+
+@pytest.mark.parametrize(
+    ("arg", "changes"),
+    [
+        (None, {}),
+        ("", {}),
+        ("norm=x", {"norm": "x"}),
+        ("depth=7,rate=1e-3", {"depth": 7, "rate": 1e-3}),
+        ("flip", {"flip": True}),
+        ("flip=true,", {"flip": True}),
+        ("flip=false", {}),
+        ("norm=", {"norm": ""}),
+    ],
+)
+def test_parse_arg(arg, changes):
+    assert parse_arg(arg, **DEFAULTS) == {**DEFAULTS, **changes}
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("nrm=x", "unknown config argument 'nrm'; did you mean 'norm'"),
+        ("depth=1.5", "'depth' takes a int: '1.5'"),
+        ("rate=fast", "'rate' takes a float: 'fast'"),
+        ("flip=yes", "'flip' takes true or false: 'yes'"),
+        ("norm", "'norm' needs a value"),
+        ("depth", "'depth'"),
+    ],
+)
+def test_parse_arg_errors(arg, message):
+    with pytest.raises(UserError) as caught:
+        parse_arg(arg, **DEFAULTS)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps"),
+    [
+        ({"name": "prepbn", "decay_fraction": 0.8}, {"decay_steps": 80}),
+        (
+            {"name": "prepbn", "decay_fraction": 0.8, "warmup_fraction": 0.1},
+            {"decay_steps": 80, "warmup_steps": 10},
+        ),
+        ({"name": "prepbn", "decay_steps": 3}, {"decay_steps": 3}),
+        ({"name": "layer_norm", "epsilon": 1.0}, {"epsilon": 1.0}),
+    ],
+)
+def test_fractions_become_steps(spec, steps):
+    from normjax.norms import NORMS
+
+    resolved = configs.resolve_fractions(NORMS, spec, 100)
+    assert resolved == {"name": spec["name"], **steps}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"decay_fraction": 0.5, "decay_steps": 3}, "not both"),
+        ({"decay_fraction": 1.5}, r"must lie in \[0, 1\], got 1.5"),
+    ],
+)
+def test_fraction_errors(spec, message):
+    from normjax.norms import NORMS
+
+    with pytest.raises(UserError, match=message):
+        configs.resolve_fractions(NORMS, {"name": "prepbn", **spec}, 100)

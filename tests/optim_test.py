@@ -1,0 +1,121 @@
+"""Schedules and updates against closed forms."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from normjax import optim
+from normjax.core.errors import UserError
+
+PARAMS = {
+    "head": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full(3, 2.0)},
+    "norm": {"scale": jnp.full(3, 2.0)},
+    "pos_embed": jnp.full((1, 4, 3), 2.0),
+    "mixer": {
+        "positional_encoding": jnp.full((2, 2, 3), 2.0),
+        "dwc_kernel": jnp.full((5, 5, 3), 2.0),
+    },
+    "cls_token": jnp.full((1, 1, 3), 2.0),
+}
+
+
+def config(**changes):
+    fields = {
+        "name": "adamw",
+        "lr": 0.1,
+        "warmup_fraction": 0.2,
+        "final_lr_fraction": 0.1,
+        "weight_decay": 0.5,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "clip_norm": 0.0,
+        "trainable": ".*",
+    }
+    return ConfigDict({**fields, **changes})
+
+
+def tree_of(value):
+    return {
+        k: tree_of_leaf(v, value)
+        if not isinstance(v, dict)
+        else {n: tree_of_leaf(x, value) for n, x in v.items()}
+        for k, v in PARAMS.items()
+    }
+
+
+def tree_of_leaf(x, value):
+    return jnp.full(x.shape, value, jnp.float32)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.2])
+def test_schedule(warmup):
+    total, warm = 50, round(warmup * 50)
+    schedule = optim.learning_rate(config(warmup_fraction=warmup), total)
+    for step in range(total + 1):
+        if step < warm:
+            expected = 0.1 * step / warm
+        else:
+            done = (step - warm) / (total - warm)
+            expected = 0.01 + 0.09 * 0.5 * (1 + math.cos(math.pi * done))
+        np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "sgd"])
+def test_decay_of_matrices_only(name):
+    """With zero gradients all that moves is what decays."""
+    changes = {"name": name, "warmup_fraction": 0.0}
+    optimizer = optim.build(config(**changes), 10)
+    updates, _ = optimizer.update(tree_of(0.0), optimizer.init(PARAMS), PARAMS)
+    # Nesterov momentum applies the decay term once more, times beta1.
+    moved = -0.1 * 0.5 * 2.0 * (1.9 if name == "sgd" else 1.0)
+    np.testing.assert_allclose(updates["head"]["kernel"], moved, rtol=1e-5)
+    np.testing.assert_allclose(updates["mixer"]["dwc_kernel"], moved, rtol=1e-5)
+    for still in (
+        updates["head"]["bias"],
+        updates["norm"]["scale"],
+        updates["pos_embed"],
+        updates["mixer"]["positional_encoding"],
+        updates["cls_token"],
+    ):
+        np.testing.assert_array_equal(still, np.zeros(still.shape))
+
+
+def test_clipping_of_the_global_norm():
+    changes = {"name": "sgd", "warmup_fraction": 0.0, "weight_decay": 0.0}
+    optimizer = optim.build(config(clip_norm=1.0, beta1=0.0, **changes), 10)
+    grads = tree_of(3.0)
+    updates, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
+    count = 6 + 3 + 3 + 12 + 12 + 75 + 3
+    expected = -0.1 / math.sqrt(count)
+    np.testing.assert_allclose(updates["head"]["kernel"], expected, rtol=1e-5)
+
+
+def test_frozen_parameters_take_no_part_in_clipping_or_decay():
+    changes = {"name": "sgd", "warmup_fraction": 0.0, "beta1": 0.0}
+    optimizer = optim.build(config(clip_norm=1.0, trainable="norm", **changes), 10)
+    updates, _ = optimizer.update(tree_of(3.0), optimizer.init(PARAMS), PARAMS)
+    np.testing.assert_array_equal(updates["head"]["kernel"], np.zeros((2, 3)))
+    np.testing.assert_allclose(updates["norm"]["scale"], -0.1 / math.sqrt(3), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "adam"}, "unknown config.optim.name 'adam'; did you mean 'adamw'"),
+        ({"trainable": "("}, "config.optim.trainable '('"),
+        ({"warmup_fraction": 1.0}, "warmup_fraction"),
+        ({"warmup_fraction": -0.5}, "warmup_fraction"),
+    ],
+)
+def test_errors(changes, message):
+    with pytest.raises(UserError) as caught:
+        optim.build(config(**changes), 10)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_pattern_that_matches_nothing_is_an_error():
+    with pytest.raises(UserError, match="'nrom' matches no parameter"):
+        optim.build(config(trainable="nrom"), 10).init(PARAMS)

@@ -1,0 +1,67 @@
+"""What the tests train: the digits config, shrunk, and bare models for the step."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from configs import digits
+from normjax.train.state import TrainState
+
+
+def tiny_config(arg: str = "", **changes) -> ml_collections.ConfigDict:
+    """ViT of width 16 and depth 1, six steps of 16 digits.
+
+    Args:
+      arg: of configs/digits.py.
+      **changes: dotted fields with "__" for the dot, as in optim__lr=0.1.
+    """
+    config = digits.get_config(arg)
+    config.batch_size, config.total_steps = 16, 6
+    config.model.update(dim=16, depth=1, num_heads=2, mlp_ratio=1.0)
+    config.log_every = 1
+    config.eval_every = config.checkpoint.every = 3
+    for name, value in changes.items():
+        *sections, field = name.split("__")
+        node = config
+        for section in sections:
+            node = node[section]
+        node[field] = value
+    return config
+
+
+class Linear(nn.Module):
+    """A linear classifier of the pixels: logits = x W + b."""
+
+    num_classes: int = 4
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = images.reshape(images.shape[0], -1)
+        return nn.Dense(self.num_classes, name="head")(x)
+
+
+def toy_state(model, optimizer, shape=(2, 2, 1), ema=False, seed=0) -> TrainState:
+    """The state of `model` before the first step."""
+    key = jax.random.key(seed)
+    variables = model.init(key, jnp.zeros((1, *shape)), train=False)
+    params = variables["params"]
+    rest = {k: v for k, v in variables.items() if k not in ("params", "diagnostics")}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=rest,
+        opt_state=optimizer.init(params),
+        ema=params if ema else None,
+        rng=jax.random.key_data(jax.random.key(seed + 1)),
+    )
+
+
+def toy_batch(rows=8, shape=(2, 2, 1), num_classes=4, seed=0):
+    """{"image": uint8 [B, H, W, C], "label": int32 [B]}."""
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (rows, *shape), dtype=np.uint8),
+        "label": rng.integers(0, num_classes, rows).astype(np.int32),
+    }
