@@ -8,6 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs.common import parse_arg
 from normjax.core.errors import UserError
@@ -92,14 +93,26 @@ def test_kept_and_read_back(path, tmp_path):
     assert configs.kept_config(tmp_path / "new" / "run").optim.lr != 7.0
 
 
+def make_images(folder):
+    """Two classes of four noisy 32x32 images, for training and for testing."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for label in ("a", "b"):
+            (folder / split / label).mkdir(parents=True)
+            for i in range(4):
+                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / f"{i}.png")
+
+
 @EVERY
 def test_two_steps(path, tmp_path, monkeypatch):
-    """The config on a shrunken model, whatever its data, if that is embedded."""
+    """The config with a shrunken model, on its own data or on made-up images."""
     config = get(path)
     config.update(batch_size=8, total_steps=2, microbatches=1)
     config.model.update(dim=16, depth=1, num_heads=2)
     if config.data.name != "digits":
-        pytest.skip(f"data set {config.data.name!r} is not embedded")
+        config.data.update(name="image_folder", path=str(tmp_path / "images"))
+        make_images(tmp_path / "images")
     config.data.data_dir = str(tmp_path)
     experiment = build_experiment(config)
     state = experiment.create_state()

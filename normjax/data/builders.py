@@ -121,7 +121,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split, files):
         with self._folder.reader() as read:
-            for key, (name, label) in enumerate(_track(files, f"preparing {split}")):
+            for key, (name, label) in enumerate(track(files, f"preparing {split}")):
                 try:
                     encoded = read(name)
                     height, width, gray = decode.verify(encoded)
@@ -204,7 +204,7 @@ def _quiet() -> Iterator[None]:
         tfds.display_progress_bar(active)
 
 
-def _track(items: list, text: str) -> Iterable:
+def track(items: list, text: str) -> Iterable:
     """`items`, with a progress bar on stderr if that is a terminal."""
     if not sys.stderr.isatty():
         return items

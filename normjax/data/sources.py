@@ -1,11 +1,14 @@
 """Image sources: prepared data sets with random access, decoded by PIL."""
 
+import contextlib
 import functools
+import hashlib
 import os
 import pathlib
 import re
+import tempfile
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,23 +22,16 @@ EMBEDDED = ("digits", "image_folder")
 Images = np.ndarray | Sequence[np.ndarray]
 """uint8 [B, H, W, C], or B images uint8 [H, W, C] of different sizes."""
 
-CACHE_BYTES = 2**30
-"""Sets of one image size that decode to less than this are kept in memory."""
-
-
-class _Kept(NamedTuple):
-    """Decoded examples: images [N, H, W, C], labels [N], which rows are filled [N]."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    ready: np.ndarray
+DECODED_BYTES = 2**30
+"""Sets of one image size that decode to less than this are decoded once, to a file."""
 
 
 class ImageSource:
     """One split of an image classification set. Threads may share it; it pickles.
 
-    Images of sets that have one size and fit in `CACHE_BYTES` are decoded once, when
-    first asked for, and kept; a pickled copy starts with nothing kept.
+    A set of one image size that fits in `DECODED_BYTES` is decoded when it is first
+    opened, into a memory-mapped file that all processes share: decoding small images
+    again in every epoch costs more host time than a small model's step.
 
     Attributes:
       name: data set.  split: its split.  class_names: tuple of str.
@@ -43,8 +39,13 @@ class ImageSource:
       shape: (H, W, C) if all images share it, else None.
     """
 
-    def __init__(self, name, split, builder, *, image_key, label_key, shape):
-        """Reads `split` of the prepared TFDS `builder`; shape: (H | None, W, C)."""
+    def __init__(self, name, split, builder, *, image_key, label_key, shape, cache):
+        """Reads `split` of the prepared TFDS `builder`.
+
+        Args:
+          shape: (H | None, W | None, C) of the images.
+          cache: folder that decoded sets are kept in.
+        """
         import tensorflow_datasets as tfds
 
         self.name, self.split = name, split
@@ -55,7 +56,11 @@ class ImageSource:
         skip = {image_key: tfds.decode.SkipDecoding()}
         self._records = builder.as_data_source(split, decoders=skip)
         self.num_examples = len(self._records)
-        self._allocate()
+        self._decoded_at: pathlib.Path | None = None
+        if self.shape and self.num_examples * np.prod(self.shape) < DECODED_BYTES:
+            self._decoded_at = cache / "decoded" / _decoded_key(builder, split)
+            self._write_decoded(self._decoded_at)
+        self._map_decoded()
 
     @property
     def num_classes(self) -> int:
@@ -65,18 +70,43 @@ class ImageSource:
         return self.num_examples
 
     def __getstate__(self):
-        return {key: value for key, value in vars(self).items() if key != "_kept"}
+        return {key: value for key, value in vars(self).items() if key != "_decoded"}
 
     def __setstate__(self, state):
         vars(self).update(state)
-        self._allocate()
+        self._map_decoded()
 
-    def _allocate(self) -> None:
-        n = self.num_examples
-        self._kept: _Kept | None = None
-        if self.shape and n * int(np.prod(self.shape)) < CACHE_BYTES:
-            images = np.empty((n, *self.shape), np.uint8)
-            self._kept = _Kept(images, np.empty(n, np.int64), np.zeros(n, bool))
+    def _map_decoded(self) -> None:
+        self._decoded: tuple[np.ndarray, np.ndarray] | None = None
+        if self._decoded_at:
+            images = np.load(self._decoded_at / "images.npy", mmap_mode="r")
+            self._decoded = images, np.load(self._decoded_at / "labels.npy")
+
+    def _write_decoded(self, target: pathlib.Path) -> None:
+        """Decode all examples into `target`, complete or not at all."""
+        from normjax.data.builders import track
+
+        if target.exists():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            made = pathlib.Path(folder) / target.name
+            made.mkdir()
+            shape = (self.num_examples, *(self.shape or ()))
+            images = np.lib.format.open_memmap(made / "images.npy", "w+", "u1", shape)
+            labels = np.empty(self.num_examples, np.int64)
+            chunks = [
+                np.arange(start, min(start + 256, self.num_examples))
+                for start in range(0, self.num_examples, 256)
+            ]
+            for chunk in track(chunks, f"decoding {self.name} {self.split}"):
+                decoded, labels[chunk] = self._decode(chunk)
+                images[chunk] = np.stack(decoded)
+            images.flush()
+            np.save(made / "labels.npy", labels)
+            # Another process may have been faster; its file is as good.
+            with contextlib.suppress(OSError):
+                made.rename(target)
 
     def read(self, index: int) -> tuple[bytes, int]:
         """The encoded bytes and the label of example `index`."""
@@ -106,16 +136,10 @@ class ImageSource:
         Raises:
           UserError: an undecodable image, by name.
         """
-        kept = self._kept
-        if kept is None:
+        if self._decoded is None:
             return self._decode(indices)
-        missing = indices[~kept.ready[indices]]
-        if missing.size:
-            images, kept.labels[missing] = self._decode(missing)
-            for index, image in zip(missing, images, strict=True):
-                kept.images[index] = image
-            kept.ready[missing] = True
-        return kept.images[indices], kept.labels[indices]
+        images, labels = self._decoded
+        return images[indices], labels[indices]
 
     def name_of(self, index: int) -> str:
         """Where example `index` comes from, for messages."""
@@ -183,8 +207,21 @@ def open_images(
         raise UserError(message) from None
     image_key, label_key = keys
     return ImageSource(
-        name, split, builder, image_key=image_key, label_key=label_key, shape=shape
+        name,
+        split,
+        builder,
+        image_key=image_key,
+        label_key=label_key,
+        shape=shape,
+        cache=_cache_dir(data_dir if name in EMBEDDED else None),
     )
+
+
+def _decoded_key(builder: Any, split: str) -> str:
+    """A name for one split of one preparation."""
+    info = pathlib.Path(builder.data_path) / "dataset_info.json"
+    identity = f"{info.absolute()} {info.stat().st_mtime_ns} {split}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
 
 def _cache_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:

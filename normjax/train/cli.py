@@ -8,6 +8,7 @@ from absl import flags
 
 from normjax.core.errors import UserError
 from normjax.train.config import define_config, parse_flags
+from normjax.train.host import keep_freed_memory
 
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
@@ -16,6 +17,7 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again and it goes o
 
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Run a command; a wrong input becomes one line on stderr and exit code 2."""
+    keep_freed_memory()
     try:
         return command(argv)
     except UserError as error:

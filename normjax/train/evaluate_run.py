@@ -1,6 +1,6 @@
 """Evaluate a finished or running run, folded and unfolded."""
 
-import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 from normjax import fusion
 from normjax.core.errors import UserError
+from normjax.core.timing import alternate
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import kept_config
@@ -90,7 +91,9 @@ def _print_comparison(experiment, variants, split: str) -> None:
         largest = max(largest, float(np.abs(a - b)[real].max(initial=0.0)))
         equal += int((a.argmax(-1) == b.argmax(-1))[real].sum())
         count += int(real.sum())
-    latency = _latencies(functions, jnp.asarray(batch["image"]))
+    image = jnp.asarray(batch["image"])
+    calls = {name: partial(f, v, image) for name, (f, v) in functions.items()}
+    latency = alternate(calls, LATENCY_ROUNDS)
     rows = [(name, 1e3 * t) for name, t in latency.items()]
     columns = ("model", f"ms a batch of {experiment.config.batch_size}")
     report.table("latency (median)", columns, rows)
@@ -99,14 +102,3 @@ def _print_comparison(experiment, variants, split: str) -> None:
         f"equal predictions {equal} of {count}; latency folded / unfolded "
         f"{latency['folded'] / latency['unfolded']:.3f}"
     )
-
-
-def _latencies(functions, image) -> dict[str, float]:
-    """Median seconds of each function, timed in turns so that both see one machine."""
-    times = {name: [] for name in functions}
-    for _ in range(LATENCY_ROUNDS):
-        for name, (function, variables) in functions.items():
-            begin = time.perf_counter()
-            jax.block_until_ready(function(variables, image))
-            times[name].append(time.perf_counter() - begin)
-    return {name: float(np.median(t)) for name, t in times.items()}

@@ -50,13 +50,13 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float] | None:
         keep_best=config.checkpoint.keep_best,
     )
     try:
-        return _Run(experiment, workdir, checkpoints).run()
+        return Run(experiment, workdir, checkpoints).run()
     finally:
         checkpoints.close()
 
 
-class _Run:
-    """One process's part of a run."""
+class Run:
+    """One process's part of a run; `bench` drives its parts by hand."""
 
     def __init__(self, experiment: Experiment, workdir: Path, checkpoints: Checkpoints):
         self.experiment, self.workdir = experiment, workdir
@@ -75,13 +75,15 @@ class _Run:
         self.seconds, self.steps_timed = 0.0, 0
 
     def run(self) -> dict[str, float] | None:
-        step_fn, flops = self._compile()
+        """Train to the end and evaluate, or None after a signal."""
+        step_fn, flops = self.compile()
         self._print_summary(flops)
         log = report.MetricLog(self.workdir, self.step)
         try:
             # A signal after the last step is noted too: what is left takes seconds.
             with Interrupt() as interrupt:
-                if self._loop(step_fn, log, interrupt):
+                self.advance(step_fn, log, interrupt, self.config.total_steps)
+                if self.step == self.config.total_steps:
                     return self._finish(log)
                 self.checkpoints.save(self.state)
                 report.console.print(f"stopped at step {self.step}; checkpoint saved")
@@ -89,7 +91,7 @@ class _Run:
         finally:
             log.close()
 
-    def _compile(self):
+    def compile(self):
         """The step for this run's shapes; nothing is compiled again in the loop."""
         e, everywhere = self.experiment, replicated(self.experiment.mesh)
         step = make_train_step(e.model, e.optimizer, e.schedule, e.recipe)
@@ -105,15 +107,15 @@ class _Run:
         costs = compiled.cost_analysis() or {}
         return compiled, costs.get("flops", 0.0)
 
-    def _loop(self, step_fn, log, interrupt) -> bool:
-        """Train to the end, or until a signal; True at the end."""
+    def advance(self, step_fn, log, interrupt: Interrupt, until: int) -> None:
+        """Train up to step `until`, or until a signal."""
         config, total = self.config, self.config.total_steps
         pending: collections.deque[tuple[int, Any]] = collections.deque()
         batches = self.experiment.train_batches(self.step)
         bar = report.ProgressBar(total, self.step)
         begin = time.monotonic()
         with bar:
-            for batch in _until(batches, total - self.step):
+            for batch in _until(batches, until - self.step):
                 self.state, metrics = step_fn(self.state, batch)
                 self.step += 1
                 self.steps_timed += 1
@@ -137,7 +139,6 @@ class _Run:
                 self._record(*pending.popleft(), log, bar, begin)
         self.seconds += time.monotonic() - begin
         batches.close()
-        return self.step == total
 
     def _record(self, step: int, metrics, log, bar, begin) -> None:
         """Take the metrics of a step that is done by now."""

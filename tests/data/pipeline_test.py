@@ -165,6 +165,7 @@ def test_an_undecodable_image_is_named(digits, monkeypatch, tmp_path):
         ]
 
     monkeypatch.setattr(source, "_read", damaged)
+    monkeypatch.setattr(source, "_decoded", None)
     with pytest.raises(UserError, match="cannot decode example 7 of 'digits'"):
         take(train_batches(source, batch_size=360, seed=0), 1)
 

@@ -239,7 +239,7 @@ def test_best_checkpoint_is_kept_over_a_resume(tmp_path, monkeypatch):
     def scores(self, *args, **kwargs):
         return {"top1": scripted[self.step], "top5": 1.0, "nll": 0.0, "ece": 0.0}
 
-    monkeypatch.setattr(loop._Run, "_evaluate", scores)
+    monkeypatch.setattr(loop.Run, "_evaluate", scores)
     config = tiny_config(total_steps=4, eval_every=1, checkpoint__every=1)
     config.checkpoint.keep_last = 1
     with monkeypatch.context() as patch:

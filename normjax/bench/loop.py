@@ -1,0 +1,65 @@
+"""Steps a second of the whole loop against the bare jitted step."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from normjax.core.errors import UserError
+from normjax.train import report
+from normjax.train.checkpoint import Checkpoints
+from normjax.train.config import define_config, parse_flags
+from normjax.train.experiment import build_experiment
+from normjax.train.loop import Run
+from normjax.train.signals import Interrupt
+
+ROUNDS = 5
+
+
+def loop_command(argv: Sequence[str]) -> int:
+    """`loop --config=FILE[:ARGUMENTS]`: `total_steps / 5` steps of each, in turns."""
+    values = parse_flags(argv, lambda flags: define_config(flags, argv))
+    if values.config is None:
+        raise UserError("--config is required, such as --config=configs/digits.py")
+    loop, bare = measure(values.config)
+    rows = [
+        ("bare step, one batch", 1e3 * bare, 1 / bare),
+        ("whole loop", 1e3 * loop, 1 / loop),
+    ]
+    report.table("host overhead", ("", "ms a step", "steps/s"), rows)
+    report.console.print(f"loop at {report.percent(bare / loop)} of the bare step")
+    return 0
+
+
+def measure(config: ConfigDict) -> tuple[float, float]:
+    """Median seconds of a step in the loop (data, transfer, logging) and alone.
+
+    Evaluation and checkpoints are left out: they are not part of a step.
+    """
+    config.eval_every = config.checkpoint.every = config.total_steps + 1
+    steps = max(config.total_steps // ROUNDS, 1)
+    experiment = build_experiment(config)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder))
+        run = Run(experiment, Path(folder), checkpoints)
+        step_fn, _ = run.compile()
+        log = report.MetricLog(run.workdir, 0)
+        batch = next(experiment.train_batches())
+        loop, bare = [], []
+        for _ in range(ROUNDS):
+            begin = time.perf_counter()
+            for _ in range(steps):
+                run.state, _ = step_fn(run.state, batch)
+            jax.block_until_ready(run.state)
+            bare.append((time.perf_counter() - begin) / steps)
+            begin = time.perf_counter()
+            run.advance(step_fn, log, Interrupt(), run.step + steps)
+            jax.block_until_ready(run.state)
+            loop.append((time.perf_counter() - begin) / steps)
+        log.close()
+        checkpoints.close()
+    return float(np.median(loop)), float(np.median(bare))

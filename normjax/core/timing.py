@@ -1,0 +1,26 @@
+"""Times that can be compared on a machine that others use too."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def alternate(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict:
+    """Median seconds of each function, called in turns after one call to warm up.
+
+    Args:
+      functions: by name; what they return is waited for.
+      rounds: timed calls of each.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        jax.block_until_ready(function())
+    for _ in range(rounds):
+        for name, function in functions.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(function())
+            times[name].append(time.perf_counter() - begin)
+    return {name: float(np.median(t)) for name, t in times.items()}

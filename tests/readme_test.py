@@ -1,0 +1,25 @@
+"""The README's Python runs as it stands, and its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_quick_start_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_links_exist():
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_every_command_exists():
+    for name in re.findall(r"^(?:python |make )(\S+)", README, re.MULTILINE):
+        make = (ROOT / "Makefile").read_text()
+        assert name == "-m" or (ROOT / name).exists() or f"{name}:" in make, name
