@@ -30,7 +30,7 @@ FLAX: dict[str, Callable[..., nn.Module]] = {
 
 
 def norms_command(argv: Sequence[str]) -> int:
-    """`norms [NAME ...]`: all registered norms that accept the shapes, or those named."""
+    """`norms [NAME ...]`: all norms that accept the shapes, or those named."""
     known = [entry.name for entry in norms.NORMS]
     for name in argv[1:]:
         if name not in known:

@@ -14,6 +14,7 @@ PARAMS = "params"
 BATCH_STATS = "batch_stats"
 DIAGNOSTICS = "diagnostics"  # scalars sown for the log, keyed by what they mean
 INTERMEDIATES = "intermediates"
+LOSSES = "losses"  # terms sown for the loss, by name
 OVERWRITE = "_overwrite_with_gradient"  # state whose gradient is its next value
 
 COUNTER = "step"

@@ -10,24 +10,84 @@ from typing import Any
 from normjax.core.registry import Spec
 from normjax.norms.base import NORMS, InferenceAffine
 from normjax.norms.batch import BatchNorm, RepBN, batch_normalize
-from normjax.norms.layer import LayerNorm, RMSNorm, layer_normalize, rms_normalize
+from normjax.norms.batch_variants import ClampedBatchNorm, FilledBatchNorm
+from normjax.norms.channel import (
+    BatchChannelNorm,
+    GroupNorm,
+    IBNa,
+    IBNb,
+    InstanceNorm,
+    group_normalize,
+    instance_normalize,
+)
+from normjax.norms.continual import AdaB2N, task_context, weighted_batch_normalize
+from normjax.norms.evonorm import EvoNormB0, EvoNormS0, evonorm_b0, evonorm_s0
+from normjax.norms.ghost import GhostBatchNorm, ghost_batch_normalize
+from normjax.norms.hyperbolic import PoincareBatchNorm, poincare_batch_normalize
+from normjax.norms.layer import (
+    CRMSNorm,
+    LayerNorm,
+    RMSNorm,
+    SimpleRMSNorm,
+    crms_normalize,
+    layer_normalize,
+    rms_normalize,
+)
 from normjax.norms.none import NoNorm
+from normjax.norms.power import PowerNorm, group_scale, power_normalize
 from normjax.norms.progressive import PRepBN, progressive_weight
+from normjax.norms.region import (
+    LearnableRegionNorm,
+    RegionNorm,
+    region_normalize,
+)
+from normjax.norms.unified import UnifiedNorm, unified_normalize
 
 __all__ = [
     "NORMS",
+    "AdaB2N",
+    "BatchChannelNorm",
     "BatchNorm",
+    "CRMSNorm",
+    "ClampedBatchNorm",
+    "EvoNormB0",
+    "EvoNormS0",
+    "FilledBatchNorm",
+    "GhostBatchNorm",
+    "GroupNorm",
+    "IBNa",
+    "IBNb",
     "InferenceAffine",
+    "InstanceNorm",
     "LayerNorm",
+    "LearnableRegionNorm",
     "NoNorm",
     "PRepBN",
+    "PoincareBatchNorm",
+    "PowerNorm",
     "RMSNorm",
+    "RegionNorm",
     "RepBN",
+    "SimpleRMSNorm",
+    "UnifiedNorm",
     "batch_normalize",
     "build",
+    "crms_normalize",
+    "evonorm_b0",
+    "evonorm_s0",
+    "ghost_batch_normalize",
+    "group_normalize",
+    "group_scale",
+    "instance_normalize",
     "layer_normalize",
+    "poincare_batch_normalize",
+    "power_normalize",
     "progressive_weight",
+    "region_normalize",
     "rms_normalize",
+    "task_context",
+    "unified_normalize",
+    "weighted_batch_normalize",
 ]
 
 

@@ -29,7 +29,7 @@ class InferenceAffine(NamedTuple):
 
 def along_channels(vector: jax.Array, rank: int) -> jax.Array:
     """[C] -> [1, ..., 1, C] of the given rank: no implicit rank promotion."""
-    return vector.reshape((1,) * (rank - 1) + vector.shape)
+    return vector.reshape((1,) * (rank - vector.ndim) + vector.shape)
 
 
 def as_initializer(value: Initializer | float) -> Initializer:
@@ -58,7 +58,11 @@ def affine_parameters(
 def apply_affine(
     x: jax.Array, scale: jax.Array | None, bias: jax.Array | None
 ) -> jax.Array:
-    """x * scale + bias along the last axis; None is left out."""
+    """x * scale + bias along the last axis; None is left out.
+
+    Args:
+      scale, bias: [C], or more of the last dims of x, 1 where they broadcast.
+    """
     if scale is not None:
         x = x * along_channels(scale, x.ndim)
     return x if bias is None else x + along_channels(bias, x.ndim)
@@ -71,11 +75,17 @@ def affine_gradients(
     bias: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """Cotangents of (normalized, scale, bias) of `apply_affine`."""
-    axes = tuple(range(dy.ndim - 1))
     dscale = dbias = None
     if bias is not None:
-        dbias = jnp.sum(dy, axes).astype(bias.dtype)
+        dbias = _sum_like(dy, bias)
     if scale is not None:
-        dscale = jnp.sum(dy * normalized, axes).astype(scale.dtype)
+        dscale = _sum_like(dy * normalized, scale)
         dy = dy * along_channels(scale, dy.ndim)
     return dy, dscale, dbias
+
+
+def _sum_like(v: jax.Array, like: jax.Array) -> jax.Array:
+    """`v` summed over the dims along which `like` was broadcast."""
+    shape = (1,) * (v.ndim - like.ndim) + like.shape
+    axes = tuple(i for i, n in enumerate(shape) if n == 1)
+    return jnp.sum(v, axes).reshape(like.shape).astype(like.dtype)

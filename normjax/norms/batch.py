@@ -1,6 +1,5 @@
 """Norms over the batch: per-channel statistics, running averages in `batch_stats`."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,17 +12,16 @@ from flax.typing import Dtype, Initializer
 from normjax.core.collections import BATCH_STATS, INTERMEDIATES, PARAMS
 from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError
-from normjax.core.moments import align_mask, at_least_float32, masked_moments
-from normjax.core.spmd import match_varying
+from normjax.core.moments import align_mask, at_least_float32
 from normjax.norms.base import (
     NORMS,
     InferenceAffine,
-    affine_gradients,
     affine_parameters,
     along_channels,
     apply_affine,
     as_initializer,
 )
+from normjax.norms.pooled import Pool, pool_normalize
 
 LAYOUTS = ("seq", "grid", "causal", "decode")
 
@@ -53,51 +51,72 @@ def batch_normalize(
       (y [..., C], mean [C], var [C], count [C]) in at least float32. The moments carry
       no gradient.
     """
-    valid = None if mask is None else align_mask(mask, x)
-    return _batch_normalize(*match_varying(x, scale, bias), valid, epsilon, axis_name)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _batch_normalize(x, scale, bias, valid, epsilon, axis_name):
-    return _batch_forward(x, scale, bias, valid, epsilon, axis_name)[0]
-
-
-def _batch_forward(x, scale, bias, valid, epsilon, axis_name):
     axes = tuple(range(x.ndim - 1))
-    moments = masked_moments(x, axes, mask=valid, axis_name=axis_name)
-    mean, var, count = moments
-    inverse_root = jax.lax.rsqrt(var + epsilon)
-    y = apply_affine((at_least_float32(x) - mean) * inverse_root, scale, bias)
-    saved = (x, mean, inverse_root, count, scale, bias, valid)
-    return (y, *(jnp.squeeze(m, axes) for m in moments)), saved
+    y, *moments = pool_normalize(
+        x, scale, bias, pool=Pool(axes, axis_name), mask=mask, epsilon=epsilon
+    )
+    mean, var, count = (jnp.squeeze(m, axes) for m in moments)
+    return y, mean, var, count
 
 
-def _batch_backward(epsilon, axis_name, saved, cotangents):
-    del epsilon
-    x, mean, inverse_root, count, scale, bias, valid = saved
-    axes = tuple(range(x.ndim - 1))
-    normalized = (at_least_float32(x) - mean) * inverse_root
-    g, dscale, dbias = affine_gradients(cotangents[0], normalized, scale, bias)
-
-    def mean_over_batch(v):
-        total = jnp.sum(v, axes, keepdims=True)
-        if axis_name is not None:
-            total = jax.lax.psum(total, axis_name)
-        return total / jnp.maximum(count, 1)
-
-    through = mean_over_batch(g) + normalized * mean_over_batch(g * normalized)
-    if valid is not None:
-        # Positions outside the mask are normalised but move no moment.
-        through = jnp.where(valid, through, 0)
-    dx = inverse_root * (g - through)
-    return dx.astype(x.dtype), dscale, dbias, None
+def unbiased(var: jax.Array, count: jax.Array) -> jax.Array:
+    """var * count / (count - 1), for a count of at least 2."""
+    return var * count / jnp.maximum(count - 1, 1)
 
 
-_batch_normalize.defvjp(_batch_forward, _batch_backward)
+class BatchStatistics(nn.Module):
+    """Attributes of norms with running statistics, and how they keep them.
+
+    Attributes: see BatchNorm.
+    """
+
+    use_running_average: bool | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    unbiased_running_var: bool = False
+    axis_name: str | tuple[str, ...] | None = None
+    use_scale: bool = True
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    scale_init: Initializer | float = nn.initializers.ones
+    bias_init: Initializer | float = nn.initializers.zeros
+
+    def is_training(self, train: bool | None) -> bool:
+        """Whether to use the statistics of the batch."""
+        if self.use_running_average is not None:
+            return not self.use_running_average
+        if train is None:
+            raise UserError(f"{type(self).__name__} needs train=True or train=False")
+        return train
+
+    def running_statistics(
+        self, channels: int, names: tuple[str, ...]
+    ) -> dict[str, nn.Variable]:
+        """The variables `batch_stats/{mean,var}` [C]; a variance starts at 1."""
+        dtype = jnp.promote_types(self.param_dtype, jnp.float32)
+        init = {"mean": jnp.zeros, "var": jnp.ones}
+        return {
+            name: self.variable(BATCH_STATS, name, init[name], (channels,), dtype)
+            for name in names
+        }
+
+    def move(
+        self,
+        running: Mapping[str, nn.Variable],
+        values: Mapping[str, jax.Array],
+        decay: jax.Array,
+    ) -> None:
+        """running = decay * running + (1 - decay) * value; not while initialising."""
+        if self.is_initializing():
+            return
+        for name, variable in running.items():
+            new = decay * variable.value + (1 - decay) * values[name]
+            variable.value = new.astype(variable.value.dtype)
 
 
 @NORMS.register("batch_norm", "batch_stats", "mask", "axis_name", *LAYOUTS)
-class BatchNorm(nn.Module):
+class BatchNorm(BatchStatistics):
     """y = (x - mean) / sqrt(var + epsilon) * scale + bias (Ioffe & Szegedy, 2015).
 
     Per channel, over all other axes; `mask` says which positions feed the statistics,
@@ -122,18 +141,6 @@ class BatchNorm(nn.Module):
       param_dtype, scale_init, bias_init: of the parameters.
     """
 
-    use_running_average: bool | None = None
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-    unbiased_running_var: bool = False
-    axis_name: str | tuple[str, ...] | None = None
-    use_scale: bool = True
-    use_bias: bool = True
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    scale_init: Initializer | float = nn.initializers.ones
-    bias_init: Initializer | float = nn.initializers.zeros
-
     @nn.compact
     def __call__(
         self,
@@ -152,53 +159,68 @@ class BatchNorm(nn.Module):
         y, dtype = self.normalize(x, mask, self.is_training(train))
         return y.astype(dtype)
 
-    def is_training(self, train: bool | None) -> bool:
-        """Whether to use the statistics of the batch."""
-        if self.use_running_average is not None:
-            return not self.use_running_average
-        if train is None:
-            raise UserError(f"{type(self).__name__} needs train=True or train=False")
-        return train
-
     def normalize(
         self, x: jax.Array, mask: jax.Array | None, train: bool
-    ) -> tuple[jax.Array, jnp.dtype]:
+    ) -> tuple[jax.Array, Dtype]:
         """The output before its last cast, and the dtype to cast it to.
 
         Moves the running statistics when `train`.
         """
-        channels = x.shape[-1]
-        stats_dtype = jnp.promote_types(self.param_dtype, jnp.float32)
-        running = {
-            name: self.variable(BATCH_STATS, name, init, (channels,), stats_dtype)
-            for name, init in (("mean", jnp.zeros), ("var", jnp.ones))
-        }
-        affine = affine_parameters(self, channels, use_bias=self.use_bias)
+        running = self.running_statistics(x.shape[-1], ("mean", "var"))
+        affine = affine_parameters(self, x.shape[-1], use_bias=self.use_bias)
         dtype = result_dtype(x, *affine, dtype=self.dtype)
         if not train:
-            mean, var = (along_channels(v.value, x.ndim) for v in running.values())
-            normalized = (at_least_float32(x) - mean) * jax.lax.rsqrt(
-                var + self.epsilon
-            )
-            return apply_affine(normalized, *affine), dtype
-        initializing = self.is_initializing()
-        y, mean, var, count = batch_normalize(
-            x,
-            *affine,
-            mask=mask,
-            epsilon=self.epsilon,
-            axis_name=None if initializing else self.axis_name,
+            return self.running_output(x, affine, running), dtype
+        axis_name = None if self.is_initializing() else self.axis_name
+        y, mean, var, count = self.batch_output(x, affine, mask, axis_name)
+        self.record(running, mean, var, count)
+        return y, dtype
+
+    @nn.nowrap
+    def running_output(
+        self,
+        x: jax.Array,
+        affine: tuple[jax.Array | None, jax.Array | None],
+        running: Mapping[str, nn.Variable],
+    ) -> jax.Array:
+        """y by the running statistics."""
+        mean = along_channels(running["mean"].value, x.ndim)
+        var = along_channels(running["var"].value, x.ndim)
+        root = jax.lax.rsqrt(self.regularize(var))
+        return apply_affine((at_least_float32(x) - mean) * root, *affine)
+
+    @nn.nowrap
+    def regularize(self, var: jax.Array) -> jax.Array:
+        """What x - mean is divided by the root of."""
+        return var + self.epsilon
+
+    @nn.nowrap
+    def batch_output(
+        self,
+        x: jax.Array,
+        affine: tuple[jax.Array | None, jax.Array | None],
+        mask: jax.Array | None,
+        axis_name: str | tuple[str, ...] | None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """(y, mean, var, count) of a training batch, as `batch_normalize`."""
+        return batch_normalize(
+            x, *affine, mask=mask, epsilon=self.epsilon, axis_name=axis_name
         )
+
+    def record(
+        self,
+        running: Mapping[str, nn.Variable],
+        mean: jax.Array,
+        var: jax.Array,
+        count: jax.Array,
+    ) -> None:
+        """Move the running statistics by those of a batch, [C] each."""
         for name, value in (("mean", mean), ("var", var)):
             self.sow(INTERMEDIATES, name, value)
-        if not initializing:
-            if self.unbiased_running_var:
-                var = var * count / jnp.maximum(count - 1, 1)
-            decay = jnp.where(count > 0, self.momentum, 1.0)
-            for variable, value in zip(running.values(), (mean, var), strict=True):
-                new = decay * variable.value + (1 - decay) * value
-                variable.value = new.astype(variable.value.dtype)
-        return y, dtype
+        if self.unbiased_running_var:
+            var = unbiased(var, count)
+        decay = jnp.where(count > 0, self.momentum, 1.0)
+        self.move(running, {"mean": mean, "var": var}, decay)
 
     @nn.nowrap
     def inference_affine(self, variables: Mapping[str, Any]) -> InferenceAffine:

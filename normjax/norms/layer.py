@@ -37,7 +37,7 @@ def layer_normalize(
     Returns:
       [..., C] in at least float32.
     """
-    return _token_normalize(*match_varying(x, scale, bias), epsilon, True)
+    return _token_normalize(*match_varying(x, scale, bias), epsilon, True, 0)
 
 
 def rms_normalize(
@@ -53,32 +53,53 @@ def rms_normalize(
     Returns:
       [..., C] in at least float32.
     """
-    return _token_normalize(*match_varying(x, scale), None, epsilon, False)
+    return _token_normalize(*match_varying(x, scale), None, epsilon, False, 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _token_normalize(x, scale, bias, epsilon, centered):
-    return _token_forward(x, scale, bias, epsilon, centered)[0]
+def crms_normalize(x: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
+    """x / sqrt((sum(x**2) + sum(x)**2) / (C + 1) + epsilon) per token.
+
+    RMS normalisation of the C + 1 entries with sum 0 of which x is the first C (Jiang
+    et al., 2023). Gradient as in `layer_normalize`.
+
+    Args:
+      x: [..., C].
+
+    Returns:
+      [..., C] in at least float32.
+    """
+    return _token_normalize(x, None, None, epsilon, False, 1)
 
 
-def _token_forward(x, scale, bias, epsilon, centered):
-    wide = at_least_float32(x)
-    mean = jnp.mean(wide, -1, keepdims=True) if centered else None
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _token_normalize(x, scale, bias, epsilon, centered, implied):
+    return _token_forward(x, scale, bias, epsilon, centered, implied)[0]
+
+
+def _token_forward(x, scale, bias, epsilon, centered, implied):
+    wide, mean = at_least_float32(x), None
     if centered:
+        mean = jnp.mean(wide, -1, keepdims=True)
         wide = wide - mean
-    mean_square = jnp.mean(jnp.square(wide), -1, keepdims=True)
-    inverse_root = jax.lax.rsqrt(mean_square + epsilon)
+    square = jnp.sum(jnp.square(wide), -1, keepdims=True)
+    if implied:
+        square += jnp.square(jnp.sum(wide, -1, keepdims=True))
+    inverse_root = jax.lax.rsqrt(square / (x.shape[-1] + implied) + epsilon)
     y = apply_affine(wide * inverse_root, scale, bias)
     return y, (x, mean, inverse_root, scale, bias)
 
 
-def _token_backward(epsilon, centered, saved, dy):
+def _token_backward(epsilon, centered, implied, saved, dy):
     del epsilon
     x, mean, inverse_root, scale, bias = saved
     wide = at_least_float32(x)
     normalized = (wide - mean if centered else wide) * inverse_root
     g, dscale, dbias = affine_gradients(dy, normalized, scale, bias)
-    dx = g - normalized * jnp.mean(g * normalized, -1, keepdims=True)
+    along = jnp.sum(g * normalized, -1, keepdims=True) / (x.shape[-1] + implied)
+    if implied:
+        # The implied entry -sum(x) changes with every entry.
+        normalized += jnp.sum(normalized, -1, keepdims=True)
+    dx = g - normalized * along
     if centered:
         dx = dx - jnp.mean(g, -1, keepdims=True)
     return (inverse_root * dx).astype(x.dtype), dscale, dbias
@@ -145,3 +166,38 @@ class RMSNorm(nn.Module):
         scale, _ = affine_parameters(self, x.shape[-1], use_bias=False)
         y = rms_normalize(x, scale, epsilon=self.epsilon)
         return y.astype(result_dtype(x, scale, dtype=self.dtype))
+
+
+@NORMS.register("simple_rms_norm", "seq", "grid", "causal", "decode")
+class SimpleRMSNorm(RMSNorm):
+    """y = x / sqrt(mean(x**2) + epsilon): no parameters (Qin et al., 2023).
+
+    RMSNorm under the name that TransNormerLLM gives it; attributes as there.
+    """
+
+    use_scale: bool = False
+
+
+@NORMS.register("crms_norm", "seq", "grid", "causal", "decode")
+class CRMSNorm(nn.Module):
+    """y = x / sqrt((sum(x**2) + sum(x)**2) / (C + 1) + epsilon) (Jiang et al., 2023).
+
+    The C entries stand for C + 1 entries of sum 0 whose last one is left out: a Pre-LN
+    transformer of width C + 1 becomes one of width C with this norm. No parameters, no
+    state; sums in at least float32.
+
+    Attributes:
+      epsilon: added inside the root.
+      dtype: of the result; None keeps the input's.
+    """
+
+    epsilon: float = 1e-6
+    dtype: Dtype | None = None
+
+    def __call__(
+        self, x: jax.Array, *, mask: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        """x: [..., C] -> [..., C]. `mask`, `train` unused: one token, one rule."""
+        del mask, train
+        y = crms_normalize(x, epsilon=self.epsilon)
+        return y.astype(result_dtype(x, dtype=self.dtype))

@@ -8,10 +8,17 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from normjax.core.collections import BATCH_STATS, COUNTER, DIAGNOSTICS, PARAMS
+from normjax.core.collections import (
+    BATCH_STATS,
+    COUNTER,
+    DIAGNOSTICS,
+    OVERWRITE,
+    PARAMS,
+)
 from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError, one_of
 from normjax.core.moments import at_least_float32
+from normjax.core.overwrite import keep
 from normjax.core.registry import Spec
 from normjax.core.switch import switch
 from normjax.norms.base import NORMS, InferenceAffine
@@ -32,7 +39,7 @@ def progressive_weight(
       float of the shape of `step`. The first update after warmup has lam = start, the
       one `decay_steps` later has 0.
     """
-    done = (step - warmup_steps).astype(float) / decay_steps
+    done = (step - warmup_steps).astype(float) / max(decay_steps, 1)
     return jnp.where(step < warmup_steps, 1.0, start * jnp.clip(1.0 - done, 0.0, 1.0))
 
 
@@ -51,7 +58,8 @@ class PRepBN(nn.Module):
     Attributes:
       decay_steps, warmup_steps: in optimizer updates.  start: first lam of the decay.
       layer_norm: the norm that is replaced (key, dict or factory; no state).
-      batch_norm: the norm that replaces it (state in `batch_stats`).
+      batch_norm: the norm that replaces it (state in `batch_stats`, and in
+        `_overwrite_with_gradient` if its backward pass writes some).
       eval_mix: "end" evaluates as after the decay (as published), "current" with the
         present lam.
       axis_name: passed to `batch_norm`.  dtype, param_dtype: passed to both.
@@ -104,7 +112,7 @@ class PRepBN(nn.Module):
             phase,
             _phases(layer.clone(parent=None), batch.clone(parent=None), dtype),
             (weight, mask, batch.variables[BATCH_STATS]),
-            (x, *params),
+            (x, *params, batch.variables.get(OVERWRITE, {})),
         )
         for name, value in stats.items():
             batch.put_variable(BATCH_STATS, name, value)
@@ -131,23 +139,24 @@ def _mix(weight: jax.Array, y_layer: jax.Array, y_batch: jax.Array) -> jax.Array
     return weight * at_least_float32(y_layer) + (1 - weight) * at_least_float32(y_batch)
 
 
-def _phases(layer: nn.Module, batch: nn.Module, dtype: jnp.dtype) -> tuple:
+def _phases(layer: nn.Module, batch: nn.Module, dtype: Dtype) -> tuple:
     """The norm before, during and after the decay, as pure functions for `switch`."""
 
-    def run_layer(operands):
-        x, params, _ = operands
+    def run_layer(operands) -> Any:
+        x, params, _, _ = operands
         return layer.apply({PARAMS: params}, x)
 
     def run_batch(constants, operands):
         _, mask, stats = constants
-        x, _, params = operands
-        variables = {PARAMS: params, BATCH_STATS: stats}
+        x, _, params, overwrite = operands
+        variables = {PARAMS: params, BATCH_STATS: stats, OVERWRITE: overwrite}
         y, new = batch.apply(variables, x, mask=mask, train=True, mutable=[BATCH_STATS])
         return y, new[BATCH_STATS]
 
     def warmup(constants, operands):
         _, _, stats = constants
-        return run_layer(operands).astype(dtype), stats
+        y = run_layer(operands).astype(dtype)
+        return keep(y, operands[-1]), stats
 
     def decay(constants, operands):
         y, stats = run_batch(constants, operands)

@@ -53,6 +53,8 @@ def channels_last(x: np.ndarray, layout: str) -> np.ndarray:
 def run_steps(data, meta, tolerance, norm, params, state, *, held=None):
     """T training steps with parameters held fixed, then one evaluation.
 
+    Returns the variables as the last step left them.
+
     Args:
       norm: the module.  params, state: names of its variables (see the tables above).
       held: function of the step number giving leaves of `batch_stats` that are set
@@ -114,8 +116,12 @@ def run_steps(data, meta, tolerance, norm, params, state, *, held=None):
             expected = data[f"state_{reference}_{t}"]
             close(f"{path}_{t}", leaf(stats, path), expected, tolerance.value)
         variables = {**variables, STATS: stats}
-    y = norm.apply(variables, array("x_eval"), train=False)
-    close("y_eval", y, channels_last(data["y_eval"], layout), tolerance.value)
+    if "x_eval" in data:
+        mask = data["mask_eval"].astype(bool) if "mask_eval" in data else None
+        x = array("x_eval")
+        y, _ = norm.apply(variables, x, mask=mask, train=False, mutable=[STATS])
+        close("y_eval", y, channels_last(data["y_eval"], layout), tolerance.value)
+    return variables
 
 
 def batch_arguments(kwargs: dict, eps: str = "eps") -> dict:

@@ -3,37 +3,15 @@
 A new norm adds one row (or more) and inherits every contract.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from tests.norms import oracles
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A norm as the tests build it.
-
-    Attributes:
-      name: registry key.  kwargs: arguments of the module.
-      oracle: float64 NumPy forward pass (see oracles.py).
-      shape: of the input that it is tested on.
-      stats: initial values of the leaves of `batch_stats` that matter, by path; others
-        are drawn at random.
-      large_mean: whether the output has standard deviation 1 on data of mean 1e4.
-    """
-
-    name: str
-    oracle: Callable
-    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    shape: tuple[int, ...] = (4, 7, 6)
-    stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    large_mean: bool = True
-
-    def __str__(self) -> str:
-        arguments = ",".join(f"{k}={v}" for k, v in self.kwargs.items())
-        return f"{self.name}({arguments})"
-
+from tests.norms import (
+    example_rows,
+    grid_rows,
+    oracles,
+    part_rows,
+    power_rows,
+    unified_rows,
+)
+from tests.norms.row import Row
 
 ROWS = [
     Row("layer_norm", oracles.layer_norm),
@@ -61,4 +39,9 @@ ROWS = [
             (9, {}),
         )
     ),
+    *example_rows.ROWS,
+    *grid_rows.ROWS,
+    *part_rows.ROWS,
+    *power_rows.ROWS,
+    *unified_rows.ROWS,
 ]

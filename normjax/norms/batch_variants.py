@@ -1,0 +1,121 @@
+"""BatchNorm as the PowerNorm repository masks it: two departures from the plain form.
+
+They are kept to reproduce that repository; `batch_norm` with a mask is the clean form.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from normjax.core.collections import BATCH_STATS
+from normjax.core.moments import (
+    align_mask,
+    at_least_float32,
+    masked_mean,
+    masked_moments,
+)
+from normjax.norms.base import NORMS, InferenceAffine, apply_affine
+from normjax.norms.batch import LAYOUTS, BatchNorm
+from normjax.norms.composite import AroundBatchNorm
+from normjax.norms.layer import rms_normalize
+
+
+@NORMS.register("clamped_batch_norm", "batch_stats", "mask", "axis_name", *LAYOUTS)
+class ClampedBatchNorm(BatchNorm):
+    """y = (x - mean) / sqrt(max(var, epsilon)) * scale + bias (Shen et al., 2020).
+
+    BatchNorm with the variance clamped at `epsilon` where it is added there; mask,
+    state and attributes as there. What the repository does by default, the statistics
+    of the batch at evaluation too, recorded, is `use_running_average=False`.
+    """
+
+    @nn.nowrap
+    def regularize(self, var):
+        """What x - mean is divided by the root of."""
+        return jnp.maximum(var, self.epsilon)
+
+    @nn.nowrap
+    def batch_output(self, x, affine, mask, axis_name):
+        """(y, mean, var, count); the gradient goes through the moments."""
+        axes = tuple(range(x.ndim - 1))
+        moments = masked_moments(x, axes, mask=mask, axis_name=axis_name)
+        mean, var, count = moments
+        normalized = (at_least_float32(x) - mean) * jax.lax.rsqrt(self.regularize(var))
+        mean, var, count = (jnp.squeeze(m, axes) for m in moments)
+        return apply_affine(normalized, *affine), mean, var, count
+
+    @nn.nowrap
+    def inference_affine(self, variables: Mapping[str, Any]) -> InferenceAffine:
+        """As BatchNorm's, with the clamped variance."""
+        stats = variables[BATCH_STATS]
+        # The parent adds epsilon again.
+        var = np.maximum(np.float64(stats["var"]), self.epsilon) - self.epsilon
+        return super().inference_affine(
+            {**variables, BATCH_STATS: {**stats, "var": var}}
+        )
+
+
+def fill_masked(
+    x: jax.Array,
+    mask: jax.Array | None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Masked positions overwritten by the mean of the valid ones, per channel.
+
+    Args:
+      x: [..., C].  mask: leading or all dims of x; True is valid.
+
+    Returns:
+      (x, whether a channel has a valid position: bool [1, ..., 1, C], None without a
+      mask).
+    """
+    if mask is None:
+        return x, None
+    axes = tuple(range(x.ndim - 1))
+    mean, count = masked_mean(x, axes, mask=mask, axis_name=axis_name)
+    return jnp.where(align_mask(mask, x), x, mean), count > 0
+
+
+@NORMS.register("filled_batch_norm", "batch_stats", "mask", "axis_name", *LAYOUTS)
+class FilledBatchNorm(AroundBatchNorm):
+    """BN(fill(x / sqrt(mean_C(x**2) + token_epsilon))), BN over all positions.
+
+    "Masked synchronised BatchNorm" of the PowerNorm repository (Shen et al., 2020):
+    tokens are first divided by their root mean square, then padding is overwritten by
+    the mean of the real tokens, at evaluation too, and counts in the statistics. The
+    mean is that of the real tokens, the variance is too small by the share of padding.
+    No affine map per channel at evaluation, so it does not fold.
+
+    State and parameters are those of the BatchNorm inside, under `batch_norm`. A batch
+    without a valid position leaves the state as it is.
+
+    Attributes:
+      momentum: 0.95 in the repository.
+      token_scaling: divide by the root mean square first.
+      token_epsilon: added inside that root.
+      Others: as in BatchNorm.
+    """
+
+    momentum: float = 0.95
+    token_scaling: bool = True
+    token_epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        train: bool | None = None,
+    ) -> jax.Array:
+        """x: [..., C] -> [..., C]; `mask` is used at evaluation too."""
+        wide = at_least_float32(x)
+        if self.token_scaling:
+            wide = rms_normalize(wide, epsilon=self.token_epsilon)
+        axis_name = None if self.is_initializing() else self.axis_name
+        filled, present = fill_masked(wide, mask, axis_name)
+        return self.finish(self.batch_norm(filled, present, train), x)
