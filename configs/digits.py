@@ -16,9 +16,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The run; see the module's docstring for `arg`."""
     choice = parse_arg(arg, norm="prepbn", mixer="sla", placement="pre", runlocal=False)
     config = base_config()
-    config.total_steps = 1500
+    config.total_steps = 1000
     config.data.name = "digits"
+    config.recalibrate_batches = 50
     config.data.augment.crop_padding = 1
+    config.data.label_smoothing = 0.05
     config.model.update(
         dim=64,
         depth=4,
