@@ -197,3 +197,24 @@ def test_fraction_errors(spec, message):
 
     with pytest.raises(UserError, match=message):
         configs.resolve_fractions(NORMS, {"name": "prepbn", **spec}, 100)
+
+
+def test_arguments_that_the_file_leaves_out():
+    """A component takes every plain argument of its class, at its type."""
+    config = parse(
+        f"--config={ROOT / 'configs/digits.py'}:norm=power_norm",
+        "--config.model.norm.floor=0.01",
+        "--config.model.norm.warmup_fraction=0.1",
+        "--config.model.mixer.kernel_size=3",
+    )
+    assert config.model.norm.to_dict() == {
+        "name": "power_norm",
+        "floor": 0.01,
+        "warmup_fraction": 0.1,
+    }
+    assert config.model.mixer.kernel_size == 3
+    with pytest.raises(UserError, match="did you mean 'momentum'"):
+        parse(
+            f"--config={ROOT / 'configs/digits.py'}:norm=batch_norm",
+            "--config.model.norm.momentun=0.5",
+        )

@@ -1,5 +1,6 @@
 """Configs: read from the command line, resolved, checked, kept in the workdir."""
 
+import dataclasses
 import importlib.machinery
 import json
 import re
@@ -76,7 +77,7 @@ class _ConfigFile(flags.ArgumentParser):
                 if not isinstance(node, ConfigDict):
                     raise UserError(f"{path} is a value and has no field {name!r}")
                 if name not in node:
-                    raise UserError(one_of(f"field of {path}:", name, node))
+                    _add_argument(node, path, name)
                 node, path = node[name], f"{path}.{name}"
             try:
                 parse = _PARSERS.get(type(node), str)
@@ -86,6 +87,41 @@ class _ConfigFile(flags.ArgumentParser):
                 message = f"{path} takes a value of type {kind}: {text!r}"
                 raise UserError(message) from None
         return config
+
+
+def _add_argument(node: ConfigDict, path: str, name: str) -> None:
+    """Give a component its argument `name`, at the default of the class it names.
+
+    So `--config.model.norm.momentum=0.95` works where the file leaves the default.
+
+    Raises:
+      UserError: there is no such field, or none that a command line can give.
+    """
+    arguments = _component_arguments(node, path)
+    if name not in arguments:
+        raise UserError(one_of(f"field of {path}:", name, {*node, *arguments}))
+    with node.unlocked():
+        node[name] = arguments[name]
+
+
+def _component_arguments(node: ConfigDict, path: str) -> dict[str, Any]:
+    """Defaults of the plain arguments of the component that `node` describes."""
+    if not path.startswith("config.model") or "name" not in node:
+        return {}
+    from normjax.models import COMPONENTS, MODELS
+
+    registry = COMPONENTS.get(path.rpartition(".")[2], MODELS)
+    if node["name"] not in registry:
+        return {}
+    fields = dataclasses.fields(registry[node["name"]].make)
+    defaults = {f.name: f.default for f in fields}
+    plain = {
+        k: v for k, v in defaults.items() if isinstance(v, bool | int | float | str)
+    }
+    steps = [
+        name.removesuffix("_steps") for name in defaults if name.endswith("_steps")
+    ]
+    return {**plain, **{f"{name}_fraction": 0.0 for name in steps}}
 
 
 def parse_flags(argv: Sequence[str], define: Any) -> flags.FlagValues:
