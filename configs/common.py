@@ -57,9 +57,9 @@ def norm_config(name: str) -> ConfigDict:
     return config
 
 
-def base_config() -> ConfigDict:
+def base_config() -> Any:
     """Every field that a run of image classification has, with neutral values."""
-    config = ConfigDict()
+    config: Any = ConfigDict()
     config.seed = 0
     config.batch_size = 128
     config.total_steps = 1000

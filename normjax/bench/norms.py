@@ -68,7 +68,7 @@ def measure(names: Sequence[str], shape: tuple[int, ...], dtype: Any) -> list[tu
     copy = jax.jit(lambda x: x + 1)
     rows = []
     for name in names:
-        calls = {"floor": functools.partial(copy, x)}
+        calls: dict[str, Callable] = {"floor": functools.partial(copy, x)}
         forward, both = _calls(_ours(name), x, dy)
         calls["forward"], calls["both"] = forward, both
         if name in FLAX:
@@ -94,7 +94,7 @@ def _ours(name: str) -> nn.Module:
 
 def _calls(module: nn.Module, x, dy) -> tuple[Callable, Callable]:
     takes_train = "train" in type(module).__call__.__annotations__
-    kwargs = {"train": True} if takes_train else {}
+    kwargs: dict[str, Any] = {"train": True} if takes_train else {}
     variables = module.init(jax.random.key(2), x, **kwargs)
     trained = {k: v for k, v in variables.items() if k in (PARAMS, OVERWRITE)}
     state = {k: v for k, v in variables.items() if k not in trained}
@@ -117,7 +117,7 @@ def _torch_call(name: str, shape, dtype) -> Callable | None:
     """torch's forward and backward on the CPU, channels where torch wants them."""
     if importlib.util.find_spec("torch") is None:
         return None
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     channels = shape[-1]
     makers = {

@@ -58,8 +58,9 @@ class ImageSource:
         self.num_examples = len(self._records)
         self._decoded_at: pathlib.Path | None = None
         if self.shape and self.num_examples * np.prod(self.shape) < DECODED_BYTES:
-            self._decoded_at = cache / "decoded" / _decoded_key(builder, split)
-            self._write_decoded(self._decoded_at)
+            target = cache / "decoded" / _decoded_key(builder, split)
+            self._write_decoded(target)
+            self._decoded_at = target
         self._map_decoded()
 
     @property

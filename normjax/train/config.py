@@ -113,7 +113,8 @@ def _component_arguments(node: ConfigDict, path: str) -> dict[str, Any]:
     registry = COMPONENTS.get(path.rpartition(".")[2], MODELS)
     if node["name"] not in registry:
         return {}
-    fields = dataclasses.fields(registry[node["name"]].make)
+    make: Any = registry[str(node["name"])].make
+    fields = dataclasses.fields(make)
     defaults = {f.name: f.default for f in fields}
     plain = {
         k: v for k, v in defaults.items() if isinstance(v, bool | int | float | str)
@@ -211,7 +212,7 @@ def keep_config(config: ConfigDict, workdir: Path) -> None:
         raise UserError(f"workdir {workdir}: {error.strerror}") from error
 
 
-def kept_config(workdir: Path) -> ConfigDict:
+def kept_config(workdir: Path) -> Any:
     """The config of the run in `workdir`.
 
     Raises:

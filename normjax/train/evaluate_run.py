@@ -37,7 +37,7 @@ def evaluate_run(
     """
     config = kept_config(workdir)
     experiment = build_experiment(config)
-    split = split or config.data.eval_split
+    split = str(split or config.data.eval_split)
     checkpoints = Checkpoints(workdir)
     try:
         step = checkpoints.best() if best else checkpoints.latest()

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from normjax import data, models, norms, optim
 from normjax.core.errors import UserError
@@ -42,7 +41,7 @@ class Experiment:
       image_shape: (H, W, C) that the model sees.
     """
 
-    config: ConfigDict
+    config: Any
     model: nn.Module
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -106,7 +105,7 @@ class Experiment:
         return to_devices(batches, self.mesh)
 
 
-def build_experiment(config: ConfigDict) -> Experiment:
+def build_experiment(config: Any) -> Experiment:
     """Check `config` and build what it describes.
 
     Raises:
@@ -143,7 +142,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
     )
 
 
-def open_split(config: ConfigDict, split: str) -> data.ImageSource:
+def open_split(config: Any, split: str) -> data.ImageSource:
     """One split of the config's data set."""
     return data.open_images(
         config.data.name,
@@ -153,7 +152,7 @@ def open_split(config: ConfigDict, split: str) -> data.ImageSource:
     )
 
 
-def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
+def build_model(config: Any, num_classes: int) -> nn.Module:
     """The model of `config.model`; fractions of the run become steps."""
     spec: dict[str, Any] = config.model.to_dict()
     spec["norm"] = resolve_fractions(norms.NORMS, spec["norm"], config.total_steps)
@@ -169,7 +168,7 @@ def _check_numbers(config: Any) -> None:
             raise UserError(f"config.{field} must be at least 1, got {value}")
 
 
-def _check_channels(config: ConfigDict, channels: int) -> None:
+def _check_channels(config: Any, channels: int) -> None:
     for field in ("mean", "std"):
         value = config.data[field]
         numbers = all(isinstance(v, int | float) for v in value)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from normjax.core.collections import BATCH_STATS
 from normjax.train import report
@@ -28,7 +27,7 @@ class NonFiniteLoss(RuntimeError):
     """The loss is not a finite number any more; the last checkpoint is untouched."""
 
 
-def train(config: ConfigDict, workdir: Path) -> dict[str, float] | None:
+def train(config: Any, workdir: Path) -> dict[str, float] | None:
     """Train what `config` describes, or go on where the run in `workdir` stopped.
 
     Writes checkpoints, `config.json`, `metrics.jsonl`, TensorBoard events and
