@@ -17,6 +17,7 @@ from normjax.norms import NORMS
 from tests.norms.case import STATS, Case
 from tests.norms.rows import ROWS
 
+SHARDS = [pytest.param(2, marks=pytest.mark.slow), 4]
 FIRST_ROWS = list({row.name: row for row in reversed(ROWS)}.values())[::-1]
 
 
@@ -187,7 +188,7 @@ def test_empty_mask_moves_no_state_and_stays_finite(case):
             np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", SHARDS)
 def test_sharded_batch_equals_one_device(first_case, devices):
     """Value, states and gradient under jit, the batch split over devices."""
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
@@ -211,7 +212,7 @@ def test_sharded_batch_equals_one_device(first_case, devices):
     chex.assert_trees_all_close(one, many, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", SHARDS)
 def test_axis_name_equals_one_device(first_case, devices):
     """Inside shard_map, with unequal numbers of valid positions in the shards."""
     if "axis_name" not in NORMS[first_case.row.name].tags:
@@ -313,6 +314,7 @@ def test_initialisation_touches_no_statistics(case):
     chex.assert_trees_all_equal(trained, evaluated)
 
 
+@pytest.mark.slow
 def test_inside_remat_and_scan(first_case):
     """Two layers by nn.scan over nn.remat equal two calls one after the other."""
     norm = norms.build(first_case.row.name, **first_case.row.kwargs)

@@ -220,6 +220,7 @@ def test_loss_that_is_not_finite(tmp_path, monkeypatch):
     assert steps_kept(tmp_path) == [3]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_due_after_a_bad_step_is_not_written(tmp_path):
     config = tiny_config("norm=none", total_steps=4, checkpoint__every=1)
     config.optim.update(lr=1e30, clip_norm=0.0, warmup_fraction=0.25, name="sgd")
@@ -232,6 +233,7 @@ def test_a_checkpoint_that_is_due_after_a_bad_step_is_not_written(tmp_path):
     assert finite and all(finite)
 
 
+@pytest.mark.slow
 def test_best_checkpoint_is_kept_over_a_resume(tmp_path, monkeypatch):
     """Top-1 by step is 0.2, 0.9, 0.3 and 0.1; the run stops once on the way."""
     scripted = {1: 0.2, 2: 0.9, 3: 0.3, 4: 0.1}

@@ -166,6 +166,7 @@ def test_optimizer_and_decay_do_not_see_the_state(name):
     chex.assert_trees_all_equal(*results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_remat_writes_the_same_state(name):
     """The forward pass that runs again must not count twice."""
@@ -211,6 +212,7 @@ def test_checkpoint_brings_the_state_back(name, tmp_path):
     chex.assert_trees_all_close(*map(jax.device_get, following), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_prepbn_leaves_the_state_in_warmup_and_hands_over(name):
     spec = {
