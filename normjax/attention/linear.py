@@ -34,6 +34,7 @@ class SimplifiedLinearAttention(nn.Module):
 
     Attributes:
       num_heads: heads; each has K channels.
+      qkv_features: width of queries, keys and values; None for that of x.
       qkv_bias: bias of the joint query-key-value projection.
       kernel_size: of the depthwise convolution.
       epsilon: added to the denominator.
@@ -41,6 +42,7 @@ class SimplifiedLinearAttention(nn.Module):
     """
 
     num_heads: int
+    qkv_features: int | None = None
     qkv_bias: bool = True
     kernel_size: int = 5
     epsilon: float = 1e-6
@@ -66,7 +68,7 @@ class SimplifiedLinearAttention(nn.Module):
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
         }
-        width = x.shape[-1]
+        width = self.qkv_features or x.shape[-1]
         project = SplitDense(3, width, use_bias=self.qkv_bias, name="qkv", **dense)
         q, k, v = project(x)
         table = self._table((x.shape[1], x.shape[2], width))
@@ -76,8 +78,12 @@ class SimplifiedLinearAttention(nn.Module):
             k, v = (jnp.where(mask[..., None], t, 0) for t in (k, v))
         heads = (split_heads(tokens_of(t), self.num_heads) for t in (q, k, v))
         o = merge_heads(linear_attention(*heads, epsilon=self.epsilon))
-        o = o.reshape(x.shape) + self._convolve(v)
-        return nn.Dense(width, name="proj", **dense)(o.astype(q.dtype))
+        o = o.reshape(v.shape) + self._convolve(v)
+        return nn.Dense(x.shape[-1], name="proj", **dense)(o.astype(q.dtype))
+
+    def inner_widths(self, dim: int) -> dict[str, int]:
+        """Arguments that keep the inside at width `dim` when the tokens get another."""
+        return {"qkv_features": self.qkv_features or dim}
 
     def _table(self, shape: tuple[int, int, int]) -> jax.Array:
         stored = self.get_variable("params", "positional_encoding")

@@ -12,6 +12,7 @@ from normjax.attention.base import (
     MIXERS,
     SplitDense,
     merge_heads,
+    softmax_attention,
     split_heads,
     tokens_of,
     trunc_normal,
@@ -26,6 +27,7 @@ class SoftmaxAttention(nn.Module):
 
     Attributes:
       num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width of queries, keys and values; None for that of x.
       qkv_bias: bias of the joint query-key-value projection.
       causal: no position sees a later one.
       qk_norm: factory of a norm applied to queries and keys per head, or None.
@@ -33,6 +35,7 @@ class SoftmaxAttention(nn.Module):
     """
 
     num_heads: int
+    qkv_features: int | None = None
     qkv_bias: bool = True
     causal: bool = False
     qk_norm: Callable[..., nn.Module] | None = None
@@ -55,9 +58,8 @@ class SoftmaxAttention(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         dense = {"kernel_init": self.kernel_init, **types}
         shape, x = x.shape, tokens_of(x)
-        project = SplitDense(
-            3, x.shape[-1], use_bias=self.qkv_bias, name="qkv", **dense
-        )
+        width = self.qkv_features or x.shape[-1]
+        project = SplitDense(3, width, use_bias=self.qkv_bias, name="qkv", **dense)
         q, k, v = (split_heads(t, self.num_heads) for t in project(x))
         mask = None if mask is None else mask.reshape(x.shape[:2])
         if self.qk_norm is not None:
@@ -65,6 +67,10 @@ class SoftmaxAttention(nn.Module):
             q = self.qk_norm(name="q_norm", **types)(q, mask=valid, train=train)
             k = self.qk_norm(name="k_norm", **types)(k, mask=valid, train=train)
         visible = None if mask is None else mask[:, None, None, :]
-        o = jax.nn.dot_product_attention(q, k, v, mask=visible, is_causal=self.causal)
+        o = softmax_attention(q, k, v, mask=visible, causal=self.causal)
         o = nn.Dense(x.shape[-1], name="proj", **dense)(merge_heads(o))
         return o.reshape(shape)
+
+    def inner_widths(self, dim: int) -> dict[str, int]:
+        """Arguments that keep the inside at width `dim` when the tokens get another."""
+        return {"qkv_features": self.qkv_features or dim}

@@ -24,3 +24,19 @@ class FoldSite:
     writer: str | None = None
     scale: float = 1.0
     obstacle: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """What surrounds the residual stream of a model.
+
+    Attributes:
+      writers: paths of all parameters that are added into the stream: linear layers
+        and tables.
+      norms: paths of all norms that read it; nothing else does.
+      obstacle: why the stream cannot be changed, for the error.
+    """
+
+    writers: tuple[str, ...]
+    norms: tuple[str, ...]
+    obstacle: str = ""

@@ -3,9 +3,20 @@
     folded_model, folded_variables = fusion.fold(model, variables)
 
 gives the same outputs at evaluation with fewer operations; `fusion.plan` says what is
-folded where, and what is not and why.
+folded where, and what is not and why. `fusion.convert_pre_norm` turns a Pre-LN model
+into a Pre-RMSNorm or Pre-CRMSNorm one.
 """
 
-from normjax.fusion.fold import Fold, FoldedModel, fold, plan
+from normjax.fusion.fold import Fold, fold, plan
+from normjax.fusion.prenorm import Change, Conversion, convert_pre_norm
+from normjax.fusion.rewrite import RewrittenModel
 
-__all__ = ["Fold", "FoldedModel", "fold", "plan"]
+__all__ = [
+    "Change",
+    "Conversion",
+    "Fold",
+    "RewrittenModel",
+    "convert_pre_norm",
+    "fold",
+    "plan",
+]

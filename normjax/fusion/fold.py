@@ -4,17 +4,16 @@ Models tell where their norms sit (`fold_sites`), norms which affine map they ar
 evaluation (`inference_affine`); nothing here knows a model or a norm.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from normjax.core.collections import PARAMS
 from normjax.core.folding import FoldSite
+from normjax.fusion.rewrite import mutable_tree, remove, rewritten, subtree
 from normjax.norms import InferenceAffine, NoNorm
 
 
@@ -31,46 +30,6 @@ class Fold(NamedTuple):
     norm: str
     into: tuple[str, ...]
     reason: str
-
-
-class FoldedModel(nn.Module):
-    """A model some of whose norms have become the identity.
-
-    Has the variables, the arguments and the result of `model`.
-
-    Attributes:
-      model: the model before folding.
-      identities: paths of the norms that are skipped.
-      biased: paths of the linear layers that got a bias which `model` does not give
-        them.
-    """
-
-    model: nn.Module
-    identities: frozenset[str] = frozenset()
-    biased: frozenset[str] = frozenset()
-
-    def setup(self):
-        nn.share_scope(self, self.model)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with nn.intercept_methods(self._intercept):
-            return self.model(*args, **kwargs)
-
-    @nn.nowrap
-    def _intercept(self, call, args, kwargs, context):
-        path = "/".join(context.module.path[len(self.path) :])
-        if context.method_name == "__call__" and path in self.identities:
-            return args[0]
-        y = call(*args, **kwargs)
-        if context.method_name == "__call__" and path in self.biased:
-            y = _add_bias(y, context.module.get_variable(PARAMS, "bias"))
-        return y
-
-    @nn.nowrap
-    def fold_sites(self) -> list[FoldSite]:
-        """Norms that are still there."""
-        sites = self.model.fold_sites()
-        return [site for site in sites if site.path not in self.identities]
 
 
 def plan(model: nn.Module, variables: Mapping[str, Any]) -> list[Fold]:
@@ -97,26 +56,23 @@ def fold(
     Raises:
       ValueError: the model does not say where its norms sit.
     """
-    folded = {name: _mutable(tree) for name, tree in variables.items()}
-    identities, biased = set(), set()
+    folded = {name: mutable_tree(tree) for name, tree in variables.items()}
+    identities, biased = {}, set()
     for site in _sites(model):
         verdict, affine = _judge(site, folded)
         if affine is None:
             continue
         for path in site.readers:
-            if _into_reader(_subtree(folded[PARAMS], path), affine, site.scale):
+            if _into_reader(subtree(folded[PARAMS], path), affine, site.scale):
                 biased.add(path)
         if not site.readers:
-            _into_writer(_subtree(folded[PARAMS], verdict.into[0]), affine)
+            _into_writer(subtree(folded[PARAMS], verdict.into[0]), affine)
         for tree in folded.values():
-            _remove(tree, site.path)
-        identities.add(site.path)
+            remove(tree, site.path)
+        identities[site.path] = NoNorm()
     if not identities:
         return model, dict(variables)
-    inner, already = model, (frozenset(), frozenset())
-    if isinstance(model, FoldedModel):
-        inner, already = model.model, (model.identities, model.biased)
-    folded_model = FoldedModel(inner, already[0] | identities, already[1] | biased)
+    folded_model = rewritten(model, identities, biased)
     return folded_model, {name: tree for name, tree in folded.items() if tree}
 
 
@@ -135,22 +91,11 @@ def _judge(site: FoldSite, variables) -> tuple[Fold, InferenceAffine | None]:
     elif site.obstacle or not into:
         reason = site.obstacle or "no linear layer reads its output alone"
     else:
-        own = {c: _subtree(tree, site.path) for c, tree in variables.items()}
+        own = {c: subtree(tree, site.path) for c, tree in variables.items()}
         own = {c: tree for c, tree in own.items() if tree is not None}
         affine = site.norm.inference_affine(own)
         reason = "" if affine else "has no affine form as it is configured"
     return Fold(site.path, name, () if reason else into, reason), affine
-
-
-def _add_bias(y: Any, bias: jax.Array) -> Any:
-    """y + bias, where y may come in parts along its last axis."""
-    parts = jax.tree.leaves(y)
-    biases = jnp.split(bias, np.cumsum([part.shape[-1] for part in parts])[:-1])
-    wide = [
-        part + b.astype(part.dtype).reshape((1,) * (part.ndim - 1) + b.shape)
-        for part, b in zip(parts, biases, strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(y), wide)
 
 
 def _into_reader(linear: dict, affine: InferenceAffine, factor: float) -> bool:
@@ -171,30 +116,3 @@ def _into_writer(linear: dict, affine: InferenceAffine) -> None:
         if name == "bias":
             wide = wide + affine.shift
         linear[name] = jnp.asarray(wide, linear[name].dtype)
-
-
-def _mutable(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {name: _mutable(value) for name, value in tree.items()}
-    return copy.copy(tree)
-
-
-def _subtree(tree: Any, path: str) -> Any:
-    for name in path.split("/"):
-        if tree is None or name not in tree:
-            return None
-        tree = tree[name]
-    return tree
-
-
-def _remove(tree: dict, path: str) -> None:
-    *parents, last = path.split("/")
-    trail = [tree]
-    for name in parents:
-        if name not in trail[-1]:
-            return
-        trail.append(trail[-1][name])
-    trail[-1].pop(last, None)
-    for parent, name in zip(reversed(trail[:-1]), reversed(parents), strict=True):
-        if not parent[name]:
-            del parent[name]

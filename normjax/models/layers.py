@@ -104,29 +104,39 @@ class PatchEmbed(nn.Module):
         """Norms of the stem and the convolution that each one reads."""
         return {}
 
+    def writer(self) -> str:
+        """The layer that makes the tokens."""
+        return "proj"
+
+    def inner_widths(self, dim: int) -> dict[str, int]:
+        """Arguments that keep the inside at width `dim` when the tokens get another."""
+        del dim
+        return {}
+
 
 @STEMS.register("conv", "grid")
 class ConvStem(nn.Module):
     """3x3 convolutions, each but the last with norm and activation (Xiao et al., 2021).
 
     Attributes:
-      dim: width of the tokens; earlier convolutions have dim / 2.
-      strides: one per convolution.
+      dim: width of the tokens.  strides: one per convolution.
+      hidden: width of the convolutions before the last; None for dim / 2.
     """
 
     dim: int
     norm: Factory
     activation: Factory
     strides: tuple[int, ...] = (2, 1)
+    hidden: int | None = None
     dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """x: [B, H, W, C] -> [B, H / s, W / s, dim] with s the product of strides."""
-        last = len(self.strides) - 1
+        last, hidden = len(self.strides) - 1, self.hidden or self.dim // 2
         for i, stride in enumerate(self.strides):
             x = nn.Conv(
-                self.dim if i == last else self.dim // 2,
+                self.dim if i == last else hidden,
                 (3, 3),
                 strides=(stride, stride),
                 padding=1,
@@ -141,6 +151,14 @@ class ConvStem(nn.Module):
     def norm_writers(self) -> dict[str, str]:
         """Norms of the stem and the convolution that each one reads."""
         return {f"norm_{i}": f"conv_{i}" for i in range(len(self.strides) - 1)}
+
+    def writer(self) -> str:
+        """The layer that makes the tokens."""
+        return f"conv_{len(self.strides) - 1}"
+
+    def inner_widths(self, dim: int) -> dict[str, int]:
+        """Arguments that keep the inside at width `dim` when the tokens get another."""
+        return {"hidden": self.hidden or dim // 2}
 
 
 class ZeroMeanDense(nn.Module):

@@ -1,5 +1,6 @@
 """Vision transformer in DeiT geometry, for any norm, mixer and activation."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from normjax.core.errors import UserError
-from normjax.core.folding import FoldSite
+from normjax.core.folding import FoldSite, Stream
 from normjax.models.base import MODELS
 from normjax.models.layers import MLP, Factory, StochasticDepth, trunc_normal
 from normjax.models.placement import Placement, Spots, placement_of, residual
@@ -105,7 +106,7 @@ class ViT(nn.Module):
                 norm=self.norm,
                 mixer=self._mixer(),
                 activation=self.activation,
-                mlp_hidden=int(self.dim * self.mlp_ratio),
+                mlp_hidden=round(self.dim * self.mlp_ratio),
                 drop_path=self.drop_path_rate * i / max(self.depth - 1, 1),
                 spots=placement.spots(i, self.depth),
                 dtype=self.dtype,
@@ -178,3 +179,38 @@ class ViT(nn.Module):
         if placement.final:
             sites.append(FoldSite("norm", norm, readers=("head",)))
         return sites
+
+    @nn.nowrap
+    def stream(self) -> Stream:
+        """What writes into the residual stream and which norms read it."""
+        placement, layers = placement_of(self.placement), range(self.depth)
+        obstacle = ""
+        spots = [placement.spots(i, self.depth) for i in layers]
+        if placement.embedding or any(s.output or s.stream for s in spots):
+            obstacle = f"placement {self.placement!r} adds norms into the stream"
+        elif not placement.final or not all(s.input for s in spots):
+            obstacle = f"placement {self.placement!r} lets layers read it without norm"
+        elif self.dropout_rate:
+            obstacle = "dropout acts on the stream"
+        tables = ("cls_token", "pos_embed") if self.pool == "cls" else ("pos_embed",)
+        stem = f"stem/{self._stem(parent=None).writer()}"
+        branches = ("norm1", "norm2"), ("mixer/proj", "mlp/fc2")
+        norms, writers = (
+            tuple(f"blocks_{i}/{name}" for i in layers for name in names)
+            for names in branches
+        )
+        return Stream((stem, *tables, *writers), (*norms, "norm"), obstacle)
+
+    @nn.nowrap
+    def narrowed(self) -> "ViT":
+        """The same with one channel less in the stream, as wide as before inside."""
+        stem, mixer = self._stem(parent=None), self._mixer()(parent=None)
+        if not hasattr(mixer, "inner_widths"):
+            name = type(mixer).__name__
+            raise UserError(f"{name} cannot be wider inside than the stream")
+        return self.clone(
+            dim=self.dim - 1,
+            mlp_ratio=round(self.dim * self.mlp_ratio) / (self.dim - 1),
+            stem=functools.partial(self.stem, **stem.inner_widths(self.dim)),
+            mixer=functools.partial(self.mixer, **mixer.inner_widths(self.dim)),
+        )

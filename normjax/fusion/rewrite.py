@@ -1,0 +1,112 @@
+"""A model with some of its norms exchanged, and the trees of its variables."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from normjax.core.collections import PARAMS
+from normjax.core.folding import FoldSite
+
+
+class RewrittenModel(nn.Module):
+    """A model some of whose norms have become other norms, without parameters.
+
+    Has the arguments and the result of `model`, and its variables but for those of the
+    exchanged norms.
+
+    Attributes:
+      model: the model before.
+      norms: pairs (path of a norm, the parameterless norm that runs instead).
+      biased: paths of the linear layers that got a bias which `model` does not give
+        them.
+    """
+
+    model: nn.Module
+    norms: tuple[tuple[str, nn.Module], ...] = ()
+    biased: frozenset[str] = frozenset()
+
+    def setup(self):
+        nn.share_scope(self, self.model)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with nn.intercept_methods(self._intercept):
+            return self.model(*args, **kwargs)
+
+    @nn.nowrap
+    def _intercept(self, call, args, kwargs, context):
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        path = "/".join(context.module.path[len(self.path) :])
+        norm = dict(self.norms).get(path)
+        if norm is not None:
+            return norm.apply({}, args[0])
+        y = call(*args, **kwargs)
+        if path in self.biased:
+            y = _add_bias(y, context.module.get_variable(PARAMS, "bias"))
+        return y
+
+    @nn.nowrap
+    def fold_sites(self) -> list[FoldSite]:
+        """The sites of `model` with the norms that are there now."""
+        norms = dict(self.norms)
+        return [
+            dataclasses.replace(site, norm=norms.get(site.path, site.norm))
+            for site in self.model.fold_sites()  # pyright: ignore[reportAttributeAccessIssue]
+        ]
+
+
+def rewritten(
+    model: nn.Module, norms: Mapping[str, nn.Module], biased: Iterable[str]
+) -> RewrittenModel:
+    """`model` with further norms exchanged; one that is rewritten is not nested."""
+    norms, biased = dict(norms), frozenset(biased)
+    if isinstance(model, RewrittenModel):
+        norms, biased = {**dict(model.norms), **norms}, model.biased | biased
+        model = model.model
+    return RewrittenModel(model, tuple(norms.items()), biased)
+
+
+def _add_bias(y: Any, bias: jax.Array) -> Any:
+    """y + bias, where y may come in parts along its last axis."""
+    parts = jax.tree.leaves(y)
+    biases = jnp.split(bias, np.cumsum([part.shape[-1] for part in parts])[:-1])
+    wide = [
+        part + b.astype(part.dtype).reshape((1,) * (part.ndim - 1) + b.shape)
+        for part, b in zip(parts, biases, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(y), wide)
+
+
+def mutable_tree(tree: Any) -> Any:
+    """A copy whose dicts may be changed; the arrays are shared."""
+    if isinstance(tree, Mapping):
+        return {name: mutable_tree(value) for name, value in tree.items()}
+    return tree
+
+
+def subtree(tree: Any, path: str) -> Any:
+    """What lies at `path` ("blocks_0/norm1"), or None."""
+    for name in path.split("/"):
+        if tree is None or name not in tree:
+            return None
+        tree = tree[name]
+    return tree
+
+
+def remove(tree: dict, path: str) -> None:
+    """Remove what lies at `path`, if anything, and the dicts that it leaves empty."""
+    *parents, last = path.split("/")
+    trail = [tree]
+    for name in parents:
+        if name not in trail[-1]:
+            return
+        trail.append(trail[-1][name])
+    trail[-1].pop(last, None)
+    for parent, name in zip(reversed(trail[:-1]), reversed(parents), strict=True):
+        if not parent[name]:
+            del parent[name]
