@@ -66,6 +66,7 @@ def base_config() -> Any:
     config.microbatches = 1
     config.dtype = "float32"  # of the computation: float32 or bfloat16
     config.ema_decay = 0.0  # 0: no average of the parameters
+    config.auxiliary_loss_weight = 1.0  # of what layers add to the loss
     config.recalibrate_batches = 0  # batches to re-estimate batch statistics from
 
     config.data = data = ConfigDict()

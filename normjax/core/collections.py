@@ -15,6 +15,7 @@ BATCH_STATS = "batch_stats"
 DIAGNOSTICS = "diagnostics"  # scalars sown for the log, keyed by what they mean
 INTERMEDIATES = "intermediates"
 LOSSES = "losses"  # terms sown for the loss, by name
+TRANSIENT = (DIAGNOSTICS, INTERMEDIATES, LOSSES)  # sown anew in every call
 OVERWRITE = "_overwrite_with_gradient"  # state whose gradient is its next value
 
 COUNTER = "step"

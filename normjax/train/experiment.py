@@ -129,6 +129,7 @@ def build_experiment(config: Any) -> Experiment:
         cutmix_alpha=config.data.cutmix_alpha,
         microbatches=config.microbatches,
         ema_decay=config.ema_decay,
+        auxiliary_loss_weight=config.auxiliary_loss_weight,
     )
     return Experiment(
         config=config,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from normjax.core.collections import DIAGNOSTICS, INTERMEDIATES, PARAMS
+from normjax.core.collections import PARAMS, TRANSIENT
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -51,12 +51,13 @@ def create_state(
     """
     rng = jax.random.key(seed)
     variables = model.init({"params": rng}, jnp.zeros(input_shape), train=False)
-    transient = {DIAGNOSTICS, INTERMEDIATES, PARAMS}
     params = variables[PARAMS]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        model_state={k: v for k, v in variables.items() if k not in transient},
+        model_state={
+            k: v for k, v in variables.items() if k not in (PARAMS, *TRANSIENT)
+        },
         opt_state=optimizer.init(params),
         ema=params if use_ema else None,
         rng=jax.random.key_data(rng),

@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normjax.core.collections import DIAGNOSTICS, OVERWRITE, PARAMS, hold_counters
+from normjax.core.collections import (
+    DIAGNOSTICS,
+    LOSSES,
+    OVERWRITE,
+    PARAMS,
+    hold_counters,
+)
 from normjax.data.mix import mix, one_hot_smooth
 from normjax.train.state import TrainState
 
@@ -24,6 +30,7 @@ class Recipe(NamedTuple):
       label_smoothing, mixup_alpha, cutmix_alpha: 0 is off.
       microbatches: parts that a batch is worked through in, one after the other.
       ema_decay: of the running average of parameters; 0 is off.
+      auxiliary_loss_weight: factor on the sum of what layers sow into "losses".
     """
 
     num_classes: int
@@ -34,6 +41,7 @@ class Recipe(NamedTuple):
     cutmix_alpha: float = 0.0
     microbatches: int = 1
     ema_decay: float = 0.0
+    auxiliary_loss_weight: float = 1.0
 
 
 def normalize_pixels(image: jax.Array, mean, std) -> jax.Array:
@@ -58,10 +66,11 @@ def make_train_step(
 
     batch: {"image": uint8 [B, H, W, C], "label": int32 [B]}.
     metrics: float32 scalars "loss", "accuracy" (of the mixed images against the larger
-    label), "grad_norm", "lr" and what the model sows into "diagnostics".
+    label), "grad_norm", "lr", "auxiliary_loss" where layers sow into "losses", and what
+    the model sows into "diagnostics".
     """
 
-    gradient = jax.value_and_grad(_loss_of(model), has_aux=True)
+    gradient = jax.value_and_grad(_loss_of(model, recipe), has_aux=True)
 
     def microbatch(params, carry, part):
         """Gradient of one part; `carry` threads the state of the model through."""
@@ -105,7 +114,7 @@ def make_train_step(
     return train_step
 
 
-def _loss_of(model: nn.Module):
+def _loss_of(model: nn.Module, recipe: Recipe):
     """The loss as a function of ((params, overwrite), model_state, batch, key)."""
 
     def loss_fn(trained, model_state, images, targets, key):
@@ -115,7 +124,7 @@ def _loss_of(model: nn.Module):
             variables,
             images,
             train=True,
-            mutable=[*model_state, DIAGNOSTICS],
+            mutable=[*model_state, DIAGNOSTICS, LOSSES],
             rngs={"dropout": key},
         )
         losses = optax.softmax_cross_entropy(logits, targets)
@@ -123,7 +132,12 @@ def _loss_of(model: nn.Module):
         new = dict(new)
         scalars = _diagnostics(new.pop(DIAGNOSTICS, {}))
         scalars["accuracy"] = jnp.mean(hit.astype(jnp.float32))
-        return jnp.mean(losses), (new, scalars)
+        loss = jnp.mean(losses)
+        terms = jax.tree.leaves(new.pop(LOSSES, {}))
+        if terms:
+            scalars["auxiliary_loss"] = sum(terms)
+            loss += recipe.auxiliary_loss_weight * scalars["auxiliary_loss"]
+        return loss, (new, scalars)
 
     return loss_fn
 

@@ -261,3 +261,34 @@ def test_dropout_differs_by_step_and_repeats_by_seed():
     second, first = step(state, batch)
     assert float(first["loss"]) == float(step(state, batch)[1]["loss"])
     assert float(first["loss"]) != float(step(second, batch)[1]["loss"])
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_terms_that_layers_sow_join_the_loss(weight):
+    class Decayed(nn.Module):
+        """The linear classifier; half its squared kernel is a term of the loss."""
+
+        @nn.compact
+        def __call__(self, images, train=False):
+            logits = Linear(name="inner")(images)
+            kernel = self.variables["params"]["inner"]["head"]["kernel"]
+            self.sow("losses", "decay", 0.5 * jnp.sum(jnp.square(kernel)))
+            return logits
+
+    before = toy_state(Decayed(), optax.sgd(RATE))
+    state, metrics = run(Decayed(), state=before, auxiliary_loss_weight=weight)
+    plain, plain_metrics = run(
+        Linear(), state=before.replace(params=before.params["inner"], model_state={})
+    )
+    start = before.params["inner"]["head"]["kernel"]
+    term = 0.5 * np.sum(np.float64(start) ** 2)
+    np.testing.assert_allclose(metrics["auxiliary_loss"], term, rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["loss"], plain_metrics["loss"] + weight * term, rtol=1e-6
+    )
+    assert "losses" not in state.model_state
+    chex.assert_trees_all_close(
+        state.params["inner"]["head"]["kernel"],
+        plain.params["head"]["kernel"] - RATE * weight * start,
+        atol=1e-6,
+    )

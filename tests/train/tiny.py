@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 
 from configs import digits
+from normjax.core.collections import TRANSIENT
 from normjax.train.state import TrainState
 
 
@@ -47,7 +48,7 @@ def toy_state(model, optimizer, shape=(2, 2, 1), ema=False, seed=0) -> TrainStat
     key = jax.random.key(seed)
     variables = model.init(key, jnp.zeros((1, *shape)), train=False)
     params = variables["params"]
-    rest = {k: v for k, v in variables.items() if k not in ("params", "diagnostics")}
+    rest = {k: v for k, v in variables.items() if k not in ("params", *TRANSIENT)}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
