@@ -9,14 +9,44 @@ import functools
 from typing import Any
 
 from normjax.attention.base import MIXERS, linear_attention
-from normjax.attention.linear import SimplifiedLinearAttention
+from normjax.attention.linear import FocusedLinearAttention, SimplifiedLinearAttention
+from normjax.attention.pooling import IdentityMixer, Pooling
+from normjax.attention.reduction import (
+    LinearSpatialReductionAttention,
+    SpatialReductionAttention,
+    SpatialReductionFocusedLinearAttention,
+    SpatialReductionSimplifiedLinearAttention,
+)
 from normjax.attention.softmax import SoftmaxAttention
+from normjax.attention.stripes import (
+    CrossShapedWindowAttention,
+    CrossShapedWindowFocusedLinearAttention,
+    CrossShapedWindowSimplifiedLinearAttention,
+)
+from normjax.attention.window import (
+    WindowAttention,
+    WindowFocusedLinearAttention,
+    WindowSimplifiedLinearAttention,
+)
 from normjax.core.registry import Spec
 
 __all__ = [
     "MIXERS",
+    "CrossShapedWindowAttention",
+    "CrossShapedWindowFocusedLinearAttention",
+    "CrossShapedWindowSimplifiedLinearAttention",
+    "FocusedLinearAttention",
+    "IdentityMixer",
+    "LinearSpatialReductionAttention",
+    "Pooling",
     "SimplifiedLinearAttention",
     "SoftmaxAttention",
+    "SpatialReductionAttention",
+    "SpatialReductionFocusedLinearAttention",
+    "SpatialReductionSimplifiedLinearAttention",
+    "WindowAttention",
+    "WindowFocusedLinearAttention",
+    "WindowSimplifiedLinearAttention",
     "build",
     "linear_attention",
 ]

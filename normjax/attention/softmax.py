@@ -19,7 +19,7 @@ from normjax.attention.base import (
 )
 
 
-@MIXERS.register("softmax", "seq", "grid", "causal")
+@MIXERS.register("softmax", "seq", "grid", "causal", "mask")
 class SoftmaxAttention(nn.Module):
     """softmax(q k^T / sqrt(K)) v per head, then a projection (Vaswani et al., 2017).
 
@@ -66,7 +66,11 @@ class SoftmaxAttention(nn.Module):
             valid = None if mask is None else mask[:, :, None, None]
             q = self.qk_norm(name="q_norm", **types)(q, mask=valid, train=train)
             k = self.qk_norm(name="k_norm", **types)(k, mask=valid, train=train)
-        visible = None if mask is None else mask[:, None, None, :]
+        visible = None
+        if mask is not None:
+            visible = mask[:, None, None, :]
+            # A weight of 0 does not keep NaN or infinity of padding out of the sum.
+            k, v = (jnp.where(mask[:, :, None, None], t, 0) for t in (k, v))
         o = softmax_attention(q, k, v, mask=visible, causal=self.causal)
         o = nn.Dense(x.shape[-1], name="proj", **dense)(merge_heads(o))
         return o.reshape(shape)

@@ -37,7 +37,7 @@ def test_every_mixer_and_every_tag_has_a_row():
 def test_value_equals_the_oracle(case, dtype, tolerance):
     with jax.enable_x64(dtype == "float64"):
         x = jnp.asarray(case.x, dtype)
-        for mask in case.masks():
+        for mask in case.masks() if dtype == "float64" else [None]:
             y = jax.jit(case.apply)(case.cast(dtype), x, mask=mask)
             assert (y.shape, y.dtype) == (case.row.shape, dtype)
             expected = valid(case.oracle(case.x, mask=mask), mask)
@@ -60,30 +60,28 @@ def test_bfloat16_is_close_to_the_oracle(case):
 
 def test_gradients_equal_finite_differences_of_the_oracle(case):
     """Along random directions: one number per direction and array."""
-    step = 1e-6
+    step, mask = 1e-6, case.masks()[-1]
+    dy = case.dy if mask is None else case.dy * mask[..., None]
+    with jax.enable_x64(True):
+
+        def loss(params, x):
+            return jnp.sum(case.apply(params, x, mask) * dy)
+
+        gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+        gradients = gradient(case.cast("float64"), jnp.asarray(case.x))
     leaves, tree = jax.tree.flatten((case.params, case.x))
-    for mask in case.masks():
-        dy = case.dy if mask is None else case.dy * mask[..., None]
-        with jax.enable_x64(True):
+    for i, g in enumerate(jax.tree.leaves(gradients)):
+        for _ in range(2):
+            direction = case.rng.normal(size=g.shape)
 
-            def loss(params, x, mask=mask, dy=dy):
-                return jnp.sum(case.apply(params, x, mask) * dy)
+            def moved(by, i=i, direction=direction):
+                new = [*leaves[:i], leaves[i] + by * direction, *leaves[i + 1 :]]
+                params, x = jax.tree.unflatten(tree, new)
+                return np.sum(case.oracle(x, params, mask) * dy)
 
-            gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
-            gradients = gradient(case.cast("float64"), jnp.asarray(case.x))
-        for i, g in enumerate(jax.tree.leaves(gradients)):
-            for _ in range(2):
-                direction = case.rng.normal(size=g.shape)
-
-                def moved(by, i=i, direction=direction, mask=mask, dy=dy):
-                    new = [*leaves[:i], leaves[i] + by * direction, *leaves[i + 1 :]]
-                    params, x = jax.tree.unflatten(tree, new)
-                    return np.sum(case.oracle(x, params, mask) * dy)
-
-                expected = (moved(step) - moved(-step)) / (2 * step)
-                actual = np.sum(np.asarray(g) * direction)
-                size = np.linalg.norm(g)
-                np.testing.assert_allclose(actual, expected, 1e-6, 1e-6 * size + 1e-7)
+            expected = (moved(step) - moved(-step)) / (2 * step)
+            actual, size = np.sum(np.asarray(g) * direction), np.linalg.norm(g)
+            np.testing.assert_allclose(actual, expected, 1e-6, 1e-6 * size + 1e-7)
 
 
 def test_padding_reaches_no_token(case):
@@ -111,13 +109,15 @@ def test_padding_reaches_no_token(case):
     assert np.isfinite(large_dx).all()
 
 
-def test_full_and_empty_masks(case):
+def test_full_and_empty_masks(first_case):
+    case = first_case
     if "mask" not in case.tags:
         pytest.skip("the mixer takes no mask")
     params, x = case.cast("float32"), jnp.float32(case.x)
     apply = jax.jit(case.apply)
     full = apply(params, x, np.ones_like(case.mask))
-    chex.assert_trees_all_close(full, apply(params, x), rtol=1e-5, atol=1e-6)
+    expected = case.oracle(case.x)
+    np.testing.assert_allclose(full, expected, 2e-5, 2e-5 * np.abs(expected).max())
     assert np.isfinite(apply(params, x, np.zeros_like(case.mask))).all()
 
 
@@ -153,8 +153,9 @@ def test_folded_scale_and_shift_equal_a_scaled_and_shifted_input(case):
             c = np.zeros_like(c)
         params[name]["kernel"] = kernel * a[:, None]
     with jax.enable_x64(True):
-        folded = case.apply(params, jnp.asarray(case.x))
-        expected = case.apply(case.params, jnp.asarray(a * case.x + c))
+        apply = jax.jit(case.apply)
+        folded = apply(params, jnp.asarray(case.x))
+        expected = apply(case.params, jnp.asarray(a * case.x + c))
     np.testing.assert_allclose(folded, expected, rtol=1e-9, atol=1e-9)
 
 

@@ -3,7 +3,7 @@
 A new mixer adds one row (or more) and inherits every contract.
 """
 
-from tests.attention import oracles
+from tests.attention import oracles, vision_rows
 from tests.attention.row import Row
 
 GRID = (2, 3, 4, 6)
@@ -14,4 +14,5 @@ ROWS = [
     Row("softmax", oracles.softmax, {"num_heads": 3, "qkv_bias": False}, GRID),
     Row("sla", oracles.sla, {"num_heads": 2, "kernel_size": 3}, GRID),
     Row("sla", oracles.sla, {"num_heads": 3, "qkv_bias": False}, GRID),
+    *vision_rows.ROWS,
 ]
