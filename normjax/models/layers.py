@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
+from normjax.attention.cores import depthwise_layer
 from normjax.core.errors import UserError
 from normjax.core.registry import Registry
 
@@ -55,6 +56,34 @@ class MLP(nn.Module):
         width = x.shape[-1]
         dense = {"kernel_init": trunc_normal, "dtype": self.dtype}
         x = nn.Dense(self.hidden, name="fc1", **dense)(x)
+        x = self.activation(name="act")(x)
+        return nn.Dense(width, name="fc2", **dense)(x)
+
+
+class DepthwiseMLP(nn.Module):
+    """fc2(activation(dwconv3x3(fc1(x)))) on a map (PVT v2; Wang et al., 2022).
+
+    Attributes:
+      hidden: width between the two layers.  activation: factory.
+      rectify: a ReLU before the convolution, as next to linear spatial reduction.
+    """
+
+    hidden: int
+    activation: Factory
+    rectify: bool = False
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    reads: ClassVar[tuple[str, ...]] = ("fc1",)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [B, H, W, C] -> same."""
+        width = x.shape[-1]
+        dense = {"kernel_init": trunc_normal, "dtype": self.dtype}
+        x = nn.Dense(self.hidden, name="fc1", **dense)(x)
+        x = jax.nn.relu(x) if self.rectify else x
+        x = depthwise_layer(self, "dwc", x, (3, 3, self.hidden))
         x = self.activation(name="act")(x)
         return nn.Dense(width, name="fc2", **dense)(x)
 

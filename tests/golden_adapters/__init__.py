@@ -21,4 +21,11 @@ def runner(*variants: str):
     return add
 
 
-from tests.golden_adapters import families, mixers, norms, placements, stateful  # noqa: E402, F401
+from tests.golden_adapters import (  # noqa: E402, F401
+    families,
+    mixers,
+    norms,
+    placements,
+    stateful,
+    vision_mixers,
+)

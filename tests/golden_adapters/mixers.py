@@ -49,11 +49,13 @@ def run_once(data, meta, tolerance, mixer, names, *, grid: bool):
         return y, *vjp(dy)
 
     y, dparams, dx = run(
-        params, cast(data["x"]).reshape(shape), cast(data["dy"]).reshape(shape)
+        params,
+        cast(data["x"]).reshape(shape),
+        cast(data["dy"]).reshape(*shape[:-1], data["dy"].shape[-1]),
     )
     close("y", y.reshape(data["y"].shape), data["y"], tolerance.value)
     close("dx", dx.reshape(data["dx"].shape), data["dx"], tolerance.gradient)
-    largest = max(np.abs(data[f"dparam_{name}"]).max() for name in given)
+    largest = max((np.abs(data[f"dparam_{name}"]).max() for name in given), default=0)
     for name in given:
         path, translate = names[name]
         ours = dparams
