@@ -50,10 +50,11 @@ class Reduced(GridMixer):
     """Base of mixers with keys and values from a smaller map.
 
     Attributes: those of GridMixer and
-      norm: factory of the norm of the smaller map; None for LayerNorm, epsilon 1e-5.
+      reduction_norm: factory of the norm of the smaller map; None for LayerNorm with
+        epsilon 1e-5. A model gives its own.
     """
 
-    norm: Callable[..., nn.Module] | None = None
+    reduction_norm: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(
@@ -64,7 +65,7 @@ class Reduced(GridMixer):
         Args:
           mask: bool [B, H, W]; False positions give no key and no value. A position of
             the smaller map is one if any that it is made of is.
-          train: passed to `norm`.
+          train: passed to `reduction_norm`.
 
         Raises:
           UserError: a grid that does not reduce, initialised for another grid, or D
@@ -83,7 +84,7 @@ class Reduced(GridMixer):
 
     def _normalise(self, x: jax.Array, mask: jax.Array | None, train: bool):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = (self.norm or ReductionNorm)(name="norm", **types)
+        norm = (self.reduction_norm or ReductionNorm)(name="norm", **types)
         return norm(x, mask=mask, train=train)
 
 
@@ -106,7 +107,7 @@ class Strided(Reduced):
         """The norm inside; paths are those in the mixer."""
         if self.sr_ratio == 1:
             return []
-        norm = (self.norm or ReductionNorm)(parent=None)
+        norm = (self.reduction_norm or ReductionNorm)(parent=None)
         return [FoldSite("norm", norm, readers=("kv",))]
 
     def _reduce(self, x: jax.Array, mask: jax.Array | None, train: bool):

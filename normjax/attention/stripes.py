@@ -92,10 +92,10 @@ class CrossShaped(GridMixer):
                 f"{self.num_heads} heads of width {dim} do not split into vertical "
                 "and horizontal stripes: both numbers must be even"
             )
-        parts = zip(*(jnp.split(t, count, -1) for t in qkv), strict=True)
+        split = (jnp.split(t, count, -1) for t in qkv)
         outputs = [
-            self._branch(name, stripe, count)(*part, mask)
-            for (name, stripe), part in zip(branches.items(), parts, strict=True)
+            self._branch(name, branches[name], count)(q, k, v, mask)
+            for name, q, k, v in zip(branches, *split, strict=True)
         ]
         return self._finish(jnp.concatenate(outputs, -1), x.shape[-1])
 

@@ -19,11 +19,14 @@ class Windowed(GridMixer):
     Attributes: those of GridMixer and
       window_size: side of a window, or (height, width). Where the smaller side of the
         grid is not larger, that side is the window and nothing is shifted.
-      shift: rows and columns by which the windows are moved, cyclically.
+      shift: rows and columns by which the windows are moved, cyclically; None for half
+        a window in odd layers and 0 in even ones.
+      layer: number of the layer, which a model gives.
     """
 
     window_size: int | tuple[int, int] = 7
-    shift: int = 0
+    shift: int | None = None
+    layer: int = 0
 
     @nn.compact
     def __call__(
@@ -61,12 +64,14 @@ class Windowed(GridMixer):
         height, width = (size, size) if isinstance(size, int) else size
         if height == width and min(grid) <= height:
             return (min(grid), min(grid)), 0
-        if not 0 <= self.shift < min(height, width):
+        side = min(height, width)
+        shift = (side // 2) * (self.layer % 2) if self.shift is None else self.shift
+        if not 0 <= shift < side:
             raise UserError(
-                f"shift {self.shift} of windows of {height}x{width}: it must be "
-                f"between 0 and {min(height, width) - 1}"
+                f"shift {shift} of windows of {height}x{width}: it must be between 0 "
+                f"and {side - 1}"
             )
-        return (height, width), self.shift
+        return (height, width), shift
 
 
 def shifted_regions(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -113,6 +114,23 @@ def field_names(make: Callable[..., Any]) -> list[str]:
         return [f.name for f in dataclasses.fields(make) if f.name not in hidden]
     code = make.__code__
     return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
+def offer(factory: Callable[..., Any], **arguments: Any) -> functools.partial:
+    """`factory` with what it takes of `arguments` and was not given before.
+
+    A model offers its components what it knows: a mixer without heads leaves
+    `num_heads`, one whose spec has its own keeps that.
+    """
+    parameters = inspect.signature(factory).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    given = factory.keywords if isinstance(factory, functools.partial) else {}
+    taken = {
+        name: value
+        for name, value in arguments.items()
+        if name not in given and (anything or name in parameters)
+    }
+    return functools.partial(factory, **taken)
 
 
 def required_names(make: Callable[..., Any]) -> list[str]:

@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 
 from normjax.attention.cores import depthwise_layer
 from normjax.core.errors import UserError
+from normjax.core.folding import FoldSite
 from normjax.core.registry import Registry
 
 Factory = Callable[..., Any]
@@ -129,10 +130,6 @@ class PatchEmbed(nn.Module):
             name="proj",
         )(x)
 
-    def norm_writers(self) -> dict[str, str]:
-        """Norms of the stem and the convolution that each one reads."""
-        return {}
-
     def writer(self) -> str:
         """The layer that makes the tokens."""
         return "proj"
@@ -177,9 +174,11 @@ class ConvStem(nn.Module):
                 x = self.activation(name=f"act_{i}")(x)
         return x
 
-    def norm_writers(self) -> dict[str, str]:
-        """Norms of the stem and the convolution that each one reads."""
-        return {f"norm_{i}": f"conv_{i}" for i in range(len(self.strides) - 1)}
+    @nn.nowrap
+    def fold_sites(self) -> list[FoldSite]:
+        """The norms, each with the convolution that it reads."""
+        norm, inner = self.norm(parent=None), range(len(self.strides) - 1)
+        return [FoldSite(f"norm_{i}", norm, writer=f"conv_{i}") for i in inner]
 
     def writer(self) -> str:
         """The layer that makes the tokens."""

@@ -10,46 +10,13 @@ from flax.typing import Dtype
 
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
+from normjax.core.registry import offer
 from normjax.models.base import MODELS
-from normjax.models.layers import MLP, Factory, StochasticDepth, trunc_normal
-from normjax.models.placement import Placement, Spots, placement_of, residual
+from normjax.models.block import Block, sites_of
+from normjax.models.layers import Factory, trunc_normal
+from normjax.models.placement import Placement, placement_of
 
 POOLS = {"cls": "seq", "mean": "grid"}
-
-
-class Block(nn.Module):
-    """One transformer layer: a token mixer and an MLP, each a residual branch.
-
-    Attributes:
-      norm, mixer, activation: factories; the mixer's takes `num_heads` already.
-      mlp_hidden: width inside the MLP.  drop_path: rate of stochastic depth.
-      spots: where the norms of both branches sit.
-    """
-
-    norm: Factory
-    mixer: Factory
-    activation: Factory
-    mlp_hidden: int
-    drop_path: float
-    spots: Spots
-    dtype: Dtype | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """x: [B, L, C] or [B, H, W, C] -> same."""
-        mixer = self.mixer(name="mixer", dtype=self.dtype)
-        mlp = MLP(self.mlp_hidden, self.activation, dtype=self.dtype, name="mlp")
-        branches = (("norm1", lambda h: mixer(h, train=train)), ("norm2", mlp))
-        for name, layer in branches:
-
-            def norm(suffix, h, name=name):
-                return self.norm(name=name + suffix, dtype=self.dtype)(h, train=train)
-
-            def branch(h, layer=layer):
-                return StochasticDepth(self.drop_path)(layer(h), train=train)
-
-            x = residual(x, branch, norm, self.spots)
-        return x
 
 
 @MODELS.register("vit", "seq", "grid")
@@ -100,18 +67,8 @@ class ViT(nn.Module):
         x = self._embed(x, train)
         if placement.embedding:
             x = self.norm(name="embed_norm", dtype=self.dtype)(x, train=train)
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for i in range(self.depth):
-            x = block(
-                norm=self.norm,
-                mixer=self._mixer(),
-                activation=self.activation,
-                mlp_hidden=round(self.dim * self.mlp_ratio),
-                drop_path=self.drop_path_rate * i / max(self.depth - 1, 1),
-                spots=placement.spots(i, self.depth),
-                dtype=self.dtype,
-                name=f"blocks_{i}",
-            )(x, train)
+            x = self._block(i, name=f"blocks_{i}")(x, train)
         if placement.final:
             x = self.norm(name="norm", dtype=self.dtype)(x, train=train)
         tokens = tuple(range(1, x.ndim - 1))
@@ -131,11 +88,26 @@ class ViT(nn.Module):
         )
 
     @nn.nowrap
-    def _mixer(self) -> Factory:
-        def factory(**kwargs):
-            return self.mixer(num_heads=self.num_heads, **kwargs)
+    def _mixer(self, layer: int = 0) -> Factory:
+        known = {"layer": layer, "num_layers": self.depth}
+        return offer(
+            self.mixer, num_heads=self.num_heads, reduction_norm=self.norm, **known
+        )
 
-        return factory
+    @nn.nowrap
+    def _block(self, layer: int, **where) -> Block:
+        rate = self.drop_path_rate * layer / max(self.depth - 1, 1)
+        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        return kind(
+            norm=self.norm,
+            mixer=self._mixer(layer),
+            activation=self.activation,
+            mlp_hidden=round(self.dim * self.mlp_ratio),
+            drop_path=rate,
+            spots=placement_of(self.placement).spots(layer, self.depth),
+            dtype=self.dtype,
+            **where,
+        )
 
     def _embed(self, x: jax.Array, train: bool) -> jax.Array:
         """Add the class token, if any, and the table of positions."""
@@ -152,30 +124,12 @@ class ViT(nn.Module):
     def fold_sites(self) -> list[FoldSite]:
         """Every norm of the model with the linear layers around it."""
         placement, norm = placement_of(self.placement), self.norm(parent=None)
-        sites = [
-            FoldSite(f"stem/{name}", norm, writer=f"stem/{writer}")
-            for name, writer in self._stem(parent=None).norm_writers().items()
-        ]
-        stream = "its output is the residual stream"
+        sites = list(sites_of("stem", self._stem(parent=None)))
         if placement.embedding:
-            sites.append(FoldSite("embed_norm", norm, obstacle=stream))
-        mixer_reads = self._mixer()(parent=None).reads
+            obstacle = "its output is the residual stream"
+            sites.append(FoldSite("embed_norm", norm, obstacle=obstacle))
         for i in range(self.depth):
-            spots, block = placement.spots(i, self.depth), f"blocks_{i}"
-            for name, layer, reads, last in (
-                ("norm1", "mixer", mixer_reads, "proj"),
-                ("norm2", "mlp", MLP.reads, "fc2"),
-            ):
-                path = f"{block}/{name}"
-                readers = tuple(f"{block}/{layer}/{r}" for r in reads)
-                if spots.input:
-                    scale = spots.scale
-                    sites.append(FoldSite(path, norm, readers=readers, scale=scale))
-                if spots.output:
-                    writer = f"{block}/{layer}/{last}"
-                    sites.append(FoldSite(f"{path}_out", norm, writer=writer))
-                if spots.stream:
-                    sites.append(FoldSite(path, norm, obstacle=stream))
+            sites.extend(sites_of(f"blocks_{i}", self._block(i, parent=None)))
         if placement.final:
             sites.append(FoldSite("norm", norm, readers=("head",)))
         return sites

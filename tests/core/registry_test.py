@@ -6,7 +6,13 @@ import flax.linen as nn
 import pytest
 
 from normjax.core.errors import UserError
-from normjax.core.registry import Registry, compatible, field_names, required_names
+from normjax.core.registry import (
+    Registry,
+    compatible,
+    field_names,
+    offer,
+    required_names,
+)
 
 
 class Scale(nn.Module):
@@ -90,6 +96,14 @@ def test_field_names():
     assert field_names(plain) == ["width", "depth"]
     assert required_names(Scale) == ["factor"]
     assert required_names(plain) == []
+
+
+def test_offer_gives_what_is_taken_and_not_given_before():
+    assert offer(Scale, factor=2.0, width=3).keywords == {"factor": 2.0}
+    own = functools.partial(functools.partial(Scale, factor=1.0))
+    assert offer(own, factor=2.0, offset=3.0)().factor == 1.0
+    assert offer(own, factor=2.0, offset=3.0)().offset == 3.0
+    assert offer(lambda **kwargs: kwargs, width=3)() == {"width": 3}
 
 
 def test_compatible(registry):

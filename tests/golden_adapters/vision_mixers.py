@@ -8,9 +8,9 @@ from normjax import attention, norms
 from normjax.activations import ACTIVATIONS
 from normjax.attention.cores import FocusedLinear, SimplifiedLinear, Softmax
 from normjax.attention.stripes import Stripes
+from normjax.models.block import Block
 from normjax.models.layers import DepthwiseMLP
 from normjax.models.placement import Spots
-from normjax.models.vit import Block
 from tests.golden_adapters import runner
 from tests.golden_adapters.families import Unconditional
 from tests.golden_adapters.mixers import linear, run_once
