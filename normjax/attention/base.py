@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
 
+from normjax.core.broadcast import repeat_over_batch
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
 from normjax.core.registry import Registry
@@ -154,7 +155,9 @@ def _attend(q, k, v, bias, mask, causal, scale):
     qh, kh, vh = heads_first
     logits = einsum("bhnk,bhmk->bhnm", qh * jnp.asarray(scale, q.dtype), kh)
     if bias is not None:
-        logits += bias.astype(wide)
+        bias = bias.astype(wide)
+        same = bias.ndim == logits.ndim and len(bias) == 1
+        logits += repeat_over_batch(bias[0], len(logits)) if same else bias
     if causal:
         order = jnp.tril(jnp.ones(logits.shape[-2:], bool))[None, None]
         mask = order if mask is None else mask & order

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 
 from normjax.attention.base import (
     linear_attention,
@@ -22,6 +22,7 @@ from normjax.attention.base import (
     tokens_of,
     trunc_normal,
 )
+from normjax.core.broadcast import repeat_over_batch
 from normjax.core.depthwise import depthwise_conv
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
@@ -91,9 +92,8 @@ class RelativeSoftmax(Softmax):
         return jnp.broadcast_to(bias[None], images).reshape(batch, *bias.shape[1:])
 
     def _table(self, shape: tuple[int, int, int]) -> jax.Array:
-        return sized_table(
-            self, "relative_position_bias", shape, trunc_normal, "table of offsets"
-        )
+        name, what = "relative_position_bias", "table of offsets"
+        return sized_table(self, name, shape, trunc_normal, what, self.param_dtype)
 
 
 class SimplifiedLinear(nn.Module):
@@ -130,12 +130,11 @@ class SimplifiedLinear(nn.Module):
     ) -> jax.Array:
         """See the head of the file. The table P fixes H' and W' at initialisation."""
         del regions
-        zeros = nn.initializers.zeros
-        table = sized_table(
-            self, "positional_encoding", k.shape[1:], zeros, "table of positions"
-        )
-        q, k, v, table = promote_dtype(q, k, v, table[None], dtype=self.dtype)
-        k, dtype = k + table, q.dtype
+        zeros, shape = nn.initializers.zeros, k.shape[1:]
+        name, what = "positional_encoding", "table of positions"
+        table = sized_table(self, name, shape, zeros, what, self.param_dtype)
+        q, k, v, table = promote_dtype(q, k, v, table, dtype=self.dtype)
+        k, dtype = k + repeat_over_batch(table, len(k)), q.dtype
         q, k = self._features(q, k)
         k, v = only_valid(k, mask), only_valid(v, mask)
         heads = (split_heads(tokens_of(t), self.num_heads) for t in (q, k, v))
@@ -193,7 +192,12 @@ class FocusedLinear(SimplifiedLinear):
 
 
 def sized_table(
-    module: nn.Module, name: str, shape: tuple[int, ...], init, what: str
+    module: nn.Module,
+    name: str,
+    shape: tuple[int, ...],
+    init: Initializer,
+    what: str,
+    dtype: Dtype = jnp.float32,
 ) -> jax.Array:
     """The parameter `name` of a module, its shape fixed by the first grid.
 
@@ -207,7 +211,7 @@ def sized_table(
             f"{kind} was initialised with a {what} of {stored.shape[:2]} and needs "
             f"{shape[:2]} here: its size is fixed"
         )
-    return module.param(name, init, shape, module.param_dtype)
+    return module.param(name, init, shape, dtype)
 
 
 def depthwise_layer(

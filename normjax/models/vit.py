@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from normjax.core.broadcast import repeat_over_batch
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
 from normjax.core.registry import offer
@@ -58,6 +59,11 @@ class ViT(nn.Module):
         if self.pool not in POOLS:
             raise UserError(f"pool {self.pool!r} is none of {', '.join(POOLS)}")
         return {POOLS[self.pool]}
+
+    @nn.nowrap
+    def mixer_layouts(self) -> tuple[set[str], ...]:
+        """The same for the mixer of each stage, of which there is one."""
+        return (self.layouts(),)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -117,7 +123,7 @@ class ViT(nn.Module):
             token = jnp.broadcast_to(token, (x.shape[0], 1, self.dim))
             x = jnp.concatenate([token.astype(x.dtype), x], axis=1)
         table = self.param("pos_embed", trunc_normal, (1, *x.shape[1:]))
-        x = x + table.astype(x.dtype)
+        x = x + repeat_over_batch(table[0].astype(x.dtype), len(x))
         return nn.Dropout(self.dropout_rate)(x, deterministic=not train)
 
     @nn.nowrap
