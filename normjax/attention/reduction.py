@@ -1,5 +1,6 @@
 """Attention to a reduced feature map (PVT)."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import ClassVar
@@ -83,9 +84,10 @@ class Reduced(GridMixer):
         raise NotImplementedError
 
     def _normalise(self, x: jax.Array, mask: jax.Array | None, train: bool):
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = (self.reduction_norm or ReductionNorm)(name="norm", **types)
-        return norm(x, mask=mask, train=train)
+        norm = self.reduction_norm
+        if norm is None:
+            norm = functools.partial(ReductionNorm, param_dtype=self.param_dtype)
+        return norm(name="norm", dtype=self.dtype)(x, mask=mask, train=train)
 
 
 class Strided(Reduced):
@@ -105,9 +107,9 @@ class Strided(Reduced):
     @nn.nowrap
     def fold_sites(self) -> list[FoldSite]:
         """The norm inside; paths are those in the mixer."""
-        if self.sr_ratio == 1:
+        if self.sr_ratio == 1 or self.reduction_norm is None:
             return []
-        norm = (self.reduction_norm or ReductionNorm)(parent=None)
+        norm = self.reduction_norm(parent=None)
         return [FoldSite("norm", norm, readers=("kv",))]
 
     def _reduce(self, x: jax.Array, mask: jax.Array | None, train: bool):
@@ -195,6 +197,13 @@ class LinearSpatialReductionAttention(Reduced):
     core: ClassVar[type[nn.Module]] = Softmax
     # Averages have weights of sum 1, so a scale and a shift pass through them.
     reads: ClassVar[tuple[str, ...]] = ("q", "sr")
+
+    @nn.nowrap
+    def fold_sites(self) -> list[FoldSite]:
+        """The norm inside; paths are those in the mixer."""
+        if self.reduction_norm is None:
+            return []
+        return [FoldSite("norm", self.reduction_norm(parent=None), writer="sr")]
 
     def _reduce(self, x: jax.Array, mask: jax.Array | None, train: bool):
         pooled = self._pool(x)

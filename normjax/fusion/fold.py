@@ -101,7 +101,8 @@ def _judge(site: FoldSite, variables) -> tuple[Fold, InferenceAffine | None]:
 def _into_reader(linear: dict, affine: InferenceAffine, factor: float) -> bool:
     """W' = W a, b' = b + factor * W c. True if the layer had no bias before."""
     kernel = np.asarray(linear["kernel"], np.float64)
-    shift = np.einsum("i,...io->o", factor * affine.shift, kernel)
+    taps = kernel.reshape(-1, *kernel.shape[-2:])
+    shift = np.einsum("i,kio->o", factor * affine.shift, taps)
     dtype, created = linear["kernel"].dtype, "bias" not in linear
     linear["kernel"] = jnp.asarray(kernel * affine.scale[:, None], dtype)
     bias = 0.0 if created else np.asarray(linear["bias"], np.float64)

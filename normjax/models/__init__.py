@@ -13,20 +13,35 @@ from normjax.activations import ACTIVATIONS
 from normjax.attention import MIXERS
 from normjax.core.errors import UserError, one_of
 from normjax.core.registry import compatible, required_names
-from normjax.models.base import MODELS
-from normjax.models.layers import STEMS
+from normjax.models.base import MODELS, in_stages
+from normjax.models.embed import ConvNorm, PatchMerge
+from normjax.models.layers import MLPS, STEMS
 from normjax.models.placement import PLACEMENTS, placement_of
 from normjax.models.presets import PRESETS
+from normjax.models.pyramid import Pyramid
 from normjax.models.vit import ViT
 from normjax.norms import NORMS
 
-__all__ = ["COMPONENTS", "MODELS", "PLACEMENTS", "PRESETS", "ViT", "build"]
+__all__ = [
+    "COMPONENTS",
+    "MODELS",
+    "PLACEMENTS",
+    "PRESETS",
+    "ConvNorm",
+    "PatchMerge",
+    "Pyramid",
+    "ViT",
+    "build",
+]
 
 COMPONENTS = {
     "norm": NORMS,
     "mixer": MIXERS,
     "activation": ACTIVATIONS,
+    "mlp": MLPS,
     "stem": STEMS,
+    "merge": STEMS,
+    "embed_norm": NORMS,
 }
 """Registries of the component factories that a model takes, by argument name."""
 
@@ -50,14 +65,25 @@ def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
     factory = MODELS.factory({"name": name, **PRESETS.get(name, {}), **given})
     model = factory()
     placement_of(model.placement)
-    specs = {kind: getattr(model, kind) for kind in COMPONENTS}
-    rows = [(k, COMPONENTS[k].entry_of(specs[k])) for k in ("norm", "mixer")]
+    specs = {k: s for k in COMPONENTS if (s := getattr(model, k, None)) is not None}
+    rows = [("norm", NORMS.entry_of(specs["norm"]))]
     reason = compatible(model.layouts(), rows)
+    layouts = model.mixer_layouts()
+    mixers = in_stages(specs["mixer"], len(layouts))
+    for layout, spec in zip(layouts, mixers, strict=True):
+        reason = reason or compatible(layout, [("mixer", MIXERS.entry_of(spec))])
     if reason:
         raise UserError(f"model {name!r}: {reason}")
-    factories = {k: COMPONENTS[k].factory(v) for k, v in specs.items()}
+    factories = {kind: _factory(kind, spec) for kind, spec in specs.items()}
     norm = factories["norm"]
     missing = [n for n in required_names(norm.func) if n not in norm.keywords]
     if missing:
         raise UserError(f"norm {specs['norm']!r} needs {', '.join(missing)}")
     return model.clone(**factories)
+
+
+def _factory(kind: str, spec: Any) -> Any:
+    """The factory of a component, or one per stage."""
+    if isinstance(spec, list | tuple):
+        return tuple(_factory(kind, one) for one in spec)
+    return COMPONENTS[kind].factory(spec)

@@ -17,6 +17,7 @@ from normjax.core.registry import Registry
 Factory = Callable[..., Any]
 
 STEMS = Registry("stem")
+MLPS = Registry("mlp")
 
 trunc_normal = nn.initializers.truncated_normal(0.02)
 
@@ -38,6 +39,7 @@ class StochasticDepth(nn.Module):
         return dropout(x, deterministic=not train)
 
 
+@MLPS.register("mlp", "seq", "grid", "causal", "decode")
 class MLP(nn.Module):
     """fc2(activation(fc1(x))), the feed-forward layer of transformers.
 
@@ -61,6 +63,7 @@ class MLP(nn.Module):
         return nn.Dense(width, name="fc2", **dense)(x)
 
 
+@MLPS.register("depthwise_mlp", "grid")
 class DepthwiseMLP(nn.Module):
     """fc2(activation(dwconv3x3(fc1(x)))) on a map (PVT v2; Wang et al., 2022).
 

@@ -50,6 +50,8 @@ def mix(fraction: float) -> Placement:
 PLACEMENTS: dict[str, Placement] = {
     # x + F(N(x))
     "pre": Placement(lambda index, depth: Spots(input=True)),
+    # the same without a norm at the end (PVT with PRepBN, FLatten-PVT)
+    "pre_open": Placement(lambda index, depth: Spots(input=True), final=False),
     # N(x + F(x)) (Vaswani et al., 2017)
     "post": Placement(lambda index, depth: Spots(stream=True), final=False),
     # x + N(F(N(x))) (Ding et al., 2021)

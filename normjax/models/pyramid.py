@@ -1,0 +1,177 @@
+"""Pyramid transformers: Swin, PVT, CSwin and what they become with other parts."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from normjax.attention.cores import sized_table
+from normjax.core.errors import UserError
+from normjax.core.folding import FoldSite
+from normjax.core.registry import offer
+from normjax.models.base import MODELS, in_stages
+from normjax.models.block import Block, sites_of
+from normjax.models.layers import Factory, trunc_normal
+from normjax.models.placement import Placement, placement_of
+
+POOLS = ("mean", "cls")
+
+
+@MODELS.register("pyramid", "grid")
+class Pyramid(nn.Module):
+    """Transformer on maps that shrink from stage to stage.
+
+    Swin (Liu et al., 2021), PVT (Wang et al., 2021) and CSwin (Dong et al., 2022) are
+    settings of it; see `models.presets`. A stage is an embedding (the stem, then
+    merges), a table of positions if asked for, and blocks.
+
+    Attributes:
+      num_classes: width of the logits.
+      depths, dims, num_heads: of the stages.
+      mlp_ratio: one for all or one per stage.
+      norm, activation, mlp: factories (see `models.build`, which takes keys).
+      mixer: factory, or one per stage.
+      stem, merge: factories of the first embedding and of the later ones.
+      embed_norm: factory of the norms in stem, merges and mixers; None for `norm`.
+      pos_embed: learn a table of positions per stage; fixes the size of the images.
+      pool: "mean" averages the tokens; "cls" reads a class token, which joins in the
+        last stage, whose mixer sees a sequence (PVT).
+      placement: where the norms sit; a key of `models.placement.PLACEMENTS`.
+      drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
+      remat: recompute each block in the backward pass instead of storing it.
+      dtype: of the computation; parameters are float32.
+    """
+
+    num_classes: int
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    dims: tuple[int, ...] = (96, 192, 384, 768)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    mlp_ratio: float | tuple[float, ...] = 4.0
+    norm: Any = "layer_norm"
+    mixer: Any = "window"
+    activation: Any = "gelu"
+    mlp: Any = "mlp"
+    stem: Any = "conv_norm"
+    merge: Any = "patch_merge"
+    embed_norm: Any = None
+    pos_embed: bool = False
+    pool: str = "mean"
+    placement: str | Placement = "pre"
+    drop_path_rate: float = 0.0
+    remat: bool = False
+    dtype: Dtype | None = None
+
+    @nn.nowrap
+    def layouts(self) -> set[str]:
+        """What the norms get to see."""
+        return set.union(*self.mixer_layouts())
+
+    @nn.nowrap
+    def mixer_layouts(self) -> tuple[set[str], ...]:
+        """What the mixer of each stage gets to see."""
+        if self.pool not in POOLS:
+            raise UserError(f"pool {self.pool!r} is none of {', '.join(POOLS)}")
+        if not len(self.depths) == len(self.dims) == len(self.num_heads):
+            raise UserError(
+                f"depths {self.depths}, dims {self.dims} and num_heads "
+                f"{self.num_heads} are not of one length"
+            )
+        last = "seq" if self.pool == "cls" else "grid"
+        return (*({"grid"} for _ in self.depths[:-1]), {last})
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """images: [B, H, W, C], normalised -> logits [B, num_classes], float32.
+
+        Raises:
+          UserError: a map that does not merge or that the mixer cannot partition, or
+            tables made for images of another size.
+        """
+        placement, x, layer = placement_of(self.placement), images, 0
+        for stage, depth in enumerate(self.depths):
+            name = f"merge_{stage}" if stage else "stem"
+            x = self._embed(stage, name=name)(x, train=train)
+            x = self._positions(x, stage)
+            if placement.embedding and not stage:
+                x = self.norm(name="embed_norm", dtype=self.dtype)(x, train=train)
+            for i in range(depth):
+                x = self._block(stage, layer, name=f"blocks_{stage}_{i}")(x, train)
+                layer += 1
+        if placement.final:
+            x = self.norm(name="norm", dtype=self.dtype)(x, train=train)
+        x = x[:, 0] if self.pool == "cls" else jnp.mean(x, (1, 2))
+        init = {"kernel_init": trunc_normal, "dtype": self.dtype}
+        logits = nn.Dense(self.num_classes, name="head", **init)(x)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def _positions(self, x: jax.Array, stage: int) -> jax.Array:
+        """Add the class token, if it joins here, and the table of positions."""
+        if self.pool == "cls" and stage == len(self.depths) - 1:
+            x = x.reshape(x.shape[0], -1, x.shape[-1])
+            token = self.param("cls_token", trunc_normal, (1, 1, x.shape[-1]))
+            token = jnp.broadcast_to(token, (x.shape[0], 1, x.shape[-1]))
+            x = jnp.concatenate([token.astype(x.dtype), x], axis=1)
+        if not self.pos_embed:
+            return x
+        name, what = f"pos_embed_{stage}", "table of positions"
+        table = sized_table(self, name, x.shape[1:], trunc_normal, what)
+        return x + table[None].astype(x.dtype)
+
+    @nn.nowrap
+    def _embed_norm(self) -> Factory:
+        return self.norm if self.embed_norm is None else self.embed_norm
+
+    @nn.nowrap
+    def _embed(self, stage: int, **where) -> nn.Module:
+        return (self.merge if stage else self.stem)(
+            dim=self.dims[stage],
+            norm=self._embed_norm(),
+            activation=self.activation,
+            dtype=self.dtype,
+            **where,
+        )
+
+    @nn.nowrap
+    def _block(self, stage: int, layer: int, **where) -> Block:
+        layers, stages = sum(self.depths), len(self.depths)
+        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        return kind(
+            norm=self.norm,
+            mixer=offer(
+                in_stages(self.mixer, stages)[stage],
+                num_heads=self.num_heads[stage],
+                reduction_norm=self._embed_norm(),
+                layer=layer,
+                num_layers=layers,
+            ),
+            activation=self.activation,
+            mlp_hidden=round(
+                self.dims[stage] * in_stages(self.mlp_ratio, stages)[stage]
+            ),
+            drop_path=self.drop_path_rate * layer / max(layers - 1, 1),
+            spots=placement_of(self.placement).spots(layer, layers),
+            mlp=self.mlp,
+            dtype=self.dtype,
+            **where,
+        )
+
+    @nn.nowrap
+    def fold_sites(self) -> list[FoldSite]:
+        """Every norm of the model with the linear layers around it."""
+        placement, norm = placement_of(self.placement), self.norm(parent=None)
+        sites, layer = [], 0
+        for stage, depth in enumerate(self.depths):
+            name = f"merge_{stage}" if stage else "stem"
+            sites.extend(sites_of(name, self._embed(stage, parent=None)))
+            if placement.embedding and not stage:
+                obstacle = "its output is the residual stream"
+                sites.append(FoldSite("embed_norm", norm, obstacle=obstacle))
+            for i in range(depth):
+                block = self._block(stage, layer, parent=None)
+                sites.extend(sites_of(f"blocks_{stage}_{i}", block))
+                layer += 1
+        if placement.final:
+            sites.append(FoldSite("norm", norm, readers=("head",)))
+        return sites
