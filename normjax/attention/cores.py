@@ -88,8 +88,8 @@ class RelativeSoftmax(Softmax):
             return bias
         differ = (regions[:, :, None] != regions[:, None])[:, None]
         bias = bias + jnp.asarray(np.where(differ, _OTHER_REGION, 0.0), bias.dtype)
-        images = (batch // len(bias), *bias.shape)
-        return jnp.broadcast_to(bias[None], images).reshape(batch, *bias.shape[1:])
+        bias = repeat_over_batch(bias, batch // len(bias))
+        return bias.reshape(batch, *bias.shape[2:])
 
     def _table(self, shape: tuple[int, int, int]) -> jax.Array:
         name, what = "relative_position_bias", "table of offsets"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from normjax.attention.cores import sized_table
+from normjax.core.broadcast import repeat_over_batch
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
 from normjax.core.registry import offer
@@ -117,7 +118,7 @@ class Pyramid(nn.Module):
             return x
         name, what = f"pos_embed_{stage}", "table of positions"
         table = sized_table(self, name, x.shape[1:], trunc_normal, what)
-        return x + table[None].astype(x.dtype)
+        return x + repeat_over_batch(table.astype(x.dtype), len(x))
 
     @nn.nowrap
     def _embed_norm(self) -> Factory:

@@ -254,7 +254,12 @@ ROWS = [
         {**HEADS, "window_size": 3, "shift": 1, "qkv_bias": False},
         (2, 6, 6, 4),
     ),
-    Row("window", windows(relative_core), {**HEADS, "window_size": (4, 3)}, GRID),
+    Row(
+        "window",
+        windows(relative_core),
+        {**HEADS, "window_size": (2, 3), "shift": 1},
+        GRID,
+    ),
     Row("window", windows(relative_core), {**HEADS, "window_size": 7}, (2, 3, 6, 4)),
     Row("window_sla", windows(sla_core), {**CONV, "window_size": 2, "shift": 1}, GRID),
     Row(

@@ -269,7 +269,8 @@ def swin_block(data, meta, tolerance):
     kwargs, width = meta["kwargs"], data["x"].shape[-1]
     height, breadth = kwargs["input_resolution"]
     side = min(kwargs["window_size"], height, breadth)
-    window, linear_type = (side, side), kwargs["attn_type"] == "L"
+    usual = "L" if meta["variant"] == "sla_swin_block" else "S"
+    window, linear_type = (side, side), kwargs.get("attn_type", usual) == "L"
     checked = {
         "dim": width,
         "qkv_bias": has_bias(data, kwargs),
@@ -293,8 +294,8 @@ def swin_block(data, meta, tolerance):
 @runner("cswin_block", "sla_cswin_block")
 def cswin_block(data, meta, tolerance):
     kwargs, width, side = meta["kwargs"], data["x"].shape[-1], meta["kwargs"]["reso"]
-    linear_type = meta["variant"] == "sla_cswin_block"
-    linear_type = kwargs.get("attn_type", "L" if linear_type else "S") == "L"
+    usual = "L" if meta["variant"] == "sla_cswin_block" else "S"
+    linear_type = kwargs.get("attn_type", usual) == "L"
     one = kwargs.get("last_stage") or kwargs["split_size"] == side
     split = side if one else kwargs["split_size"]
     checked = {
