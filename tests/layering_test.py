@@ -14,7 +14,7 @@ LAYERS = (
     {"models", "data", "optim", "losses"},
     {"convert", "fusion", "adapt", "analysis"},
     {"train"},
-    {"bench"},
+    {"bench", "study"},
 )
 LEVEL = {package: level for level, names in enumerate(LAYERS) for package in names}
 CORE_ONLY = {"data", "optim", "losses"}

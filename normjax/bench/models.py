@@ -47,7 +47,11 @@ def models_command(argv: Sequence[str]) -> int:
     ]
     first = rows[0]
     rows += [
-        (f"{row[0]} / {first[0]}", "", *(a / b for a, b in zip(row[2:], first[2:])))
+        (
+            f"{row[0]} / {first[0]}",
+            "",
+            *(a / b for a, b in zip(row[2:], first[2:], strict=True)),
+        )
         for row in rows[1:]
     ]
     title = f"{SIDE} x {SIDE}, float32, ms (median of {ROUNDS})"

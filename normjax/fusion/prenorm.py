@@ -74,10 +74,7 @@ def convert_pre_norm(
     """
     if norm not in NORMS:
         raise UserError(one_of("norm to convert to", norm, NORMS))
-    writers, sites = _stream_of(model)
-    for path in writers:
-        if subtree(variables[PARAMS], path) is None:
-            raise UserError(f"cannot convert: {path} is not what writes the stream")
+    writers, sites = _stream_of(model, variables)
     compress = norm == "crms_norm"
     make = CRMSNorm if compress else lambda **kw: RMSNorm(use_scale=False, **kw)
     norms = {site.path: make(epsilon=site.norm.epsilon) for site in sites}
@@ -97,23 +94,31 @@ def convert_pre_norm(
             parent[last] = jax.tree.map(lambda w: _centred(w, compress), parent[last])
         return new
 
-    report, biased = [], set()
-    for site in sites:
-        affine = subtree(variables[PARAMS], site.path) or {}
-        absorbed = ", ".join(sorted(affine, reverse=True))
-        note = f" ({absorbed} into its readers)" if affine else ""
-        report.append(Change(site.path, f"layer_norm -> {norm}{note}"))
-        for path in site.readers:
-            if "bias" in affine and "bias" not in subtree(variables[PARAMS], path):
-                biased.add(path)
-            if affine or compress:
-                report.append(Change(path, "reads the new stream"))
-    report += [Change(path, "centred over the channels") for path in writers]
+    report, biased = _report(sites, writers, variables[PARAMS], norm)
     new_model = rewritten(_narrowed(model) if compress else model, norms, biased)
     return Conversion(new_model, transform(variables), transform, report)
 
 
-def _stream_of(model: nn.Module) -> tuple[tuple[str, ...], list[FoldSite]]:
+def _report(sites, writers, params, norm: str) -> tuple[list[Change], set[str]]:
+    """What happens to every part, and the readers that get a bias."""
+    report, biased = [], set()
+    for site in sites:
+        affine = subtree(params, site.path) or {}
+        absorbed = ", ".join(sorted(affine, reverse=True))
+        note = f" ({absorbed} into its readers)" if affine else ""
+        report.append(Change(site.path, f"layer_norm -> {norm}{note}"))
+        for path in site.readers:
+            if "bias" in affine and "bias" not in subtree(params, path):
+                biased.add(path)
+            if affine or norm == "crms_norm":
+                report.append(Change(path, "reads the new stream"))
+    report += [Change(path, "centred over the channels") for path in writers]
+    return report, biased
+
+
+def _stream_of(
+    model: nn.Module, variables: Mapping[str, Any]
+) -> tuple[tuple[str, ...], list[FoldSite]]:
     """Writers of the residual stream and the norms that read it, all LayerNorms."""
     if not hasattr(model, "stream"):
         raise UserError(f"{type(model).__name__} has no residual stream to convert")
@@ -127,6 +132,9 @@ def _stream_of(model: nn.Module) -> tuple[tuple[str, ...], list[FoldSite]]:
             raise UserError(f"cannot convert: {site.path} is {name}, not LayerNorm")
         if not site.readers:
             raise UserError(f"cannot convert: {site.path} is read by no linear layer")
+    for path in stream.writers:
+        if subtree(variables[PARAMS], path) is None:
+            raise UserError(f"cannot convert: {path} is not what writes the stream")
     return stream.writers, sites
 
 

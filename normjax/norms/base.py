@@ -77,14 +77,14 @@ def affine_gradients(
     """Cotangents of (normalized, scale, bias) of `apply_affine`."""
     dscale = dbias = None
     if bias is not None:
-        dbias = _sum_like(dy, bias)
+        dbias = sum_like(dy, bias)
     if scale is not None:
-        dscale = _sum_like(dy * normalized, scale)
+        dscale = sum_like(dy * normalized, scale)
         dy = dy * along_channels(scale, dy.ndim)
     return dy, dscale, dbias
 
 
-def _sum_like(v: jax.Array, like: jax.Array) -> jax.Array:
+def sum_like(v: jax.Array, like: jax.Array) -> jax.Array:
     """`v` summed over the dims along which `like` was broadcast."""
     shape = (1,) * (v.ndim - like.ndim) + like.shape
     axes = tuple(i for i, n in enumerate(shape) if n == 1)

@@ -1,8 +1,11 @@
 """Norms over channels or positions of one example, alone or beside a BatchNorm."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.typing import Dtype, Initializer
 
 from normjax.core.collections import BATCH_STATS, INTERMEDIATES
@@ -12,9 +15,11 @@ from normjax.core.moments import align_mask, at_least_float32, masked_moments
 from normjax.norms.base import (
     NORMS,
     affine_parameters,
+    apply_affine,
 )
 from normjax.norms.batch import BatchNorm
 from normjax.norms.composite import AroundBatchNorm
+from normjax.norms.layer import layer_normalize
 from normjax.norms.pooled import Pool, pool_normalize
 
 LAYOUTS = ("seq", "grid")
@@ -28,13 +33,41 @@ def grouped(
     Raises:
       UserError: C is no multiple of `num_groups`.
     """
-    channels = x.shape[-1]
-    if channels % num_groups:
-        raise UserError(f"{channels} channels do not split into {num_groups} groups")
-    shape = (x.shape[0], -1, num_groups, channels // num_groups)
+    group_of_channels(x.shape[-1], num_groups)
+    shape = (x.shape[0], -1, num_groups, x.shape[-1] // num_groups)
     if mask is not None:
         mask = jnp.broadcast_to(align_mask(mask, x), x.shape).reshape(shape)
     return x.reshape(shape), mask
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupPool(Pool):
+    """Per example, the C / G channels of a group. Pooled arrays are [B, 1, ..., 1, G].
+
+    Attributes:
+      axes: all dims of x between the first and the last.
+    """
+
+    num_groups: int = 1
+
+    def combine(self, partial):
+        channels = partial.shape[-1] // self.num_groups
+        split = partial.reshape(*partial.shape[:-1], self.num_groups, channels)
+        return super().combine(jnp.sum(split, -1))
+
+    def spread(self, pooled, x):
+        return jnp.repeat(pooled, x.shape[-1] // self.num_groups, -1)
+
+
+def group_of_channels(channels: int, num_groups: int) -> np.ndarray:
+    """[C] the group of every channel.
+
+    Raises:
+      UserError: C is no multiple of `num_groups`.
+    """
+    if channels % num_groups:
+        raise UserError(f"{channels} channels do not split into {num_groups} groups")
+    return np.arange(channels) // (channels // num_groups)
 
 
 def group_normalize(
@@ -61,13 +94,16 @@ def group_normalize(
     Returns:
       [B, ..., C] in at least float32.
     """
-    view, mask = grouped(x, num_groups, None if per_token else mask)
-    scale, bias = (
-        None if v is None else v.reshape(num_groups, -1) for v in (scale, bias)
+    group = group_of_channels(x.shape[-1], num_groups)
+    per_channel = (
+        v if v is None or v.shape[-1] == len(group) else v[group] for v in (scale, bias)
     )
-    pool = Pool((3,) if per_token else (1, 3))
-    y, *_ = pool_normalize(view, scale, bias, pool=pool, mask=mask, epsilon=epsilon)
-    return y.reshape(x.shape)
+    if per_token:
+        view, _ = grouped(x, num_groups, None)
+        normalized = layer_normalize(view, epsilon=epsilon).reshape(x.shape)
+        return apply_affine(normalized, *per_channel)
+    pool = GroupPool(tuple(range(1, x.ndim - 1)), None, num_groups)
+    return pool_normalize(x, *per_channel, pool=pool, mask=mask, epsilon=epsilon)[0]
 
 
 def instance_normalize(

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from normjax.core.collections import INTERMEDIATES
-from normjax.core.moments import at_least_float32
 from normjax.norms.base import NORMS
 from normjax.norms.batch import LAYOUTS, BatchNorm, unbiased
 from normjax.norms.pooled import Pool, pool_normalize
@@ -22,31 +21,18 @@ class GhostPool(Pool):
     arrays are [K, 1, ..., 1, C].
 
     Attributes:
-      axes: all dims of x but the last.
+      axes: all dims of x between the first and the last.
     """
 
     group_size: int = 1
 
-    def moments(self, x, valid):
-        x = at_least_float32(x)
-        shown = x if valid is None else jnp.where(valid, x, 0)
-        present = 1.0 if valid is None else valid
-        count = self.total(jnp.broadcast_to(present, x.shape).astype(x.dtype))
-        mean = self.total(shown) / jnp.maximum(count, 1)
-        centered = x - self.spread(mean, x)
-        if valid is not None:
-            centered = jnp.where(valid, centered, 0)
-        return mean, self.total(jnp.square(centered)) / jnp.maximum(count, 1), count
-
-    def total(self, v):
-        groups = -(-v.shape[0] * self._devices() // self.group_size)
-        per_example = jnp.sum(v, tuple(range(1, v.ndim - 1)), keepdims=True)
+    def combine(self, partial):
+        groups = -(-partial.shape[0] * self._devices() // self.group_size)
         # A sum by a matrix product: a scatter is not deterministic on GPUs.
-        member = self._group(v)[None] == jnp.arange(groups)[:, None]
-        total = jnp.einsum(
-            "kb,b...->k...", member.astype(v.dtype), per_example, precision="highest"
-        )
-        return total if self.axis_name is None else jax.lax.psum(total, self.axis_name)
+        member = self._group(partial)[None] == jnp.arange(groups)[:, None]
+        member = member.astype(partial.dtype)
+        total = jnp.einsum("kb,b...->k...", member, partial, precision="highest")
+        return super().combine(total)
 
     def spread(self, pooled, x):
         return pooled[self._group(x)]
@@ -82,7 +68,7 @@ def ghost_batch_normalize(
       (y [B, ..., C]; mean, var, count [K, C] of the K = ceil(B / group_size) groups) in
       at least float32. The moments carry no gradient.
     """
-    axes = tuple(range(x.ndim - 1))
+    axes = tuple(range(1, x.ndim - 1))
     pool = GhostPool(axes, axis_name, group_size)
     y, *moments = pool_normalize(x, scale, bias, pool=pool, mask=mask, epsilon=epsilon)
     mean, var, count = (m.reshape(-1, x.shape[-1]) for m in moments)

@@ -2,45 +2,87 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
-from normjax.core.moments import align_mask, at_least_float32, masked_moments
+from normjax.core.moments import align_mask, at_least_float32
 from normjax.core.spmd import match_varying
-from normjax.norms.base import affine_gradients, apply_affine
+from normjax.norms.base import along_channels, apply_affine, sum_like
+
+# Sums of x and x**2 cost one reading each, (x - mean)**2 a writing more. They are exact
+# enough up to this mean**2 / var: the variance loses it times the rounding error.
+_LARGE_MEAN = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
     """Which entries of x share a mean and a variance: all along `axes`.
 
-    Subclasses may cut these entries into several pools. A pooled array then has one
-    row a pool; `spread` brings it back beside x.
+    Subclasses put more or less than that into one pool, by `combine` and `spread`.
 
     Attributes:
-      axes: dims of x; they stay, as size 1, in pooled arrays.
+      axes: dims of x, not the channels; they stay, as size 1, in pooled arrays.
       axis_name: mesh axis or axes to reduce over as well.
     """
 
     axes: tuple[int, ...]
     axis_name: str | tuple[str, ...] | None = None
 
-    def moments(
-        self, x: jax.Array, valid: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(mean, biased variance, count) of the valid entries; see `masked_moments`."""
-        return masked_moments(x, self.axes, mask=valid, axis_name=self.axis_name)
-
-    def total(self, v: jax.Array) -> jax.Array:
-        """Sums over the pools of `v`, which has the shape of x."""
-        total = jnp.sum(v, self.axes, keepdims=True)
-        return total if self.axis_name is None else jax.lax.psum(total, self.axis_name)
+    def combine(self, partial: jax.Array) -> jax.Array:
+        """Sums along `axes`, kept as size 1, as sums over the pools."""
+        name = self.axis_name
+        return partial if name is None else jax.lax.psum(partial, name)
 
     def spread(self, pooled: jax.Array, x: jax.Array) -> jax.Array:
         """A pooled array with every entry's own pool, broadcastable to x."""
         del x
         return pooled
+
+    def total(self, v: jax.Array) -> jax.Array:
+        """Sums over the pools of `v`, which has the shape of x."""
+        return self.combine(jnp.sum(v, self.axes, keepdims=True))
+
+    def count(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
+        """Number of the valid entries of every pool, in at least float32."""
+        dtype = at_least_float32(x).dtype
+        if valid is not None:
+            return self.total(jnp.broadcast_to(valid, x.shape).astype(dtype))
+        size = math.prod(x.shape[axis] for axis in self.axes)
+        shape = [1 if i in self.axes else n for i, n in enumerate(x.shape)]
+        return self.combine(jnp.full(shape, size, dtype))
+
+    def moments(
+        self, x: jax.Array, valid: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(mean, biased variance, count) of the valid entries; no gradient rule.
+
+        sum((x - mean)**2) / n; on CPU sum(x**2) / n - mean**2 where the means are small
+        enough for it to be as good.
+        """
+        x, count = at_least_float32(x), self.count(x, valid)
+        n = jnp.maximum(count, 1)
+        shown = x if valid is None else jnp.where(valid, x, 0)
+        mean = self.total(shown) / n
+
+        def two_pass(x, mean):
+            centered = x - self.spread(mean, x)
+            if valid is not None:
+                centered = jnp.where(valid, centered, 0)
+            return self.total(jnp.square(centered)) / n
+
+        def one_pass(x, mean):
+            square = jnp.square(mean)
+            var = jnp.maximum(self.total(jnp.square(x)) / n - square, 0)
+            large = jnp.any(square > _LARGE_MEAN * var)
+            return jax.lax.cond(large, two_pass, lambda x, mean: var, x, mean)
+
+        if valid is not None or self.axis_name is not None:
+            return mean, two_pass(x, mean), count
+        # On GPUs a condition would make the host wait.
+        var = jax.lax.platform_dependent(x, mean, cpu=one_pass, default=two_pass)
+        return mean, var, count
 
 
 def pool_normalize(
@@ -58,8 +100,8 @@ def pool_normalize(
     keeps x and the moments, nothing else.
 
     Args:
-      x: [...].
-      scale, bias: the last dims of x, 1 where they broadcast; None for none.
+      x: [..., C].
+      scale, bias: [C], or None for none.
       mask: leading or all dims of x; True feeds the moments.  None: all.
 
     Returns:
@@ -79,28 +121,43 @@ def _forward(x, scale, bias, valid, pool, epsilon):
     mean, var, count = pool.moments(x, valid)
     inverse_root = jax.lax.rsqrt(var + epsilon)
     saved = (x, mean, inverse_root, count, scale, bias, valid)
-    y = apply_affine(_normalized(x, mean, inverse_root, pool), scale, bias)
-    return (y, mean, var, count), saved
+    y = _centered(x, mean, pool) * _gain(inverse_root, scale, x, pool)
+    return (apply_affine(y, None, bias), mean, var, count), saved
 
 
-def _normalized(x, mean, inverse_root, pool):
-    return (at_least_float32(x) - pool.spread(mean, x)) * pool.spread(inverse_root, x)
+def _gain(inverse_root, scale, x, pool):
+    """What the centred entries are multiplied by; small, so that it is made once."""
+    gain = pool.spread(inverse_root, x)
+    return gain if scale is None else gain * along_channels(scale, x.ndim)
+
+
+def _centered(x, mean, pool):
+    return at_least_float32(x) - pool.spread(mean, x)
 
 
 def _backward(pool, epsilon, saved, cotangents):
     del epsilon
     x, mean, inverse_root, count, scale, bias, valid = saved
-    normalized = _normalized(x, mean, inverse_root, pool)
-    g, dscale, dbias = affine_gradients(cotangents[0], normalized, scale, bias)
+    dy, centered = cotangents[0], _centered(x, mean, pool)
+    # All that needs dy as a whole are these two sums: the scale is constant along them.
+    along = jnp.sum(dy, pool.axes, keepdims=True)
+    across = jnp.sum(dy * centered, pool.axes, keepdims=True)
+    across *= pool.spread(inverse_root, across)
+    dbias = None if bias is None else sum_like(along, bias)
+    dscale = None if scale is None else sum_like(across, scale)
 
-    def mean_over_pool(v):
-        return pool.spread(pool.total(v) / jnp.maximum(count, 1), x)
+    def through(partial):
+        """What the slope along a moment of a pool adds to every entry of it."""
+        if scale is not None:
+            partial = partial * along_channels(scale, x.ndim)
+        return inverse_root * pool.combine(partial) / jnp.maximum(count, 1)
 
-    through = mean_over_pool(g) + normalized * mean_over_pool(g * normalized)
+    lost = pool.spread(through(along), x)
+    lost += centered * pool.spread(inverse_root * through(across), x)
     if valid is not None:
         # Positions outside the mask are normalised but move no moment.
-        through = jnp.where(valid, through, 0)
-    dx = pool.spread(inverse_root, x) * (g - through)
+        lost = jnp.where(valid, lost, 0)
+    dx = dy * _gain(inverse_root, scale, x, pool) - lost
     return dx.astype(x.dtype), dscale, dbias, None
 
 

@@ -26,6 +26,19 @@ def load_config(spec: str) -> ConfigDict:
       UserError: no such file, or whatever goes wrong in it, with the line.
     """
     path, _, arguments = spec.partition(":")
+    config = load_module(path, "get_config", *filter(None, [arguments]))
+    if not isinstance(config, ConfigDict):
+        kind = type(config).__name__
+        raise UserError(f"config file {path}: get_config gives a {kind}, no ConfigDict")
+    return config.lock()
+
+
+def load_module(path: str, function: str, *arguments: str) -> Any:
+    """What `function(*arguments)` of the Python file at `path` gives.
+
+    Raises:
+      UserError: no such file, or whatever goes wrong in it, with the line.
+    """
     if not Path(path).is_file():
         beside = (str(file) for file in Path(path).parent.glob("*.py"))
         raise UserError(one_of("config file", path, beside))
@@ -33,7 +46,7 @@ def load_config(spec: str) -> ConfigDict:
     module = types.ModuleType(loader.name)
     try:
         loader.exec_module(module)
-        config = module.get_config(*filter(None, [arguments]))
+        return getattr(module, function)(*arguments)
     except UserError:
         raise
     except Exception as error:
@@ -42,10 +55,6 @@ def load_config(spec: str) -> ConfigDict:
         line = getattr(error, "lineno", None) or (lines or [1])[-1]
         kind, text = type(error).__name__, getattr(error, "msg", error)
         raise UserError(f"config file {path}, line {line}: {kind}: {text}") from error
-    if not isinstance(config, ConfigDict):
-        kind = type(config).__name__
-        raise UserError(f"config file {path}: get_config gives a {kind}, no ConfigDict")
-    return config.lock()
 
 
 _PARSERS = {

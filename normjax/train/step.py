@@ -85,10 +85,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         mix_key, dropout_key = jax.random.split(key)
         images, targets = _examples(batch, recipe, mix_key)
-        overwrite = {k: v for k, v in state.model_state.items() if k == OVERWRITE}
-        model_state = {k: v for k, v in state.model_state.items() if k != OVERWRITE}
-        carry = (model_state, overwrite)
-        count = recipe.microbatches
+        carry, count = _separate(state.model_state), recipe.microbatches
         if count == 1:
             part = (images, targets, dropout_key)
             carry, (grads, metrics) = microbatch(state.params, carry, part)
@@ -112,6 +109,12 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
+
+
+def _separate(model_state):
+    """What the forward pass writes and what the backward pass writes."""
+    overwrite = {k: v for k, v in model_state.items() if k == OVERWRITE}
+    return {k: v for k, v in model_state.items() if k != OVERWRITE}, overwrite
 
 
 def _loss_of(model: nn.Module, recipe: Recipe):

@@ -1,0 +1,160 @@
+"""The runs of a study, its table and its plot."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from normjax.core.errors import UserError
+from normjax.train import report
+from normjax.train.loop import NonFiniteLoss, train
+
+RESULT_FILE = "result.json"
+
+
+class Study(NamedTuple):
+    """What a study file's `get_study()` gives.
+
+    Attributes:
+      title: of the table.  rows: what the rows are called, "norm".
+      runs: config of every cell (row, column); a pair that is left out stays empty.
+      seeds: each cell is run with each of them.
+      metric: of the final evaluation; shown in percent.
+    """
+
+    title: str
+    rows: str
+    runs: Mapping[tuple[str, str], ConfigDict]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    metric: str = "top1"
+
+
+def run_study(
+    study: Any, workdir: Path, only: re.Pattern[str] = re.compile("")
+) -> Path:
+    """Run what is not done yet, print the table, write `table.md` and `table.png`.
+
+    A run that diverges is a result as well and is shown as such.
+
+    Args:
+      study: a mapping or Study with the fields of Study.
+      workdir: gets one folder a run, `row/column/seed`.
+      only: cells whose "row/column" it finds; the others are shown if they are done.
+
+    Returns:
+      the path of `table.md`.
+
+    Raises:
+      UserError: a config of the study is wrong.
+    """
+    study = study if isinstance(study, Study) else Study(**study)
+    wanted = [cell for cell in study.runs if only.search("/".join(cell))]
+    if not wanted:
+        raise UserError(
+            f"--only={only.pattern!r} leaves none of {len(study.runs)} cells"
+        )
+    # Seeds differ in data only: the second compilation of a step is read from disk.
+    jax.config.update("jax_compilation_cache_dir", str((workdir / "cache").absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    todo = [(cell, seed) for cell in wanted for seed in study.seeds]
+    for i, (cell, seed) in enumerate(todo, 1):
+        result = _run_once(study.runs[cell], seed, workdir / "/".join(cell) / str(seed))
+        shown = result.get("error") or report.percent(result[study.metric])
+        name = f"{'/'.join(cell)} seed {seed}"
+        report.console.print(f"{i}/{len(todo)}  {name}: {shown}")
+    return _summarize(study, workdir)
+
+
+def _run_once(config: ConfigDict, seed: int, folder: Path) -> dict[str, Any]:
+    """The result of one run; read where it is done already."""
+    path = folder / RESULT_FILE
+    if path.exists():
+        return json.loads(path.read_text())
+    config = config.copy_and_resolve_references()
+    config.seed = seed
+    try:
+        report.console.quiet = True
+        result: dict[str, Any] | None = train(config, folder)
+    except NonFiniteLoss as error:
+        result = {"error": f"diverged: {str(error).split(' (')[0]}"}
+    finally:
+        report.console.quiet = False
+        # Hundreds of compiled programs would stay in memory.
+        jax.clear_caches()
+    if result is None:
+        raise UserError("stopped by a signal; the same command goes on")
+    path.write_text(json.dumps(result))
+    return result
+
+
+def _summarize(study: Study, workdir: Path) -> Path:
+    rows = list(dict.fromkeys(row for row, _ in study.runs))
+    columns = list(dict.fromkeys(column for _, column in study.runs))
+    results = {cell: _results(study, workdir, cell) for cell in study.runs}
+    table = [
+        (row, *(_cell(results.get((row, column)), study) for column in columns))
+        for row in rows
+    ]
+    names = (study.rows, *columns)
+    report.table(study.title, names, table)
+    lines = [_markdown(names), _markdown("---" for _ in names), *map(_markdown, table)]
+    path = workdir / "table.md"
+    path.write_text("\n".join(lines) + "\n")
+    _plot(study, rows, columns, results, workdir / "table.png")
+    report.console.print(f"table in {path}, plot in {workdir / 'table.png'}")
+    return path
+
+
+def _results(study: Study, workdir: Path, cell: tuple[str, str]) -> list[float]:
+    """The metric of every seed that is done; NaN where it diverged."""
+    paths = [workdir / "/".join(cell) / str(s) / RESULT_FILE for s in study.seeds]
+    done = [json.loads(path.read_text()) for path in paths if path.exists()]
+    return [result.get(study.metric, math.nan) for result in done]
+
+
+def _cell(values: list[float] | None, study: Study) -> str:
+    if not values:
+        return "-"
+    diverged = sum(map(math.isnan, values))
+    if diverged:
+        return f"diverged ({diverged} of {len(values)})"
+    text = f"{100 * np.mean(values):.2f} ± {100 * np.std(values):.2f}"
+    lacking = len(study.seeds) - len(values)
+    return f"{text} ({len(values)} seeds)" if lacking else text
+
+
+def _markdown(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _plot(study, rows, columns, results, path: Path) -> None:
+    """Every run a dot, one line a row."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    height = 1.2 + 0.28 * len(rows)
+    figure, axes = pyplot.subplots(figsize=(7, height), layout="tight")
+    for i, column in enumerate(columns):
+        points = [
+            (100 * value, len(rows) - 1 - y + 0.16 * (i - (len(columns) - 1) / 2))
+            for y, row in enumerate(rows)
+            for value in results.get((row, column), [])
+            if math.isfinite(value)
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o", ms=4, alpha=0.7, label=column)
+    axes.set_yticks(range(len(rows)), rows[::-1])
+    axes.set_xlabel(f"{study.metric}, %")
+    axes.set_title(study.title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
