@@ -24,6 +24,17 @@ def first_case(request):
     return Case(request.param)
 
 
+def over(condition, fixture="case"):
+    """Run a test on those rows only that `condition` holds for."""
+    rows = ROWS if fixture == "case" else FIRST_ROWS
+    chosen = [row for row in rows if condition(row)]
+    return pytest.mark.parametrize(fixture, chosen, ids=str, indirect=True)
+
+
+def masked(row):
+    return "mask" in MIXERS[row.name].tags
+
+
 def test_every_mixer_and_every_tag_has_a_row():
     assert {row.name for row in ROWS} == {entry.name for entry in MIXERS}
     causal = {row.name for row in ROWS if row.causal}
@@ -84,10 +95,9 @@ def test_gradients_equal_finite_differences_of_the_oracle(case):
             np.testing.assert_allclose(actual, expected, 1e-6, 1e-6 * size + 1e-7)
 
 
+@over(masked)
 def test_padding_reaches_no_token(case):
     """Poison at masked positions changes neither values nor gradients elsewhere."""
-    if "mask" not in case.tags:
-        pytest.skip("the mixer takes no mask")
     mask, params = case.mask, case.cast("float32")
     apply = jax.jit(case.apply)
     clean = apply(params, jnp.float32(case.x), mask)
@@ -109,10 +119,9 @@ def test_padding_reaches_no_token(case):
     assert np.isfinite(large_dx).all()
 
 
+@over(masked, "first_case")
 def test_full_and_empty_masks(first_case):
     case = first_case
-    if "mask" not in case.tags:
-        pytest.skip("the mixer takes no mask")
     params, x = case.cast("float32"), jnp.float32(case.x)
     apply = jax.jit(case.apply)
     full = apply(params, x, np.ones_like(case.mask))
@@ -121,10 +130,9 @@ def test_full_and_empty_masks(first_case):
     assert np.isfinite(apply(params, x, np.zeros_like(case.mask))).all()
 
 
+@over(lambda row: row.causal)
 def test_no_position_sees_a_later_one(case):
     """By gradient, in rows that are causal."""
-    if not case.row.causal:
-        pytest.skip("the configuration looks ahead")
     params, length = case.cast("float32"), case.row.shape[1]
 
     def per_position(x):
@@ -136,11 +144,10 @@ def test_no_position_sees_a_later_one(case):
     assert seen.diagonal().all()
 
 
+@over(lambda row: getattr(MIXERS[row.name].make, "reads", ()))
 def test_folded_scale_and_shift_equal_a_scaled_and_shifted_input(case):
     """`reads` names all that reads the input, and all of it is linear."""
     reads = getattr(case.mixer, "reads", ())
-    if not reads:
-        pytest.skip("something reads the input that absorbs no factor")
     a, c = case.rng.uniform(0.5, 1.5, (2, case.row.shape[-1]))
     params = jax.tree.map(np.array, case.params)
     for name in reads:
