@@ -1,0 +1,82 @@
+"""Studies: tables from results that are there, runs that are done are not repeated."""
+
+import json
+import re
+
+import pytest
+
+from configs.studies import digits_norms
+from normjax.core.errors import UserError
+from normjax.norms import NORMS
+from normjax.study.__main__ import study_command
+from normjax.study.study import Study, run_study
+from tests.train.tiny import tiny_config
+
+CELLS = [("a", "x"), ("a", "y"), ("b", "x")]
+
+
+def study(**changes):
+    runs = {cell: tiny_config("norm=layer_norm,mixer=softmax") for cell in CELLS}
+    return Study("accuracy", "norm", runs, **{"seeds": (0, 1), **changes})
+
+
+def put(workdir, cell, seed, **result):
+    folder = workdir / "/".join(cell) / str(seed)
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_table_of_finished_runs(tmp_path, capsys):
+    for seed, top1 in enumerate((0.5, 0.75)):
+        put(tmp_path, ("a", "x"), seed, top1=top1)
+        put(tmp_path, ("a", "y"), seed, top1=1.0)
+    put(tmp_path, ("b", "x"), 0, top1=0.25)
+    put(tmp_path, ("b", "x"), 1, error="diverged: loss is nan at step 3")
+    lines = run_study(study(), tmp_path).read_text().splitlines()
+    assert lines == [
+        "| norm | x | y |",
+        "| --- | --- | --- |",
+        "| a | 62.50 ± 12.50 | 100.00 ± 0.00 |",
+        "| b | diverged (1 of 2) | - |",
+    ]
+    assert "diverged: loss is nan at step 3" in capsys.readouterr().out
+    assert (tmp_path / "table.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_once_and_a_diverging_one_is_a_result(tmp_path):
+    runs = {
+        ("plain", "x"): tiny_config("norm=layer_norm,mixer=softmax"),
+        ("wild", "x"): tiny_config(
+            "norm=none,mixer=softmax", optim__lr=1e30, optim__clip_norm=0.0
+        ),
+    }
+    small = Study("accuracy", "norm", runs, seeds=(3,))
+    table = run_study(small, tmp_path).read_text()
+    assert re.search(r"\| plain \| \d+\.\d\d ± 0\.00 \|", table)
+    assert "| wild | diverged (1 of 1) |" in table
+    config = json.loads((tmp_path / "plain/x/3/config.json").read_text())
+    assert config["seed"] == 3
+    before = (tmp_path / "plain/x/3/metrics.jsonl").stat().st_mtime_ns
+    assert run_study(small, tmp_path).read_text() == table
+    assert (tmp_path / "plain/x/3/metrics.jsonl").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ([], "FILE --workdir"),
+        (["configs/studies/digits_norms.py"], "FILE --workdir"),
+        (["configs/studies/digit_norms.py", "--workdir=w"], "digits_norms.py"),
+        (["configs/studies/digits_norms.py", "--workdir=w", "--only=("], "--only="),
+        (["configs/studies/digits_norms.py", "--workdir=w", "--only=zz"], "none of"),
+        (["configs/digits.py", "--workdir=w"], "get_study"),
+    ],
+)
+def test_wrong_commands(arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        study_command(["study", *arguments])
+
+
+def test_the_norm_study_has_every_norm():
+    assert set(digits_norms.NORMS) == {entry.name for entry in NORMS}
