@@ -52,7 +52,7 @@ def get_study() -> dict[str, Any]:
 
 
 def _config(arg: str) -> Any:
-    config = digits.get_config(arg)
+    config: Any = digits.get_config(arg)
     config.total_steps = 300
     config.batch_size = 64
     config.recalibrate_batches = 20

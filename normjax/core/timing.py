@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 
-def alternate(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict:
+def alternate(functions: Mapping[Any, Callable[[], Any]], rounds: int) -> dict:
     """Median seconds of each function, called in turns after one call to warm up.
 
     Args:

@@ -138,7 +138,7 @@ def _loss_of(model: nn.Module, recipe: Recipe):
         loss = jnp.mean(losses)
         terms = jax.tree.leaves(new.pop(LOSSES, {}))
         if terms:
-            scalars["auxiliary_loss"] = sum(terms)
+            scalars["auxiliary_loss"] = jnp.sum(jnp.stack(terms))
             loss += recipe.auxiliary_loss_weight * scalars["auxiliary_loss"]
         return loss, (new, scalars)
 
