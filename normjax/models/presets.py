@@ -141,6 +141,8 @@ PRESETS: dict[str, Arguments] = {
     "deit_tiny": _deit(192, 3, pool="cls"),
     "deit_small": _deit(384, 6, pool="cls"),
     "deit_base": _deit(768, 12, pool="cls"),
+    "deit_tiny_prepbn": _deit(192, 3, pool="cls", norm=_prepbn(300_000, 1e-6)),
+    "deit_small_prepbn": _deit(384, 6, pool="cls", norm=_prepbn(300_000, 1e-6)),
     "slab_deit_tiny": _deit(192, 3, pool="mean", **_SLAB),
     "slab_deit_small": _deit(384, 6, pool="mean", **_SLAB),
     **{name: preset for size in _SWIN for name, preset in _swins(size).items()},

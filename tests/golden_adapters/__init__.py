@@ -28,4 +28,5 @@ from tests.golden_adapters import (  # noqa: E402, F401
     placements,
     stateful,
     vision_mixers,
+    whole_models,
 )

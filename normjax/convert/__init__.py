@@ -1,0 +1,28 @@
+"""Published PyTorch checkpoints in and out; `python -m normjax.convert` is the command.
+
+    converted = convert.from_torch(model, convert.read(Path("checkpoint.safetensors")))
+    state = convert.to_torch(model, converted.variables)
+
+One table per family says where each array lives and how it is laid out
+(`convert.layouts`); both directions follow it, so one undoes the other.
+"""
+
+from normjax.convert.files import read, unwrapped, write
+from normjax.convert.state import (
+    Converted,
+    arguments_of,
+    from_torch,
+    grouped,
+    to_torch,
+)
+
+__all__ = [
+    "Converted",
+    "arguments_of",
+    "from_torch",
+    "grouped",
+    "read",
+    "to_torch",
+    "unwrapped",
+    "write",
+]

@@ -1,0 +1,126 @@
+"""From the variables of a model to the names and shapes of a PyTorch state dict."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from normjax.attention.reduction import Strided
+from normjax.attention.stripes import CrossShaped
+from normjax.attention.window import Windowed
+from normjax.convert import layouts
+from normjax.convert.transforms import Transform
+from normjax.core.collections import TRANSIENT
+from normjax.core.errors import UserError, one_of
+from normjax.models import Pyramid, ViT
+from normjax.models.base import in_stages
+from normjax.norms import PRepBN
+
+_PYRAMIDS = {Windowed: "swin", Strided: "pvt", CrossShaped: "cswin"}
+
+Path = tuple[str, ...]
+
+
+class Entry(NamedTuple):
+    """One array of ours and its counterparts.
+
+    Attributes:
+      path: collection, modules, name.  shape, dtype: of ours.
+      names: of theirs.  shapes: of theirs.  transform: between them.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: Any
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    transform: Transform
+
+
+def layout_of(model: nn.Module, name: str | None = None) -> str:
+    """The published layout that `model` has: `name` if given, else its family's.
+
+    Raises:
+      UserError: an unknown name, or a model of no published family.
+    """
+    if name is not None:
+        if name not in layouts.LAYOUTS:
+            raise UserError(one_of("layout", name, layouts.LAYOUTS))
+        return name
+    if isinstance(model, ViT):
+        return "deit"
+    if isinstance(model, Pyramid):
+        mixer = in_stages(model.mixer, len(model.depths))[0].func
+        for kind, layout in _PYRAMIDS.items():
+            if issubclass(mixer, kind):
+                return layout
+    raise UserError(f"no published layout for this {type(model).__name__}")
+
+
+def abstract_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
+    """Shapes and dtypes of the variables for images [H, W, C]."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    return {k: v for k, v in variables.items() if k not in TRANSIENT}
+
+
+def entries_of(
+    model: nn.Module, variables: Mapping[str, Any], layout: str
+) -> list[Entry]:
+    """Every array of `variables` (values, or shapes and dtypes) with its counterparts.
+
+    Raises:
+      UserError: an array that the layout has no place for.
+    """
+    flat = flatten_dict(dict(variables))
+    norms = _norm_kinds(model)
+    paths = ["/".join(key[1:]) for key in flat]
+    entries = []
+    for key, value in flat.items():
+        path, found = "/".join(key[1:]), None
+        for ours, theirs, kind in layouts.LAYOUTS[layout]:
+            found = found or _match(path, paths, ours, theirs, kind, norms)
+        if found is None:
+            raise UserError(f"layout {layout!r} has no place for {'/'.join(key)}")
+        names, transform = found
+        like = np.broadcast_to(np.zeros((), value.dtype), value.shape)
+        shapes = tuple(t.shape for t in transform.to_torch(like))
+        entries.append(Entry(key, value.shape, value.dtype, names, shapes, transform))
+    return entries
+
+
+def _norm_kinds(model: Any) -> list[layouts.Kind]:
+    """The tables of norms, those of fewer arrays first."""
+    schedule, norm = {}, model.norm
+    if norm.func is PRepBN:
+        given = {"warmup_steps": 0, **norm.keywords}
+        schedule = {k: given[k] for k in ("warmup_steps", "decay_steps")}
+    last = [layouts.prepbn(**schedule)] if schedule else []
+    return [layouts.LAYER_NORM, layouts.REPBN, *last]
+
+
+def _match(path, paths, ours, theirs, kind, norms):
+    """(their names, transform) of the array at `path` by one row, or None."""
+    pattern = re.sub(r"\{(\w)\}", r"(?P<\1>\\d+)", ours)
+    slash = "/" if ours else ""
+    match = re.fullmatch(f"(?P<module>{pattern}){slash}(?P<leaf>.+)", path)
+    if match is None:
+        return None
+    module, leaf = match["module"], match["leaf"]
+    if kind == layouts.NORM:
+        start = f"{module}/"
+        leaves = {p.removeprefix(start) for p in paths if p.startswith(start)}
+        kind = next((k for k in norms if leaves <= set(k)), {})
+    if leaf not in kind:
+        return None
+    numbers = {k: int(v) for k, v in match.groupdict().items() if k in "si"}
+    stage = numbers.get("s", 0)
+    prefix = theirs.format(**numbers, next=stage + 1, last=stage - 1)
+    names, transform = kind[leaf]
+    names = (names,) if isinstance(names, str) else names
+    return tuple(f"{prefix}.{name}" if prefix else name for name in names), transform

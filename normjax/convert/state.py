@@ -1,0 +1,200 @@
+"""Published state dicts to variables and back, every array accounted for."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from normjax.convert.extras import extras_of
+from normjax.convert.layouts import COUNTERS, LAYER_NORM, REPBN
+from normjax.convert.names import Entry, abstract_variables, entries_of, layout_of
+from normjax.core.errors import UserError
+
+State = Mapping[str, np.ndarray]
+
+_SHOWN = 4  # names in an error
+
+
+class Converted(NamedTuple):
+    """What became of a state dict.
+
+    Attributes:
+      variables: of the model, NumPy arrays.
+      layout: of the file.
+      used: number of arrays that they came from.
+      dropped: other arrays of the file -> why they are not needed.
+      filled: arrays that the file lacks -> what stands for them.
+    """
+
+    variables: dict[str, Any]
+    layout: str
+    used: int
+    dropped: dict[str, str]
+    filled: dict[str, str]
+
+
+def from_torch(
+    model: nn.Module, state: State, image_shape: tuple[int, ...] = (224, 224, 3)
+) -> Converted:
+    """The variables of `model` that a published state dict holds.
+
+    Exact: arrays are transposed and reshaped, and cast to the dtype of ours.
+
+    Args:
+      model: of `models.build`; see `arguments_of` for what the file decides of it.
+      state: arrays by name, without wrapper (see `files.read`).
+      image_shape: [H, W, C] that the model is made for.
+
+    Raises:
+      UserError: arrays that are missing, unknown, of another shape or not what they
+        are known to be; the line names the first of them.
+    """
+    timm = "head.fc.weight" in state and layout_of(model) == "swin"
+    layout = layout_of(model, "swin_timm" if timm else None)
+    entries = entries_of(model, abstract_variables(model, image_shape), layout)
+    shapes = {n: s for e in entries for n, s in zip(e.names, e.shapes, strict=True)}
+    extras = extras_of(shapes, layout, image_shape[0])
+    state, filled = _completed(state, entries)
+    _refuse("lacks", (name for name in shapes if name not in state))
+    known = shapes.keys() | extras.keys()
+    _refuse("holds unknown", (name for name in state if name not in known))
+    for name, shape in shapes.items():
+        if state[name].shape != shape:
+            raise UserError(f"{name} has shape {state[name].shape} instead of {shape}")
+    dropped = {name: extras[name].reason for name in state if name not in shapes}
+    for name in dropped:
+        value, _, checked = extras[name]
+        if checked and not np.array_equal(state[name], value):
+            raise UserError(f"{name} is not what the model computes for it")
+    flat = {entry.path: _ours(entry, state) for entry in entries}
+    used = len(shapes) - len(filled)
+    return Converted(unflatten_dict(flat), layout, used, dropped, filled)
+
+
+def to_torch(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    image_shape: tuple[int, ...] = (224, 224, 3),
+    layout: str | None = None,
+) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`: a state dict that the published code loads strictly.
+
+    Args:
+      layout: a key of `layouts.LAYOUTS`; None for that of the family's own release.
+
+    Raises:
+      UserError: a model, or a variable of it, without a place in the layout.
+    """
+    layout = layout_of(model, layout)
+    entries, flat = entries_of(model, variables, layout), flatten_dict(dict(variables))
+    state = {}
+    for entry in entries:
+        arrays = entry.transform.to_torch(np.asarray(flat[entry.path]))
+        for name, array in zip(entry.names, arrays, strict=True):
+            state[name] = np.ascontiguousarray(array).reshape(array.shape)
+    shapes = {name: array.shape for name, array in state.items()}
+    extras = extras_of(shapes, layout, image_shape[0])
+    return state | {name: extra.value for name, extra in extras.items()}
+
+
+def arguments_of(state: State, norm: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the model that the file decides: its classes and its norms.
+
+    Norms are PRepBN with the schedule of the file's counters, or RepBN where the file
+    has no other branch; running variances go on as PyTorch's.
+
+    Args:
+      norm: the norm of the preset, a dict with `name`.
+
+    Raises:
+      UserError: no head, or norms that are not of the preset's kind.
+    """
+    heads = [state[n] for n in ("head.weight", "head.fc.weight") if n in state]
+    if not heads:
+        raise UserError("the file lacks head.weight: the model's classes are unknown")
+    both, plain = _norms(state)
+    name, kind = norm["name"], "prepbn" if both else "repbn" if plain else "layer_norm"
+    if (name in ("prepbn", "repbn")) != (kind != "layer_norm"):
+        raise UserError(f"the norms of the file are {kind}, those of the model {name}")
+    repbn = {"name": "repbn", "unbiased_running_var": True}
+    arguments = {**norm, "name": kind}
+    if kind == "repbn":
+        arguments = repbn
+    if kind == "prepbn":
+        arguments["batch_norm"] = repbn
+        counters = {c: {int(state[k]) for k in _counters(state, c)} for c in COUNTERS}
+        for counter, argument in (
+            ("warm", "warmup_steps"),
+            ("total_step", "decay_steps"),
+        ):
+            values = counters[counter]
+            if len(values) > 1:
+                raise UserError(f"norms of the file differ in {counter}: {values}")
+            arguments.update(dict.fromkeys([argument] * len(values), *values))
+    return {"num_classes": len(heads[0]), "norm": arguments}
+
+
+def grouped(names: Mapping[str, str]) -> list[tuple[str, int, str]]:
+    """(names with # for numbers, how many, why) of arrays and their reasons."""
+    counts = Counter((re.sub(r"\d+", "#", n), why) for n, why in names.items())
+    return [(name, count, why) for (name, why), count in counts.items()]
+
+
+def _ours(entry: Entry, state: State) -> np.ndarray:
+    arrays = tuple(np.asarray(state[name]) for name in entry.names)
+    ours = np.asarray(entry.transform.to_ours(arrays), entry.dtype)
+    return ours.reshape(entry.shape)
+
+
+def _norms(state: State) -> tuple[list[str], list[str]]:
+    """Modules that are a norm with both branches, and those that are a RepBN alone."""
+    alphas = [k.removesuffix(".alpha") for k in state if k.endswith(".alpha")]
+    outer = {a: a.removesuffix(".norm2") for a in alphas}
+    inside = {a for a, x in outer.items() if a != x and f"{x}.norm1.weight" in state}
+    return [outer[a] for a in inside], [a for a in alphas if a not in inside]
+
+
+def _counters(state: State, name: str) -> list[str]:
+    return [key for key in state if key.endswith(f".{name}")]
+
+
+def _completed(state: State, entries: list[Entry]) -> tuple[dict, dict[str, str]]:
+    """The state with what PRepBN needs and evaluation does not, and what was added.
+
+    Files may leave out the counters, and single norms may be a RepBN alone.
+    """
+    state, filled = dict(state), {}
+    for entry in entries:
+        if entry.path[-1] != "step":
+            continue
+        module = entry.names[0].removesuffix(".warm")
+        if f"{module}.alpha" in state:
+            for name, _ in REPBN.values():
+                if f"{module}.{name}" in state:
+                    state[f"{module}.norm2.{name}"] = state.pop(f"{module}.{name}")
+            tracked = "bn.num_batches_tracked"
+            state.pop(f"{module}.{tracked}", None)
+            like = state[f"{module}.norm2.bn.weight"]
+            for name, _ in LAYER_NORM.values():
+                value = np.ones_like(like) if name == "weight" else np.zeros_like(like)
+                state[f"{module}.norm1.{name}"] = value
+                filled[f"{module}.norm1.{name}"] = "RepBN alone: as initialised"
+        if entry.names[1] not in state:
+            total = np.asarray(entry.transform.to_torch(np.zeros((), int))[2])
+            values = np.zeros((), np.int64), np.zeros((), np.int64), total
+            for name, value in zip(entry.names, values, strict=True):
+                state[name] = value
+                filled[name] = "no counters: after the decay"
+    return state, filled
+
+
+def _refuse(what: str, names: Iterable[str]) -> None:
+    names = sorted(names)
+    if names:
+        rest = len(names) - _SHOWN
+        more = f" and {rest} more" if rest > 0 else ""
+        raise UserError(f"the file {what} {', '.join(names[:_SHOWN])}{more}")

@@ -1,0 +1,111 @@
+"""Adapters of whole networks: weights by the rule in the meta, through our import."""
+
+import re
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from normjax import convert, fusion, models
+from normjax.models import PRESETS
+from normjax.norms import LayerNorm
+from tests.golden_adapters import runner
+
+SIZES = {"t": "tiny", "s": "small", "m": "medium", "l": "large", "b": "base"}
+
+
+def preset_of(name):
+    """ "slab_swin_t" -> "slab_swin_tiny"; names of timm end in patch and image size."""
+    words = name.removeprefix("timm_").split("_")
+    words = [SIZES.get(word, word) for word in words]
+    words = [word for word in words if not re.fullmatch(r"(patch|window|\d)\w*", word)]
+    return "_".join(words)
+
+
+def values_of(key, shape, dtype, offset, scale, mode):
+    """One array by the fill rule of the files."""
+    normal = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
+    normal = np.abs(normal) if mode == "abs" else normal
+    return np.asarray(offset + scale * normal, dtype)
+
+
+def constructed(key, shape, dtype, decay_steps):
+    """A counter as the model makes it; None for what we compute ourselves."""
+    if key.rpartition(".")[2] in ("iter", "total_step"):
+        return np.asarray(decay_steps, dtype)
+    return np.zeros(shape, dtype) if not shape else None
+
+
+def state_of(meta, data, norm):
+    """The published state dict; index tables and masks where the file has them."""
+    state = {}
+    for key, shape, dtype, kind, *rule in meta["keys"]:
+        if kind != "keep":
+            state[key] = values_of(key, shape, dtype, *rule)
+            continue
+        stored = [key.replace(".", "_"), f"attn_mask_{key.replace('.', '_')}"]
+        stored.append(key.rpartition(".")[2])
+        found = next((data[name] for name in stored if name in data), None)
+        value = constructed(key, shape, dtype, norm.get("decay_steps"))
+        value = found if value is None else value
+        if value is not None and list(value.shape) == shape:
+            state[key] = value.astype(dtype)
+    return state
+
+
+def cast(variables, dtype):
+    """The floating arrays in `dtype`."""
+    return jax.tree.map(
+        lambda a: jnp.asarray(a, dtype if a.dtype.kind == "f" else a.dtype), variables
+    )
+
+
+def largest_error(model, variables, images, logits):
+    """Of a logit, absolute."""
+    actual = jax.jit(model.apply)(variables, images)
+    return np.abs(np.asarray(actual, np.float64) - logits).max()
+
+
+PUBLISHED = sorted(
+    f"{prefix}{family}_{size}{suffix}"
+    for prefix in ("", "timm_")
+    for family in ("deit", "swin", "pvt", "cswin")
+    for size in (*SIZES, *SIZES.values())
+    for suffix in ("", "_prepbn", "_patch16_224", "_patch4_window7_224")
+) + [
+    f"{kind}_{family}_{size}"
+    for kind in ("slab", "flatten")
+    for family in ("deit", "swin", "pvt", "cswin")
+    for size in (*SIZES, *SIZES.values())
+]
+
+
+@runner(*PUBLISHED)
+def whole_model(data, meta, tolerance):
+    """Logits, those of the folded model, and every array back as it came."""
+    name = preset_of(meta["model"])
+    norm = PRESETS[name].get("norm", {"name": "layer_norm"})
+    state = state_of(meta, data, norm)
+    side = meta["kwargs"].get("img_size", 224)
+    model = models.build(name, **convert.arguments_of(state, norm))
+    converted = convert.from_torch(model, state, (side, side, 3))
+    images = np.random.default_rng(0).standard_normal((2, 3, side, side))
+    images = images.astype(np.float32).transpose(0, 2, 3, 1)
+    images = jnp.asarray(images, tolerance.dtype)
+    variables = cast(converted.variables, tolerance.dtype)
+    error = largest_error(model, variables, images, data["logits"])
+    assert error <= tolerance.value, f"logits: {error}"
+    folded, merged = fusion.fold(model, variables)
+    if norm["name"] == "layer_norm":
+        assert isinstance(model.norm(), LayerNorm) and folded is model
+    else:
+        assert merged.keys() == {"params"}, "norms that did not fold"
+        error = largest_error(folded, merged, images, data["logits"])
+        assert error <= tolerance.gradient, f"folded logits: {error}"
+    back = convert.to_torch(
+        model, converted.variables, (side, side, 3), converted.layout
+    )
+    assert back.keys() == {key for key, *_ in meta["keys"]}
+    for key in state.keys() - converted.dropped.keys():
+        np.testing.assert_array_equal(back[key], state[key], err_msg=key)
