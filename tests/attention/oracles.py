@@ -58,6 +58,11 @@ def softmax(x, params, mask, kwargs):
     shape, x = x.shape, x.reshape(x.shape[0], -1, x.shape[-1])
     q, k, v = np.split(dense(x, params["qkv"]), 3, -1)
     q, k, v = (heads(t, kwargs["num_heads"]) for t in (q, k, v))
+    if "qk_norm" in kwargs:  # RMSNorm in the rows
+        q, k = (
+            t / np.sqrt((t**2).mean(-1, keepdims=True) + 1e-6) * params[name]["scale"]
+            for t, name in ((q, "q_norm"), (k, "k_norm"))
+        )
     visible = np.ones((x.shape[1], x.shape[1]), bool)
     if kwargs.get("causal"):
         visible = np.tril(visible)

@@ -3,6 +3,7 @@
 A new mixer adds one row (or more) and inherits every contract.
 """
 
+from normjax.norms import RMSNorm
 from tests.attention import oracles, vision_rows
 from tests.attention.row import Row
 
@@ -12,6 +13,7 @@ ROWS = [
     Row("softmax", oracles.softmax, {"num_heads": 2}),
     Row("softmax", oracles.softmax, {"num_heads": 2, "causal": True}, causal=True),
     Row("softmax", oracles.softmax, {"num_heads": 3, "qkv_bias": False}, GRID),
+    Row("softmax", oracles.softmax, {"num_heads": 2, "qk_norm": RMSNorm}),
     Row("sla", oracles.sla, {"num_heads": 2, "kernel_size": 3}, GRID),
     Row("sla", oracles.sla, {"num_heads": 3, "qkv_bias": False}, GRID),
     *vision_rows.ROWS,

@@ -142,3 +142,15 @@ def test_errors(spec, changes, message):
 def test_images_that_do_not_split_into_patches():
     with pytest.raises(UserError, match="10x10 pixels do not split into patches of"):
         abstract(tiny(), side=10)
+
+
+@pytest.mark.parametrize("norm", ["rms_norm", {"name": "layer_norm", "epsilon": 1e-3}])
+def test_a_config_names_the_norm_of_queries_and_keys(norm):
+    model = tiny(mixer={"name": "softmax", "qk_norm": norm})
+    mixer = abstract(model, side=8)["params"]["blocks_0"]["mixer"]
+    assert mixer["q_norm"]["scale"].shape == mixer["k_norm"]["scale"].shape == (4,)
+
+
+def test_an_unknown_norm_of_queries_and_keys():
+    with pytest.raises(UserError, match="rms_norm"):
+        tiny(mixer={"name": "softmax", "qk_norm": "rmsnorm"})
