@@ -2,6 +2,7 @@
 
 python -m normjax.bench loop --config=configs/digits.py   what the loop adds to a step
 python -m normjax.bench norms [NAME ...]                  norms beside flax and torch
+python -m normjax.bench mixers [NAME ...]                 time and memory by tokens
 python -m normjax.bench models [PRESET ...]               inference and training step
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from normjax.core.errors import UserError, one_of
 from normjax.train.cli import run
 
-COMMANDS = ("loop", "norms", "models")
+COMMANDS = ("loop", "norms", "mixers", "models")
 
 
 def bench_command(argv: Sequence[str]) -> int:

@@ -20,6 +20,8 @@ from rich.table import Table
 METRICS_FILE = "metrics.jsonl"
 
 console = Console(stderr=False, highlight=False)
+if not console.is_terminal:
+    console.width = 132  # a file has no width; 80 would cut the tables
 
 
 class MetricLog:
