@@ -13,7 +13,7 @@ import jax
 from normjax.core.moments import at_least_float32
 from normjax.core.registry import Registry, Spec
 
-__all__ = ["ACTIVATIONS", "GELU", "ReLU", "SiLU", "build", "gelu"]
+__all__ = ["ACTIVATIONS", "GELU", "ReLU", "ReLU6", "SiLU", "build", "gelu"]
 
 ACTIVATIONS = Registry("activation")
 
@@ -64,6 +64,14 @@ class ReLU(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax.nn.relu(x)
+
+
+@ACTIVATIONS.register("relu6")
+class ReLU6(nn.Module):
+    """y = min(max(x, 0), 6); gradient 0 at 0 and 6 (Krizhevsky, 2010)."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.relu6(x)
 
 
 @ACTIVATIONS.register("silu")

@@ -66,7 +66,9 @@ def fold(
             if _into_reader(subtree(folded[PARAMS], path), affine, site.scale):
                 biased.add(path)
         if not site.readers:
-            _into_writer(subtree(folded[PARAMS], verdict.into[0]), affine)
+            path = verdict.into[0]
+            if _into_writer(subtree(folded[PARAMS], path), affine):
+                biased.add(path)
         for tree in folded.values():
             remove(tree, site.path)
         identities[site.path] = NoNorm()
@@ -110,10 +112,11 @@ def _into_reader(linear: dict, affine: InferenceAffine, factor: float) -> bool:
     return created
 
 
-def _into_writer(linear: dict, affine: InferenceAffine) -> None:
-    """W' = a W, b' = a b + c."""
-    for name in ("kernel", "bias"):
-        wide = np.asarray(linear[name], np.float64) * affine.scale
-        if name == "bias":
-            wide = wide + affine.shift
-        linear[name] = jnp.asarray(wide, linear[name].dtype)
+def _into_writer(linear: dict, affine: InferenceAffine) -> bool:
+    """W' = a W, b' = a b + c. True if the layer had no bias before."""
+    dtype, created = linear["kernel"].dtype, "bias" not in linear
+    kernel = np.asarray(linear["kernel"], np.float64)
+    bias = 0.0 if created else np.asarray(linear["bias"], np.float64)
+    linear["kernel"] = jnp.asarray(kernel * affine.scale, dtype)
+    linear["bias"] = jnp.asarray(bias * affine.scale + affine.shift, dtype)
+    return created

@@ -14,11 +14,14 @@ from normjax.attention import MIXERS
 from normjax.core.errors import UserError, one_of
 from normjax.core.registry import compatible, required_names
 from normjax.models.base import MODELS, in_stages
+from normjax.models.conv import ConvPoolStem, ConvUnitStem
 from normjax.models.embed import ConvNorm, PatchMerge
 from normjax.models.layers import MLPS, STEMS
+from normjax.models.mobilenet_v2 import MobileNetV2
 from normjax.models.placement import PLACEMENTS, placement_of
 from normjax.models.presets import PRESETS
 from normjax.models.pyramid import Pyramid
+from normjax.models.resnet import ResNet
 from normjax.models.vit import ViT
 from normjax.norms import NORMS
 
@@ -28,8 +31,12 @@ __all__ = [
     "PLACEMENTS",
     "PRESETS",
     "ConvNorm",
+    "ConvPoolStem",
+    "ConvUnitStem",
+    "MobileNetV2",
     "PatchMerge",
     "Pyramid",
+    "ResNet",
     "ViT",
     "build",
 ]
@@ -64,12 +71,13 @@ def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
         raise UserError(one_of("model", name, [*PRESETS, *(e.name for e in MODELS)]))
     factory = MODELS.factory({"name": name, **PRESETS.get(name, {}), **given})
     model = factory()
-    placement_of(model.placement)
+    if hasattr(model, "placement"):
+        placement_of(model.placement)
     specs = {k: s for k in COMPONENTS if (s := getattr(model, k, None)) is not None}
     rows = [("norm", NORMS.entry_of(specs["norm"]))]
     reason = compatible(model.layouts(), rows)
-    layouts = model.mixer_layouts()
-    mixers = in_stages(specs["mixer"], len(layouts))
+    layouts = model.mixer_layouts() if "mixer" in specs else ()
+    mixers = in_stages(specs.get("mixer"), len(layouts))
     for layout, spec in zip(layouts, mixers, strict=True):
         reason = reason or compatible(layout, [("mixer", MIXERS.entry_of(spec))])
     if reason:

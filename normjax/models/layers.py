@@ -13,6 +13,7 @@ from normjax.attention.cores import depthwise_layer
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
 from normjax.core.registry import Registry
+from normjax.norms.base import includes_activation
 
 Factory = Callable[..., Any]
 
@@ -173,8 +174,10 @@ class ConvStem(nn.Module):
                 name=f"conv_{i}",
             )(x)
             if i < last:
-                x = self.norm(name=f"norm_{i}", dtype=self.dtype)(x, train=train)
-                x = self.activation(name=f"act_{i}")(x)
+                norm = self.norm(name=f"norm_{i}", dtype=self.dtype)
+                x = norm(x, train=train)
+                if not includes_activation(norm):
+                    x = self.activation(name=f"act_{i}")(x)
         return x
 
     @nn.nowrap

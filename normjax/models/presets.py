@@ -137,6 +137,26 @@ def _cswins(size: str) -> dict[str, Arguments]:
     }
 
 
+def _resnet(*depths: int, **other: Any) -> Arguments:
+    return {"name": "resnet", "depths": depths, **other}
+
+
+_RESNETS = {
+    "resnet18": _resnet(2, 2, 2, 2),
+    "resnet34": _resnet(3, 4, 6, 3),
+    "resnet50": _resnet(3, 4, 6, 3, block="bottleneck"),
+    # The published networks for 32 pixels have no parameters in their shortcuts.
+    "resnet20": _resnet(
+        3,
+        3,
+        3,
+        widths=(16, 32, 64),
+        stem={"name": "conv_unit", "stride": 1},
+        shortcut="pad",
+    ),
+}
+
+
 PRESETS: dict[str, Arguments] = {
     "deit_tiny": _deit(192, 3, pool="cls"),
     "deit_small": _deit(384, 6, pool="cls"),
@@ -148,4 +168,5 @@ PRESETS: dict[str, Arguments] = {
     **{name: preset for size in _SWIN for name, preset in _swins(size).items()},
     **{name: preset for size in _PVT for name, preset in _pvts(size).items()},
     **{name: preset for size in _CSWIN for name, preset in _cswins(size).items()},
+    **_RESNETS,
 }

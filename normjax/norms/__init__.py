@@ -8,7 +8,7 @@ import functools
 from typing import Any
 
 from normjax.core.registry import Spec
-from normjax.norms.base import NORMS, InferenceAffine
+from normjax.norms.base import NORMS, InferenceAffine, includes_activation
 from normjax.norms.batch import BatchNorm, RepBN, batch_normalize
 from normjax.norms.batch_variants import ClampedBatchNorm, FilledBatchNorm
 from normjax.norms.channel import (
@@ -78,6 +78,7 @@ __all__ = [
     "ghost_batch_normalize",
     "group_normalize",
     "group_scale",
+    "includes_activation",
     "instance_normalize",
     "layer_normalize",
     "poincare_batch_normalize",

@@ -27,6 +27,11 @@ class InferenceAffine(NamedTuple):
     shift: np.ndarray
 
 
+def includes_activation(norm: Any) -> bool:
+    """Whether hosts put no activation behind `norm`: `activates` of its class."""
+    return getattr(norm, "activates", False)
+
+
 def along_channels(vector: jax.Array, rank: int) -> jax.Array:
     """[C] -> [1, ..., 1, C] of the given rank: no implicit rank promotion."""
     return vector.reshape((1,) * (rank - vector.ndim) + vector.shape)

@@ -1,5 +1,7 @@
 """EvoNorm: normalization and activation found together by search (Liu et al., 2020)."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -88,6 +90,8 @@ class EvoNormB0(BatchStatistics):
     epsilon: float = 1e-3
     v_init: Initializer | float = nn.initializers.ones
 
+    activates: ClassVar[bool] = True
+
     @nn.compact
     def __call__(
         self,
@@ -144,6 +148,8 @@ class EvoNormS0(nn.Module):
     scale_init: Initializer | float = nn.initializers.ones
     bias_init: Initializer | float = nn.initializers.zeros
     v_init: Initializer | float = nn.initializers.ones
+
+    activates: ClassVar[bool] = True
 
     @nn.compact
     def __call__(

@@ -1,0 +1,192 @@
+"""MobileNetV2: inverted residuals of depthwise convolutions."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from normjax.core.folding import FoldSite
+from normjax.models.base import MODELS
+from normjax.models.block import sites_of
+from normjax.models.conv import ConvUnit
+from normjax.models.layers import Factory, StochasticDepth, trunc_normal
+
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+"""Expansion, width, blocks and stride of the first one, of every stage."""
+
+
+def scaled_width(width: int, multiplier: float) -> int:
+    """width * multiplier, at the nearest multiple of 8 that is not 10% below it."""
+    wanted = width * multiplier
+    rounded = max(8, int(wanted + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * wanted else rounded + 8
+
+
+class InvertedResidual(nn.Module):
+    """[x +] project(depthwise(expand(x))) (Sandler et al., 2018).
+
+    Three ConvUnits, the last without activation; x is added where `residual` says so,
+    and nothing acts on the sum.
+
+    Attributes:
+      norm, activation: factories.  features: of the result.
+      hidden: channels between; None for those of x, without `expand`.
+      stride: of the depthwise 3x3.
+      residual: add x.  drop_path: rate of stochastic depth.
+    """
+
+    norm: Factory
+    activation: Factory
+    features: int
+    hidden: int | None = None
+    stride: int = 1
+    residual: bool = False
+    drop_path: float = 0.0
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """x: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        y = x
+        for name in self._names():
+            y = self._unit(name, name=name)(y, train=train)
+        return (
+            x + StochasticDepth(self.drop_path)(y, train=train) if self.residual else y
+        )
+
+    @nn.nowrap
+    def _names(self) -> tuple[str, ...]:
+        expand = () if self.hidden is None else ("expand",)
+        return (*expand, "depthwise", "project")
+
+    @nn.nowrap
+    def _unit(self, kind: str, **where) -> ConvUnit:
+        depthwise, last = kind == "depthwise", kind == "project"
+        return ConvUnit(
+            features=self.features if last else self.hidden or 0,
+            norm=self.norm,
+            activation=None if last else self.activation,
+            kernel_size=3 if depthwise else 1,
+            stride=self.stride if depthwise else 1,
+            depthwise=depthwise,
+            dtype=self.dtype,
+            **where,
+        )
+
+    @nn.nowrap
+    def fold_sites(self) -> list[FoldSite]:
+        """Every norm with the convolution that it reads."""
+        parts = ((name, self._unit(name, parent=None)) for name in self._names())
+        return [site for name, unit in parts for site in sites_of(name, unit)]
+
+
+@MODELS.register("mobilenet_v2", "grid")
+class MobileNetV2(nn.Module):
+    """MobileNetV2 (Sandler et al., 2018).
+
+    A norm that includes an activation (EvoNorm) gets none behind it.
+
+    Attributes:
+      num_classes: width of the logits.
+      width_multiplier: factor on all widths, that of the last layer at least 1; the
+        results are multiples of 8.
+      stages: (expansion, width, blocks, stride of the first block) of each.
+      stem_width, last_width: before and behind the stages.
+      norm, activation, stem: factories (see `models.build`, which takes keys).
+      dropout_rate: before the logits.
+      drop_path_rate: stochastic depth of the last block; rates rise linearly from 0.
+      remat: recompute each block in the backward pass instead of storing it.
+      dtype: of the computation; parameters are float32.
+    """
+
+    num_classes: int
+    width_multiplier: float = 1.0
+    stages: tuple[tuple[int, int, int, int], ...] = STAGES
+    stem_width: int = 32
+    last_width: int = 1280
+    norm: Any = "batch_norm"
+    activation: Any = "relu6"
+    stem: Any = "conv_unit"
+    dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    remat: bool = False
+    dtype: Dtype | None = None
+
+    @nn.nowrap
+    def layouts(self) -> set[str]:
+        """What the norms get to see."""
+        return {"grid"}
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """images: [B, H, W, C], normalised -> logits [B, num_classes], float32."""
+        x = self._stem(name="stem")(images, train=train)
+        for i, arguments in enumerate(self._layers()):
+            x = self._block(name=f"blocks_{i}", **arguments)(x, train)
+        x = jnp.mean(self._last(name="last")(x, train=train), (1, 2))
+        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+        init = {"kernel_init": trunc_normal, "dtype": self.dtype}
+        logits = nn.Dense(self.num_classes, name="head", **init)(x)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    @nn.nowrap
+    def _layers(self) -> list[dict[str, Any]]:
+        """What differs between the blocks."""
+        layers, features = [], scaled_width(self.stem_width, self.width_multiplier)
+        for expansion, width, blocks, stride in self.stages:
+            width = scaled_width(width, self.width_multiplier)
+            for i in range(blocks):
+                step = 1 if i else stride
+                layers.append(
+                    {
+                        "features": width,
+                        "hidden": features * expansion if expansion > 1 else None,
+                        "stride": step,
+                        "residual": step == 1 and features == width,
+                    }
+                )
+                features = width
+        last = max(len(layers) - 1, 1)
+        rates = (self.drop_path_rate * i / last for i in range(len(layers)))
+        return [{**a, "drop_path": r} for a, r in zip(layers, rates, strict=True)]
+
+    @nn.nowrap
+    def _parts(self) -> dict[str, Any]:
+        parts = {"norm": self.norm, "activation": self.activation}
+        return {**parts, "dtype": self.dtype}
+
+    @nn.nowrap
+    def _stem(self, **where) -> nn.Module:
+        width = scaled_width(self.stem_width, self.width_multiplier)
+        return self.stem(dim=width, **self._parts(), **where)
+
+    @nn.nowrap
+    def _block(self, **arguments) -> InvertedResidual:
+        remat = nn.remat(InvertedResidual, static_argnums=(2,))
+        kind = remat if self.remat else InvertedResidual
+        return kind(**self._parts(), **arguments)
+
+    @nn.nowrap
+    def _last(self, **where) -> ConvUnit:
+        width = scaled_width(self.last_width, max(1.0, self.width_multiplier))
+        return ConvUnit(width, kernel_size=1, **self._parts(), **where)
+
+    @nn.nowrap
+    def fold_sites(self) -> list[FoldSite]:
+        """Every norm of the model with the convolution that it reads."""
+        sites = list(sites_of("stem", self._stem(parent=None)))
+        for i, arguments in enumerate(self._layers()):
+            block = self._block(parent=None, **arguments)
+            sites.extend(sites_of(f"blocks_{i}", block))
+        return [*sites, *sites_of("last", self._last(parent=None))]

@@ -1,0 +1,208 @@
+"""Residual networks of convolutions, for any norm and activation."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from normjax.core.errors import UserError, one_of
+from normjax.core.folding import FoldSite
+from normjax.models.base import MODELS
+from normjax.models.block import sites_of
+from normjax.models.conv import ConvUnit
+from normjax.models.layers import Factory, StochasticDepth, trunc_normal
+
+BLOCKS = {
+    "basic": ((3, 1), (3, 1)),
+    "bottleneck": ((1, 1), (3, 1), (1, 4)),
+}
+"""Kernel size of every convolution of a branch and its width in that of the stage. The
+first 3x3 has the stride ("v1.5")."""
+
+SHORTCUTS = ("project", "pad")
+
+
+def padded_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
+    """Every `stride`-th position, with channels of zeros behind ("option A").
+
+    Args:
+      x: [B, H, W, C].
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), features].
+    """
+    x = x[:, ::stride, ::stride]
+    return jnp.pad(x, ((0, 0),) * 3 + ((0, features - x.shape[-1]),))
+
+
+class ResidualBlock(nn.Module):
+    """activation(shortcut(x) + branch(x)) (He et al., 2016).
+
+    The branch is a chain of ConvUnits, the last without activation.
+
+    Attributes:
+      norm, activation: factories.  width: of the branch.
+      block: key of `BLOCKS`.  stride: of the branch's first 3x3.
+      shortcut: "identity", "project" (1x1 convolution and norm) or "pad"
+        (`padded_shortcut`).
+      drop_path: rate of stochastic depth.
+    """
+
+    norm: Factory
+    activation: Factory
+    width: int
+    block: str = "basic"
+    stride: int = 1
+    shortcut: str = "identity"
+    drop_path: float = 0.0
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """x: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        y = x
+        for i in range(len(BLOCKS[self.block])):
+            y = self._unit(i, name=f"unit_{i}")(y, train=train)
+        y = StochasticDepth(self.drop_path)(y, train=train)
+        if self.shortcut == "project":
+            x = self._projection(name="shortcut")(x, train=train)
+        elif self.shortcut == "pad":
+            x = padded_shortcut(x, y.shape[-1], self.stride)
+        return self.activation(name="act")(x + y)
+
+    @nn.nowrap
+    def _unit(self, index: int, **where) -> ConvUnit:
+        units = BLOCKS[self.block]
+        size, factor = units[index]
+        first = [size for size, _ in units].index(3)
+        return ConvUnit(
+            features=factor * self.width,
+            norm=self.norm,
+            activation=self.activation if index < len(units) - 1 else None,
+            kernel_size=size,
+            stride=self.stride if index == first else 1,
+            dtype=self.dtype,
+            **where,
+        )
+
+    @nn.nowrap
+    def _projection(self, **where) -> ConvUnit:
+        return ConvUnit(
+            features=BLOCKS[self.block][-1][1] * self.width,
+            norm=self.norm,
+            activation=None,
+            kernel_size=1,
+            stride=self.stride,
+            dtype=self.dtype,
+            **where,
+        )
+
+    @nn.nowrap
+    def fold_sites(self) -> list[FoldSite]:
+        """Every norm with the convolution that it reads."""
+        sites = []
+        for i in range(len(BLOCKS[self.block])):
+            sites.extend(sites_of(f"unit_{i}", self._unit(i, parent=None)))
+        if self.shortcut == "project":
+            sites.extend(sites_of("shortcut", self._projection(parent=None)))
+        return sites
+
+
+@MODELS.register("resnet", "grid")
+class ResNet(nn.Module):
+    """Residual network (He et al., 2016), with the stride in the 3x3 ("v1.5").
+
+    A norm that includes an activation (EvoNorm) gets none behind it; that of the sum of
+    shortcut and branch stays.
+
+    Attributes:
+      num_classes: width of the logits.
+      depths, widths: of the stages; all but the first start with stride 2.
+      block: "basic" or "bottleneck", whose result is four times as wide.
+      norm, activation, stem: factories (see `models.build`, which takes keys).
+      shortcut: where shapes change, "project" (1x1 convolution and norm) or "pad"
+        (zeros; the published networks for CIFAR).
+      drop_path_rate: stochastic depth of the last block; rates rise linearly from 0.
+      remat: recompute each block in the backward pass instead of storing it.
+      dtype: of the computation; parameters are float32.
+    """
+
+    num_classes: int
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    block: str = "basic"
+    norm: Any = "batch_norm"
+    activation: Any = "relu"
+    stem: Any = "conv_pool"
+    shortcut: str = "project"
+    drop_path_rate: float = 0.0
+    remat: bool = False
+    dtype: Dtype | None = None
+
+    @nn.nowrap
+    def layouts(self) -> set[str]:
+        """What the norms get to see."""
+        if self.block not in BLOCKS:
+            raise UserError(one_of("block", self.block, BLOCKS))
+        if self.shortcut not in SHORTCUTS:
+            raise UserError(one_of("shortcut", self.shortcut, SHORTCUTS))
+        if len(self.depths) != len(self.widths):
+            depths, widths = self.depths, self.widths
+            raise UserError(
+                f"depths {depths} and widths {widths} are not of one length"
+            )
+        return {"grid"}
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """images: [B, H, W, C], normalised -> logits [B, num_classes], float32."""
+        x = self._stem(name="stem")(images, train=train)
+        for name, stage, i in self._layers():
+            x = self._block(stage, i, name=name)(x, train)
+        x = jnp.mean(x, (1, 2))
+        init = {"kernel_init": trunc_normal, "dtype": self.dtype}
+        logits = nn.Dense(self.num_classes, name="head", **init)(x)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    @nn.nowrap
+    def _layers(self) -> list[tuple[str, int, int]]:
+        """Name, stage and place in the stage of every block."""
+        depths = enumerate(self.depths)
+        return [(f"blocks_{s}_{i}", s, i) for s, n in depths for i in range(n)]
+
+    @nn.nowrap
+    def _stem(self, **where) -> nn.Module:
+        return self.stem(
+            dim=self.widths[0],
+            norm=self.norm,
+            activation=self.activation,
+            dtype=self.dtype,
+            **where,
+        )
+
+    @nn.nowrap
+    def _block(self, stage: int, index: int, **where) -> ResidualBlock:
+        before = sum(self.depths[:stage]) + index
+        same = index > 0 or (stage == 0 and BLOCKS[self.block][-1][1] == 1)
+        remat = nn.remat(ResidualBlock, static_argnums=(2,))
+        return (remat if self.remat else ResidualBlock)(
+            norm=self.norm,
+            activation=self.activation,
+            width=self.widths[stage],
+            block=self.block,
+            stride=2 if stage and not index else 1,
+            shortcut="identity" if same else self.shortcut,
+            drop_path=self.drop_path_rate * before / max(sum(self.depths) - 1, 1),
+            dtype=self.dtype,
+            **where,
+        )
+
+    @nn.nowrap
+    def fold_sites(self) -> list[FoldSite]:
+        """Every norm of the model with the convolution that it reads."""
+        sites = list(sites_of("stem", self._stem(parent=None)))
+        for name, stage, i in self._layers():
+            sites.extend(sites_of(name, self._block(stage, i, parent=None)))
+        return sites
