@@ -1,0 +1,50 @@
+"""Multiply-adds of a function by formula, from its trace."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def multiply_adds(function: Callable, *args: Any) -> int:
+    """Multiply-adds of the matrix products and convolutions that a call makes.
+
+    Elementwise work is not counted, as in published tables. Where the platform or a
+    condition decides, the costliest branch counts. Nothing is computed.
+
+    Args:
+      function: traced with `args`, arrays or `jax.ShapeDtypeStruct`.
+    """
+    return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _of_jaxpr(jaxpr: Any) -> int:
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval
+        features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+        groups = params["batch_group_count"]
+        return equation.outvars[0].aval.size * kernel.size // (features * groups)
+    inner = [_of_jaxpr(j) for j in _inner_jaxprs(params)]
+    if name == "cond":
+        return max(inner)
+    return params.get("length", 1) * sum(inner)
+
+
+def _inner_jaxprs(params: Any) -> list[Any]:
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, list | tuple) else (value,):
+            item = getattr(item, "jaxpr", item)
+            if hasattr(item, "eqns"):
+                found.append(item)
+    return found
