@@ -26,6 +26,11 @@ FILES = sorted(
     )
 )
 EVERY = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+PYRAMIDS = {"imagenet_swin", "imagenet_pvt", "imagenet_cswin"}
+TRAINED = [
+    pytest.param(path, marks=pytest.mark.slow) if path.stem in PYRAMIDS else path
+    for path in FILES
+]
 
 
 def get(path, *arg):
@@ -104,12 +109,15 @@ def make_images(folder):
                 Image.fromarray(pixels).save(folder / split / label / f"{i}.png")
 
 
-@EVERY
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
 def test_two_steps(path, tmp_path, monkeypatch):
     """The config with a shrunken model, on its own data or on made-up images."""
     config = get(path)
+    if "dim" in config.model:
+        config.model.update(dim=16, depth=1, num_heads=2)
+    else:  # a preset, which the file itself shrinks
+        config = get(path, "runlocal")
     config.update(batch_size=8, total_steps=2, microbatches=1)
-    config.model.update(dim=16, depth=1, num_heads=2)
     if config.data.name != "digits":
         config.data.update(name="image_folder", path=str(tmp_path / "images"))
         make_images(tmp_path / "images")
@@ -218,3 +226,16 @@ def test_arguments_that_the_file_leaves_out():
             f"--config={ROOT / 'configs/digits.py'}:norm=batch_norm",
             "--config.model.norm.momentun=0.5",
         )
+
+
+@pytest.mark.parametrize("family", ["deit", "swin", "pvt", "cswin"])
+def test_imagenet_variants_are_the_presets(family):
+    from normjax.models import PRESETS
+
+    module = importlib.import_module(f"configs.imagenet_{family}")
+    for variant in module.DROP_PATHS:
+        model = module.get_config(f"variant={variant}").model.to_dict()
+        preset = PRESETS[model["name"]].get("norm", {"name": "layer_norm"})
+        assert preset.items() <= model["norm"].items(), variant
+    with pytest.raises(UserError, match="unknown variant 'slab_tny'; did you mean"):
+        module.get_config("variant=slab_tny")

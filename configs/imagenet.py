@@ -1,0 +1,111 @@
+"""What the ImageNet recipes share (DeiT's; Touvron et al., 2021): 300 epochs of AdamW.
+
+As published but for random erasing, repeated augmentation, the ten epochs at the lowest
+rate behind PVT and CSwin, and steps per epoch that differ by the last batch. Statistics
+of PRepBN are re-estimated over ten passes at the end, as in SLAB.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.common import base_config, parse_arg
+from normjax.core.errors import UserError, one_of
+
+EPOCHS, IMAGES = 300, 1_281_167
+KINDS = ("slab", "flatten")
+
+
+def preset_of(family: str, variant: str) -> str:
+    """ "slab_tiny" of "swin" -> "slab_swin_tiny"."""
+    kind, _, size = variant.partition("_")
+    return f"{kind}_{family}_{size}" if kind in KINDS else f"{family}_{variant}"
+
+
+def imagenet_config(
+    arg: str | None,
+    family: str,
+    default: str,
+    drop_paths: Mapping[str, float],
+    *,
+    epsilon: float,
+    decay_steps: int,
+    batch_size: int = 1024,
+    warmup_epochs: int = 5,
+    clip_norm: float = 0.0,
+) -> tuple[Any, bool]:
+    """The run that `arg` asks for, and whether it is to be small.
+
+    Args:
+      arg: `variant=NAME` and `runlocal`.
+      family, default: of the presets; the default variant.
+      drop_paths: rate of stochastic depth of each variant.
+      epsilon, decay_steps: of the norms.
+      clip_norm: 0 for no clipping.
+
+    Raises:
+      UserError: unknown variant.
+    """
+    choice = parse_arg(arg, variant=default, runlocal=False)
+    variant, epoch = choice["variant"], IMAGES // batch_size
+    if variant not in drop_paths:
+        raise UserError(one_of("variant", variant, drop_paths))
+    layer_norm = {"name": "layer_norm", "epsilon": epsilon}
+    norm: dict[str, Any] = layer_norm
+    config = base_config()
+    if variant.startswith("slab") or variant.endswith("prepbn"):
+        norm = {
+            "name": "prepbn",
+            "decay_steps": decay_steps,
+            "layer_norm": layer_norm,
+            "batch_norm": {"name": "repbn", "unbiased_running_var": True},
+        }
+        config.recalibrate_batches = 10 * epoch
+    config.model = ConfigDict(
+        {
+            "name": preset_of(family, variant),
+            "norm": norm,
+            "drop_path_rate": drop_paths[variant],
+        }
+    )
+    config.batch_size = batch_size
+    config.total_steps = EPOCHS * epoch
+    config.eval_every = config.checkpoint.every = epoch
+    config.optim.lr = 5e-4 * batch_size / 512
+    config.optim.warmup_fraction = warmup_epochs / EPOCHS
+    config.optim.final_lr_fraction = 0.01
+    config.optim.clip_norm = clip_norm
+    _imagenet(config.data)
+    return config, choice["runlocal"]
+
+
+def _imagenet(data: Any) -> None:
+    data.name = "imagenet2012"
+    data.eval_split = "validation"
+    data.mean = (0.485, 0.456, 0.406)
+    data.std = (0.229, 0.224, 0.225)
+    data.label_smoothing = 0.1
+    data.mixup_alpha = 0.8
+    data.cutmix_alpha = 1.0
+    data.augment.update(
+        image_size=224,
+        eval_resize=256,
+        resized_crop_min_scale=0.08,
+        flip=True,
+        rand_augment_ops=2,
+    )
+
+
+def shrink(config: Any, *, image_size: int, **model: Any) -> None:
+    """Make a run of two minutes at most of it: a small model on the scanned digits."""
+    config.data.update(name="digits", eval_split="test", mean=(0.5,), std=(0.5,))
+    config.data.augment.update(
+        image_size=image_size, eval_resize=0, rand_augment_ops=0, flip=False
+    )
+    config.batch_size, config.total_steps = 16, 20
+    config.eval_every = config.checkpoint.every = 10
+    if config.recalibrate_batches:
+        config.recalibrate_batches = 2
+        config.model.norm.decay_steps = 16
+    config.model.update(model)
