@@ -12,9 +12,9 @@ LAYERS = (
     {"core"},
     {"activations", "norms", "attention", "reparam"},
     {"models", "data", "optim", "losses"},
-    {"convert", "fusion", "adapt", "analysis"},
+    {"fusion", "adapt", "analysis"},
     {"train"},
-    {"bench", "study"},
+    {"bench", "study", "convert"},
 )
 LEVEL = {package: level for level, names in enumerate(LAYERS) for package in names}
 CORE_ONLY = {"data", "optim", "losses"}

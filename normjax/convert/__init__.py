@@ -11,6 +11,7 @@ from normjax.convert.files import read, unwrapped, write
 from normjax.convert.state import (
     Converted,
     arguments_of,
+    channels_of,
     from_torch,
     grouped,
     to_torch,
@@ -19,6 +20,7 @@ from normjax.convert.state import (
 __all__ = [
     "Converted",
     "arguments_of",
+    "channels_of",
     "from_torch",
     "grouped",
     "read",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from normjax.attention.window import shifted_regions
+from normjax.core.errors import UserError
 
 _MASKED = -100.0
 
@@ -64,6 +65,8 @@ def relative_position_index(table, *_: Any) -> np.ndarray:
 
 def attention_mask(table, match, image_side: int, patch: int) -> np.ndarray | None:
     """-100 between regions of a shifted window; None where nothing is shifted."""
+    if not image_side:
+        raise UserError("the masks of shifted windows depend on the size of the images")
     side, stage, block = _side(table), int(match["s"]), int(match["i"])
     grid = image_side // patch >> stage
     if block % 2 == 0 or grid <= side:

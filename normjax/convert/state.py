@@ -16,6 +16,11 @@ from normjax.core.errors import UserError
 
 State = Mapping[str, np.ndarray]
 
+STEMS = tuple(
+    f"{module}.weight"
+    for module in ("patch_embed.proj", "patch_embed1.proj", "stage1_conv_embed.0")
+)
+
 _SHOWN = 4  # names in an error
 
 
@@ -78,12 +83,13 @@ def from_torch(
 def to_torch(
     model: nn.Module,
     variables: Mapping[str, Any],
-    image_shape: tuple[int, ...] = (224, 224, 3),
+    image_shape: tuple[int, ...] = (224, 224),
     layout: str | None = None,
 ) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`: a state dict that the published code loads strictly.
 
     Args:
+      image_shape: [H, W, ...] that the model is made for.
       layout: a key of `layouts.LAYOUTS`; None for that of the family's own release.
 
     Raises:
@@ -136,6 +142,14 @@ def arguments_of(state: State, norm: Mapping[str, Any]) -> dict[str, Any]:
                 raise UserError(f"norms of the file differ in {counter}: {values}")
             arguments.update(dict.fromkeys([argument] * len(values), *values))
     return {"num_classes": len(heads[0]), "norm": arguments}
+
+
+def channels_of(state: State) -> int:
+    """Channels of the images that the first convolution of a state dict reads."""
+    stems = [state[name] for name in STEMS if name in state]
+    if not stems:
+        raise UserError(f"the file lacks the first convolution ({', '.join(STEMS)})")
+    return stems[0].shape[1]
 
 
 def grouped(names: Mapping[str, str]) -> list[tuple[str, int, str]]:

@@ -59,6 +59,19 @@ class Checkpoints:
         target = jax.tree.map(abstract, like)
         return self._manager.restore(step, args=ocp.args.StandardRestore(target))
 
+    def read(self, step: int) -> dict[str, Any]:
+        """The fields of the state saved at `step`, on the host."""
+        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+        def abstract(x):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one)
+
+        folder, handler = self._manager.directory, ocp.StandardCheckpointHandler()
+        with ocp.CheckpointManager(folder, item_handlers=handler) as reader:
+            saved: Any = reader.item_metadata(step)
+            args = ocp.args.StandardRestore(jax.tree.map(abstract, saved.tree))
+            return jax.device_get(reader.restore(step, args=args))
+
     def close(self) -> None:
         """Wait until everything is written."""
         self._manager.wait_until_finished()

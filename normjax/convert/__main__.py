@@ -1,0 +1,111 @@
+"""Published PyTorch weights in, and back.
+
+python -m normjax.convert --model=slab_swin_tiny checkpoint.pth runs/a
+python -m normjax.convert --to_torch runs/a weights.safetensors
+
+The first writes a run that `eval.py --workdir=runs/a` opens: the config of the model's
+ImageNet recipe, or of --config=FILE:ARGUMENTS, whose fields --config.field=value sets.
+--averaged takes the average of the weights that lies beside them. The second writes a
+state dict in the layout of the family's release, or in that of --layout=NAME.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+import configs
+from normjax import convert
+from normjax.core.errors import UserError, one_of
+from normjax.models import PRESETS
+from normjax.train.cli import run
+from normjax.train.config import define_config, parse_flags
+
+FAMILIES = ("deit", "swin", "pvt", "cswin")
+USAGE = "--model=NAME CHECKPOINT WORKDIR, or --to_torch WORKDIR FILE.safetensors"
+
+
+def convert_command(argv: Sequence[str]) -> int:
+    """See the head of the file."""
+    paths = [Path(argument) for argument in argv[1:] if not argument.startswith("-")]
+    argv = [argv[0], *(a for a in argv[1:] if a.startswith("-")), *_recipe(argv)]
+
+    def define(values: flags.FlagValues) -> None:
+        define_config(values, argv)
+        flags.DEFINE_string("model", None, "preset", flag_values=values)
+        flags.DEFINE_bool("averaged", False, "the averaged weights", flag_values=values)
+        flags.DEFINE_bool("to_torch", False, "back to PyTorch", flag_values=values)
+        flags.DEFINE_string("layout", None, "of the file to write", flag_values=values)
+
+    values = parse_flags(argv, define)
+    if len(paths) != 2 or (values.config is None and not values.to_torch):
+        raise UserError(f"python -m normjax.convert {USAGE}")
+    source, target = paths
+    if values.to_torch:
+        _export(source, target, values.layout)
+    else:
+        _import(values.config, source, target, averaged=values.averaged)
+    return 0
+
+
+def _recipe(argv: Sequence[str]) -> list[str]:
+    """The flag of the config that --model stands for, where there is none."""
+    models = [a.partition("=")[2] for a in argv if a.lstrip("-").startswith("model=")]
+    if not models or any(a.lstrip("-").startswith("config=") for a in argv):
+        return []
+    name = models[-1]
+    family = next((f for f in FAMILIES if f in name.split("_")), None)
+    if name not in PRESETS or family is None:
+        known = [n for n in PRESETS if set(n.split("_")) & set(FAMILIES)]
+        raise UserError(one_of("model", name, known))
+    folder, words = Path(configs.__path__[0]), name.split("_")
+    variant = "_".join(word for word in words if word != family)
+    return [f"--config={folder / f'imagenet_{family}.py'}:variant={variant}"]
+
+
+def _import(config: Any, checkpoint: Path, workdir: Path, *, averaged: bool) -> None:
+    from ml_collections import ConfigDict
+
+    from normjax.train import report
+    from normjax.train.experiment import build_model
+    from normjax.train.start import start_from
+
+    state = convert.read(checkpoint, averaged=averaged)
+    arguments = convert.arguments_of(state, config.model.norm.to_dict())
+    with config.unlocked():
+        config.model.norm = ConfigDict(arguments["norm"])
+    model = build_model(config, arguments["num_classes"])
+    side = config.data.augment.image_size
+    if not side:
+        raise UserError("config.data.augment.image_size is 0: the model needs a size")
+    shape = (side, side, convert.channels_of(state))
+    converted = convert.from_torch(model, state, shape)
+    start_from(config, converted.variables, workdir)
+    rows = [("used", "", converted.used, "")]
+    for what in ("dropped", "filled"):
+        groups = convert.grouped(getattr(converted, what))
+        rows += [(what, name, count, why) for name, count, why in groups]
+    title = f"{checkpoint} ({converted.layout}) -> {workdir}"
+    report.table(title, ("", "arrays", "number", "why"), rows)
+
+
+def _export(workdir: Path, file: Path, layout: str | None) -> None:
+    from normjax.train import report
+    from normjax.train.config import kept_config
+    from normjax.train.experiment import build_model
+    from normjax.train.start import saved_variables
+
+    config = kept_config(workdir)
+    variables = saved_variables(workdir)
+    classes = variables["params"]["head"]["kernel"].shape[-1]
+    side = config.data.augment.image_size
+    model = build_model(config, classes)
+    state = convert.to_torch(model, variables, (side, side), layout)
+    convert.write(file, state)
+    report.console.print(f"{file}: {len(state)} arrays")
+
+
+if __name__ == "__main__":
+    sys.exit(run(convert_command, sys.argv))

@@ -1,0 +1,59 @@
+"""Runs that begin with given variables, and the variables that a run has reached."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from normjax import optim
+from normjax.core.collections import PARAMS, TRANSIENT
+from normjax.core.errors import UserError
+from normjax.train.checkpoint import Checkpoints
+from normjax.train.config import keep_config
+from normjax.train.state import TrainState
+
+
+def start_from(config: Any, variables: dict[str, Any], workdir: Path) -> None:
+    """Write a run before its first step, whose model has `variables`.
+
+    Raises:
+      UserError: the workdir holds a checkpoint, or the config of another run.
+    """
+    keep_config(config, workdir)
+    checkpoints = Checkpoints(workdir)
+    try:
+        if checkpoints.latest() is not None:
+            raise UserError(f"workdir {workdir} holds a checkpoint: choose another")
+        variables = jax.tree.map(jnp.asarray, variables)
+        params, skipped = variables[PARAMS], (PARAMS, *TRANSIENT)
+        checkpoints.save(
+            TrainState(
+                step=jnp.zeros((), jnp.int32),
+                params=params,
+                model_state={k: v for k, v in variables.items() if k not in skipped},
+                opt_state=optim.build(config.optim, config.total_steps).init(params),
+                ema=params if config.ema_decay > 0 else None,
+                rng=jax.random.key_data(jax.random.key(config.seed)),
+            )
+        )
+    finally:
+        checkpoints.close()
+
+
+def saved_variables(workdir: Path) -> dict[str, Any]:
+    """What the newest checkpoint of a run is evaluated with, on the host.
+
+    Raises:
+      UserError: there is none.
+    """
+    checkpoints = Checkpoints(workdir)
+    try:
+        step = checkpoints.latest()
+        if step is None:
+            raise UserError(f"workdir {workdir} holds no complete checkpoint")
+        state = checkpoints.read(step)
+    finally:
+        checkpoints.close()
+    params = state["params"] if state.get("ema") is None else state["ema"]
+    return {PARAMS: params, **state["model_state"]}
