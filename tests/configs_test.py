@@ -1,6 +1,7 @@
 """Every config: built, overridden, kept, read back, and trained for two steps."""
 
 import ast
+import functools
 import importlib
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from configs.common import parse_arg
 from normjax.core.errors import UserError
 from normjax.train import config as configs
-from normjax.train.experiment import build_experiment
+from normjax.train.experiment import build_experiment, build_model
 from normjax.train.step import make_train_step
 
 ROOT = Path(__file__).parent.parent
@@ -135,6 +136,18 @@ def test_two_steps(path, tmp_path, monkeypatch):
     batches.close()
     for name, x in jax.tree_util.tree_leaves_with_path(state.params):
         assert np.isfinite(x).all(), name
+
+
+def test_digits_with_a_convolutional_network():
+    path = ROOT / "configs/digits.py"
+    config = parse(f"--config={path}:model=resnet,norm=batch_norm", "--config.seed=3")
+    model = build_model(config, num_classes=10)
+    init = functools.partial(model.init, train=False)
+    images = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+    params = jax.eval_shape(init, jax.random.key(0), images)["params"]
+    assert sum(x.size for x in jax.tree.leaves(params)) == 89_402
+    with pytest.raises(UserError, match="unknown model 'resnt'; did you mean 'resnet'"):
+        get(path, "model=resnt")
 
 
 DEFAULTS = {"norm": "prepbn", "depth": 4, "rate": 0.5, "flip": False}

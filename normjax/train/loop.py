@@ -213,7 +213,7 @@ class Run:
         groups = "each microbatch" if config.microbatches > 1 else "the global batch"
         rows = [
             ("model", f"{config.model.name} ({type(model).__name__})"),
-            ("norm, mixer", f"{config.model.norm.name}, {config.model.mixer.name}"),
+            ("norm, mixer", _component_names(model)),
             ("parameters", parameters),
             ("FLOPs a step", flops),
             ("devices", f"{jax.device_count()} x {jax.devices()[0].device_kind}"),
@@ -242,6 +242,12 @@ class Run:
 def _score_cells(scores: dict[str, float]) -> tuple[str, str, float, float]:
     top1, top5 = report.percent(scores["top1"]), report.percent(scores["top5"])
     return top1, top5, scores["nll"], scores["ece"]
+
+
+def _component_names(model: Any) -> str:
+    """Classes of its norm and mixers, as far as it has them."""
+    parts = jax.tree.leaves([getattr(model, k, None) for k in ("norm", "mixer")])
+    return ", ".join(dict.fromkeys(part.func.__name__ for part in parts))
 
 
 def _until(batches: Iterator, count: int) -> Iterator:
