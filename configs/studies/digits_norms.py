@@ -35,7 +35,11 @@ NORMS = (
     "poincare_batch_norm",
     "none",
 )
-HOSTS = {"ViT": "mixer=sla"}
+HOSTS = {"ViT": "mixer=sla", "ResNet": "model=resnet"}
+# Norms of one example and channel leave nothing to the mean over positions that ends
+# the transformer: every image would get the same logits.
+NOT_IN_VIT = ("instance_norm", "ibn_b")
+GROUPED = ("group_norm", "batch_channel_norm", "evonorm_s0")
 
 
 def get_study() -> dict[str, Any]:
@@ -47,6 +51,7 @@ def get_study() -> dict[str, Any]:
             (norm, host): _config(f"norm={norm},{arguments}")
             for norm in NORMS
             for host, arguments in HOSTS.items()
+            if host != "ViT" or norm not in NOT_IN_VIT
         },
     }
 
@@ -57,6 +62,10 @@ def _config(arg: str) -> Any:
     config.batch_size = 64
     config.recalibrate_batches = 20
     config.eval_every = config.checkpoint.every = 300
-    if "depth" in config.model:
+    if config.model.name == "vit":
         config.model.depth = 2
+    else:
+        config.model.depths = (2, 2)
+        if config.model.norm.name in GROUPED:
+            config.model.norm.num_groups = 8  # of 16 or 32 channels
     return config

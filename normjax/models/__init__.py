@@ -52,6 +52,9 @@ COMPONENTS = {
 }
 """Registries of the component factories that a model takes, by argument name."""
 
+NESTED = {"qk_norm": NORMS}
+"""Components that components take: a mixer may normalise its queries and keys."""
+
 
 def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
     """The model that `spec` names, with its components resolved and checked.
@@ -94,4 +97,8 @@ def _factory(kind: str, spec: Any) -> Any:
     """The factory of a component, or one per stage."""
     if isinstance(spec, list | tuple):
         return tuple(_factory(kind, one) for one in spec)
+    if isinstance(spec, Mapping):
+        spec = {
+            k: v if k not in NESTED else NESTED[k].factory(v) for k, v in spec.items()
+        }
     return COMPONENTS[kind].factory(spec)
