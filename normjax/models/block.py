@@ -15,31 +15,37 @@ from normjax.models.placement import Spots, residual
 _STREAM = "its output is the residual stream"
 
 
+def _made(part: Any, **arguments: Any) -> Any:
+    """What a factory makes, or the module that several blocks share."""
+    return part if isinstance(part, nn.Module) else part(**arguments)
+
+
 class Block(nn.Module):
     """One transformer layer: a token mixer and an MLP, each a residual branch.
 
     Attributes:
       norm, mixer, activation: factories; the mixer's needs no further arguments.
+        Blocks may share one mixer: a module in place of its factory.
       mlp_hidden: width inside the MLP.  drop_path: rate of stochastic depth.
       spots: where the norms of both branches sit.
-      mlp: class of the MLP.
+      mlp: factory of the MLP, or the module that blocks share.
     """
 
     norm: Factory
-    mixer: Factory
+    mixer: Any
     activation: Factory
     mlp_hidden: int
     drop_path: float
     spots: Spots
-    mlp: Factory = MLP
+    mlp: Any = MLP
     dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """x: [B, L, C] or [B, H, W, C] -> same."""
-        mixer = self.mixer(name="mixer", dtype=self.dtype)
+        mixer = _made(self.mixer, name="mixer", dtype=self.dtype)
         arguments = {"activation": self.activation, "dtype": self.dtype}
-        mlp = self.mlp(hidden=self.mlp_hidden, name="mlp", **arguments)
+        mlp = _made(self.mlp, hidden=self.mlp_hidden, name="mlp", **arguments)
         branches = (("norm1", lambda h: mixer(h, train=train)), ("norm2", mlp))
         for name, layer in branches:
 

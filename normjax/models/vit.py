@@ -1,6 +1,7 @@
 """Vision transformer in DeiT geometry, for any norm, mixer and activation."""
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ from normjax.models.block import Block, sites_of
 from normjax.models.layers import Factory, trunc_normal
 from normjax.models.placement import Placement, placement_of
 
+_SHARED = "layers with other norms share the weights next to it"
 POOLS = {"cls": "seq", "mean": "grid"}
 
 
@@ -27,10 +29,13 @@ class ViT(nn.Module):
     Attributes:
       num_classes: width of the logits.
       dim, depth, num_heads, mlp_ratio: of the transformer.
-      norm, mixer, activation, stem: factories (see `models.build`, which takes keys).
+      norm, mixer, activation, mlp, stem: factories (see `models.build`, which takes
+        keys).
       pool: "cls" reads a class token, so that tokens form a sequence; "mean" averages
         the tokens, which stay a grid [B, H, W, C].
       placement: where the norms sit; a key of `models.placement.PLACEMENTS`.
+      share_layers: all layers have the weights of one mixer and one MLP, and each its
+        own norms (WideNet; Xue et al., 2022).
       drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
       dropout_rate: on the embedding.
       remat: recompute each block in the backward pass instead of storing it.
@@ -45,9 +50,11 @@ class ViT(nn.Module):
     norm: Any = "layer_norm"
     mixer: Any = "softmax"
     activation: Any = "gelu"
+    mlp: Any = "mlp"
     stem: Any = "patch"
     pool: str = "mean"
     placement: str | Placement = "pre"
+    share_layers: bool = False
     drop_path_rate: float = 0.0
     dropout_rate: float = 0.0
     remat: bool = False
@@ -73,8 +80,9 @@ class ViT(nn.Module):
         x = self._embed(x, train)
         if placement.embedding:
             x = self.norm(name="embed_norm", dtype=self.dtype)(x, train=train)
+        shared = self._shared() if self.share_layers else {}
         for i in range(self.depth):
-            x = self._block(i, name=f"blocks_{i}")(x, train)
+            x = self._block(i, name=f"blocks_{i}", **shared)(x, train)
         if placement.final:
             x = self.norm(name="norm", dtype=self.dtype)(x, train=train)
         tokens = tuple(range(1, x.ndim - 1))
@@ -100,20 +108,31 @@ class ViT(nn.Module):
             self.mixer, num_heads=self.num_heads, reduction_norm=self.norm, **known
         )
 
+    def _shared(self) -> dict[str, nn.Module]:
+        """The parts that all blocks share, as in the first one."""
+        first, dtype = self._block(0, parent=None), self.dtype
+        hidden, activation = first.mlp_hidden, self.activation
+        inside = {"hidden": hidden, "activation": activation, "dtype": dtype}
+        return {
+            "mixer": first.mixer(name="mixer", dtype=dtype),
+            "mlp": first.mlp(name="mlp", **inside),
+        }
+
     @nn.nowrap
-    def _block(self, layer: int, **where) -> Block:
+    def _block(self, layer: int, **given) -> Block:
         rate = self.drop_path_rate * layer / max(self.depth - 1, 1)
         kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        return kind(
-            norm=self.norm,
-            mixer=self._mixer(layer),
-            activation=self.activation,
-            mlp_hidden=round(self.dim * self.mlp_ratio),
-            drop_path=rate,
-            spots=placement_of(self.placement).spots(layer, self.depth),
-            dtype=self.dtype,
-            **where,
-        )
+        arguments = {
+            "norm": self.norm,
+            "mixer": self._mixer(layer),
+            "activation": self.activation,
+            "mlp": self.mlp,
+            "mlp_hidden": round(self.dim * self.mlp_ratio),
+            "drop_path": rate,
+            "spots": placement_of(self.placement).spots(layer, self.depth),
+            "dtype": self.dtype,
+        }
+        return kind(**{**arguments, **given})
 
     def _embed(self, x: jax.Array, train: bool) -> jax.Array:
         """Add the class token, if any, and the table of positions."""
@@ -135,10 +154,23 @@ class ViT(nn.Module):
             obstacle = "its output is the residual stream"
             sites.append(FoldSite("embed_norm", norm, obstacle=obstacle))
         for i in range(self.depth):
-            sites.extend(sites_of(f"blocks_{i}", self._block(i, parent=None)))
+            sites.extend(self._block_sites(i))
         if placement.final:
             sites.append(FoldSite("norm", norm, readers=("head",)))
         return sites
+
+    @nn.nowrap
+    def _block_sites(self, layer: int) -> Iterable[FoldSite]:
+        block = self._block(layer, parent=None)
+        if not self.share_layers:
+            yield from sites_of(f"blocks_{layer}", block)
+            return
+        for site in block.fold_sites():
+            if "/" not in site.path:
+                path, obstacle = f"blocks_{layer}/{site.path}", site.obstacle or _SHARED
+                yield FoldSite(path, site.norm, obstacle=obstacle)
+            elif layer == 0:
+                yield site
 
     @nn.nowrap
     def stream(self) -> Stream:
@@ -150,6 +182,8 @@ class ViT(nn.Module):
             obstacle = f"placement {self.placement!r} adds norms into the stream"
         elif not placement.final or not all(s.input for s in spots):
             obstacle = f"placement {self.placement!r} lets layers read it without norm"
+        elif self.share_layers:
+            obstacle = "layers share their weights"
         elif self.dropout_rate:
             obstacle = "dropout acts on the stream"
         tables = ("cls_token", "pos_embed") if self.pool == "cls" else ("pos_embed",)
