@@ -26,6 +26,11 @@ TOLERANCES = {
     "model": [Tolerance("float64", 1e-9, 1e-9), Tolerance("float32", 3e-5, 3e-5)],
     "attn": [Tolerance("float64", 1e-9, 1e-8), Tolerance("float32", 1e-5, 1e-4)],
 }
+MARKS = {"model": pytest.mark.slow}
+
+
+def kind_of(path):
+    return path.stem.split("_")[0]
 
 
 def pytest_generate_tests(metafunc):
@@ -33,9 +38,12 @@ def pytest_generate_tests(metafunc):
     files = sorted(folder.rglob("*.npz"))
     if not files:
         raise pytest.UsageError(f"no reference arrays (.npz) below {folder}")
-    cases = [(f, t) for f in files for t in TOLERANCES[f.stem.split("_")[0]]]
-    ids = [f"{f.stem}-{t.dtype}" for f, t in cases]
-    metafunc.parametrize("path,tolerance", cases, ids=ids)
+    cases = [(f, t) for f in files for t in TOLERANCES[kind_of(f)]]
+    rows = [
+        pytest.param(f, t, id=f"{f.stem}-{t.dtype}", marks=MARKS.get(kind_of(f), ()))
+        for f, t in cases
+    ]
+    metafunc.parametrize("path,tolerance", rows)
 
 
 def test_reference_arrays(path, tolerance):

@@ -19,8 +19,10 @@ def preset_of(name):
     """ "slab_swin_t" -> "slab_swin_tiny"; names of timm end in patch and image size."""
     words = name.removeprefix("timm_").split("_")
     words = [SIZES.get(word, word) for word in words]
-    words = [word for word in words if not re.fullmatch(r"(patch|window|\d)\w*", word)]
-    return "_".join(words)
+    words = [w for w in words if not re.fullmatch(r"patch16|patch4|window7|224", w)]
+    return "_".join(w for w in words if w not in ("ln", "original")).replace(
+        "_repbn", "_prepbn"
+    )
 
 
 def values_of(key, shape, dtype, offset, scale, mode):
@@ -67,18 +69,30 @@ def largest_error(model, variables, images, logits):
     return np.abs(np.asarray(actual, np.float64) - logits).max()
 
 
-PUBLISHED = sorted(
-    f"{prefix}{family}_{size}{suffix}"
-    for prefix in ("", "timm_")
-    for family in ("deit", "swin", "pvt", "cswin")
+FAMILIES = ("deit", "swin", "pvt", "cswin")
+SUFFIXES = ("", "prepbn", "repbn", "ln", "original")
+PUBLISHED = [
+    "_".join(word for word in (prefix, family, size, suffix) if word)
+    for prefix in ("", "timm", "slab", "flatten")
+    for family in FAMILIES
     for size in (*SIZES, *SIZES.values())
-    for suffix in ("", "_prepbn", "_patch16_224", "_patch4_window7_224")
-) + [
-    f"{kind}_{family}_{size}"
-    for kind in ("slab", "flatten")
-    for family in ("deit", "swin", "pvt", "cswin")
-    for size in (*SIZES, *SIZES.values())
+    for suffix in (*SUFFIXES, "patch16_224", "patch4_window7_224")
 ]
+
+
+def geometry(name, kwargs):
+    """Arguments of the model where the file's are given; other sizes run, too."""
+    names = {"num_heads": "num_heads", "mlp_ratios": "mlp_ratio"}
+    names |= {"depths": "depths", "embed_dims": "dims"}
+    if "deit" in name:
+        names |= {"depth": "depth", "embed_dim": "dim"}
+    elif "cswin" in name:
+        names["depth"] = "depths"
+    found = {ours: kwargs[theirs] for theirs, ours in names.items() if theirs in kwargs}
+    found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+    if "swin" in name and "embed_dim" in kwargs:
+        found["dims"] = tuple(kwargs["embed_dim"] << i for i in range(4))
+    return found
 
 
 @runner(*PUBLISHED)
@@ -88,7 +102,8 @@ def whole_model(data, meta, tolerance):
     norm = PRESETS[name].get("norm", {"name": "layer_norm"})
     state = state_of(meta, data, norm)
     side = meta["kwargs"].get("img_size", 224)
-    model = models.build(name, **convert.arguments_of(state, norm))
+    arguments = geometry(name, meta["kwargs"]) | convert.arguments_of(state, norm)
+    model = models.build(name, **arguments)
     converted = convert.from_torch(model, state, (side, side, 3))
     images = np.random.default_rng(0).standard_normal((2, 3, side, side))
     images = images.astype(np.float32).transpose(0, 2, 3, 1)
