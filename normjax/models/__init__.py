@@ -16,6 +16,7 @@ from normjax.core.registry import compatible, required_names
 from normjax.models.base import MODELS, in_stages
 from normjax.models.conv import ConvPoolStem, ConvUnitStem
 from normjax.models.embed import ConvNorm, PatchMerge
+from normjax.models.feed_forward import GatedMLP
 from normjax.models.layers import MLPS, STEMS
 from normjax.models.mobilenet_v2 import MobileNetV2
 from normjax.models.placement import PLACEMENTS, placement_of
@@ -33,6 +34,7 @@ __all__ = [
     "ConvNorm",
     "ConvPoolStem",
     "ConvUnitStem",
+    "GatedMLP",
     "MobileNetV2",
     "PatchMerge",
     "Pyramid",
@@ -78,6 +80,8 @@ def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
         placement_of(model.placement)
     specs = {k: s for k in COMPONENTS if (s := getattr(model, k, None)) is not None}
     rows = [("norm", NORMS.entry_of(specs["norm"]))]
+    if "mlp" in specs:
+        rows.append(("mlp", MLPS.entry_of(specs["mlp"])))
     reason = compatible(model.layouts(), rows)
     layouts = model.mixer_layouts() if "mixer" in specs else ()
     mixers = in_stages(specs.get("mixer"), len(layouts))

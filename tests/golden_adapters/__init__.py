@@ -22,6 +22,7 @@ def runner(*variants: str):
 
 
 from tests.golden_adapters import (  # noqa: E402, F401
+    activations,
     families,
     mixers,
     norms,

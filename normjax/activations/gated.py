@@ -1,0 +1,103 @@
+"""Activations x * gate(x) with a learned gate."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from normjax.activations.base import ACTIVATIONS
+from normjax.core.moments import at_least_float32
+
+
+@ACTIVATIONS.register("swish")
+class Swish(nn.Module):
+    """y = x * sigmoid(beta * x) (Ramachandran et al., 2017).
+
+    Attributes:
+      beta: at first, or always where it is not `trainable`.
+      trainable: learn `beta`.  per_channel: one for each of the last axis.
+      param_dtype: of the parameter.
+    """
+
+    beta: float = 1.0
+    trainable: bool = True
+    per_channel: bool = False
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide, beta = at_least_float32(x), jnp.asarray(self.beta)
+        if self.trainable:
+            shape = x.shape[-1:] if self.per_channel else ()
+            init = nn.initializers.constant(self.beta)
+            beta = self.param("beta", init, shape, self.param_dtype)
+        beta = jnp.broadcast_to(beta.astype(wide.dtype), x.shape)
+        return (wide * jax.nn.sigmoid(beta * wide)).astype(x.dtype)
+
+
+def expanded_gate(gate: jax.Array, alpha: jax.Array) -> jax.Array:
+    """gate * (1 + 2 alpha) - alpha: from (0, 1) to (-alpha, 1 + alpha) (Huang, 2024).
+
+    Args:
+      gate: [...].  alpha: [].
+
+    Returns:
+      [...].
+    """
+    return gate * (1 + 2 * alpha) - alpha
+
+
+class ExpandedGate(nn.Module):
+    """y = x * (gate(x) * (1 + 2 alpha) - alpha) (Huang, 2024).
+
+    One `alpha` [] per activation, 0 at first, where y = x * gate(x).
+
+    Attributes:
+      alpha_init: of `alpha`.  param_dtype: of the parameter.
+    """
+
+    alpha_init: float = 0.0
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide, init = at_least_float32(x), nn.initializers.constant(self.alpha_init)
+        alpha = self.param("alpha", init, (), self.param_dtype).astype(wide.dtype)
+        return (wide * expanded_gate(self.gate(wide), alpha)).astype(x.dtype)
+
+    @nn.nowrap
+    def gate(self, x: jax.Array) -> jax.Array:
+        """[...] -> [...] between 0 and 1."""
+        raise NotImplementedError
+
+
+@ACTIVATIONS.register("xatlu")
+class XATLU(ExpandedGate):
+    """ExpandedGate with gate(x) = arctan(x) / pi + 1 / 2."""
+
+    @nn.nowrap
+    def gate(self, x):
+        """[...] -> [...] between 0 and 1."""
+        return jnp.arctan(x) / math.pi + 0.5
+
+
+@ACTIVATIONS.register("xgelu")
+class XGELU(ExpandedGate):
+    """ExpandedGate with gate(x) = Phi(x), the normal distribution function."""
+
+    @nn.nowrap
+    def gate(self, x):
+        """[...] -> [...] between 0 and 1."""
+        return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+@ACTIVATIONS.register("xsilu")
+class XSiLU(ExpandedGate):
+    """ExpandedGate with gate(x) = 1 / (1 + exp(-x))."""
+
+    @nn.nowrap
+    def gate(self, x):
+        """[...] -> [...] between 0 and 1."""
+        return jax.nn.sigmoid(x)

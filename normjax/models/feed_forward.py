@@ -1,0 +1,172 @@
+"""Feed-forward layers with a gate: fc2(activation(a) * v), [a | v] = fc1(x)."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from normjax.activations import GELU, Identity, ReLU, Sigmoid, SiLU
+from normjax.attention.cores import depthwise_layer
+from normjax.core.moments import at_least_float32
+from normjax.models.layers import MLPS, Factory, trunc_normal
+
+LAYOUTS = ("seq", "grid", "causal", "decode")
+
+
+@MLPS.register("gated_mlp", *LAYOUTS)
+class GatedMLP(nn.Module):
+    """y = fc2(activation(a) * v), [a | v] = fc1(x) (Dauphin et al., 2017).
+
+    Attributes:
+      hidden: width inside an MLP of the same size.
+      activation: factory; a class with a `gate` of its own takes that instead.
+      keep_size: a third less inside, rounded down, so that there are as many
+        parameters as in an MLP; else `hidden` itself.
+      features: width of the result; None for that of x.
+      use_bias: learn biases.
+    """
+
+    hidden: int
+    activation: Factory
+    keep_size: bool = True
+    features: int | None = None
+    use_bias: bool = False
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    reads: ClassVar[tuple[str, ...]] = ("fc1",)
+    gate: ClassVar[Factory | None] = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., C] -> [..., features]."""
+        width = 2 * self.hidden // 3 if self.keep_size else self.hidden
+        dense = {"kernel_init": trunc_normal, "use_bias": self.use_bias}
+        dense |= {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        features = self.features or x.shape[-1]
+        gate, value = jnp.split(nn.Dense(2 * width, name="fc1", **dense)(x), 2, -1)
+        gate = (type(self).gate or self.activation)(name="act")(self.mixed(gate))
+        return nn.Dense(features, name="fc2", **dense)(self.product(gate, value))
+
+    def mixed(self, gate: jax.Array) -> jax.Array:
+        """What becomes of the gate before its activation."""
+        return gate
+
+    def product(self, gate: jax.Array, value: jax.Array) -> jax.Array:
+        """What `fc2` reads."""
+        return gate * value
+
+
+@MLPS.register("glu", *LAYOUTS)
+class GLU(GatedMLP):
+    """GatedMLP with a sigmoid (Dauphin et al., 2017)."""
+
+    gate = Sigmoid
+
+
+@MLPS.register("bilinear", *LAYOUTS)
+@MLPS.register("sglu", *LAYOUTS)
+class Bilinear(GatedMLP):
+    """GatedMLP without activation: fc2(a * v) (Shazeer, 2020).
+
+    The "simple" GLU of TransNormerLLM (Qin et al., 2023).
+    """
+
+    gate = Identity
+
+
+@MLPS.register("reglu", *LAYOUTS)
+class ReGLU(GatedMLP):
+    """GatedMLP with ReLU (Shazeer, 2020)."""
+
+    gate = ReLU
+
+
+@MLPS.register("geglu", *LAYOUTS)
+class GEGLU(GatedMLP):
+    """GatedMLP with GELU (Shazeer, 2020)."""
+
+    gate = GELU
+
+
+@MLPS.register("swiglu", *LAYOUTS)
+class SwiGLU(GatedMLP):
+    """GatedMLP with SiLU (Shazeer, 2020)."""
+
+    gate = SiLU
+
+
+@MLPS.register("conv_glu", "grid")
+class ConvGLU(GatedMLP):
+    """y = fc2(activation(dwconv3x3(a)) * v), [a | v] = fc1(x) (TransNeXt; Shi, 2024).
+
+    Zero padding. Attributes: those of GatedMLP.
+    """
+
+    use_bias: bool = True
+
+    def mixed(self, gate):
+        """x: [B, H, W, C] -> same."""
+        return depthwise_layer(self, "dwc", gate, (3, 3, gate.shape[-1]))
+
+
+@jax.custom_vjp
+def fp8_rounded(x: jax.Array) -> jax.Array:
+    """x rounded to float8_e4m3fn; the gradient passes as if it were not.
+
+    Args:
+      x: [...], magnitudes up to 448.
+
+    Returns:
+      [...] in the dtype of `x`.
+    """
+    return x.astype(jnp.float8_e4m3fn).astype(x.dtype)
+
+
+fp8_rounded.defvjp(lambda x: (fp8_rounded(x), None), lambda _, dy: (dy,))
+
+
+def smoothing_scale(h: jax.Array) -> jax.Array:
+    """Power of two per channel that brings the largest |h| into (224, 448].
+
+    A constant for the gradient; 1 for a channel of zeros.
+
+    Args:
+      h: [..., C].
+
+    Returns:
+      [1, ..., 1, C] in at least float32.
+    """
+    wide = at_least_float32(jax.lax.stop_gradient(h))
+    largest = jnp.max(jnp.abs(wide), tuple(range(h.ndim - 1)), keepdims=True)
+    safe = jnp.where(largest > 0, largest, 1)
+    _, exponent = jnp.frexp(448 / safe)
+    return jnp.where(largest > 0, jnp.ldexp(jnp.ones_like(safe), exponent - 1), 1)
+
+
+@MLPS.register("smooth_swiglu", "seq", "grid")
+class SmoothSwiGLU(SwiGLU):
+    """SwiGLU whose product is smoothed for FP8 (Fishman et al., 2024).
+
+        h = silu(a) * v,  y = fc2(Q(s * h) / s)
+
+    s is a power of two per channel (see `smoothing_scale`) from the positions at hand,
+    in training and at evaluation, so that one outlying channel does not cost the others
+    their digits; Q rounds to float8_e4m3fn, straight through in the gradient. Without Q
+    it is SwiGLU, exactly.
+
+    Attributes:
+      quantize: apply Q.
+      Others: as in GatedMLP.
+    """
+
+    quantize: bool = True
+
+    def product(self, gate, value):
+        """What `fc2` reads."""
+        scale = smoothing_scale(gate * value)
+        smooth = at_least_float32(gate) * (at_least_float32(value) * scale)
+        smooth = fp8_rounded(smooth) if self.quantize else smooth
+        return (smooth / scale).astype(value.dtype)
