@@ -21,7 +21,16 @@ SHARDS = [pytest.param(2, marks=pytest.mark.slow), 4]
 FIRST_ROWS = list({row.name: row for row in reversed(ROWS)}.values())[::-1]
 
 
-@pytest.fixture(params=ROWS, ids=str, scope="module")
+def marked(rows):
+    """Further configurations of a variant are among the slow tests."""
+    slow = pytest.mark.slow
+    return [
+        pytest.param(row, id=str(row), marks=() if row in FIRST_ROWS else slow)
+        for row in rows
+    ]
+
+
+@pytest.fixture(params=marked(ROWS), scope="module")
 def case(request):
     return Case(request.param)
 
@@ -35,8 +44,8 @@ def first_case(request):
 def over(condition, fixture="case"):
     """Run a test on those rows only that `condition` holds for."""
     rows = ROWS if fixture == "case" else FIRST_ROWS
-    chosen = [row for row in rows if condition(row)]
-    return pytest.mark.parametrize(fixture, chosen, ids=str, indirect=True)
+    chosen = marked(row for row in rows if condition(row))
+    return pytest.mark.parametrize(fixture, chosen, indirect=True)
 
 
 def tagged(tag):
