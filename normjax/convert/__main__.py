@@ -42,6 +42,9 @@ def convert_command(argv: Sequence[str]) -> int:
     values = parse_flags(argv, define)
     if len(paths) != 2 or (values.config is None and not values.to_torch):
         raise UserError(f"python -m normjax.convert {USAGE}")
+    if values.model and values.config and values.config.model.name != values.model:
+        name = values.config.model.name
+        raise UserError(f"--model={values.model}, but the model of --config is {name}")
     source, target = paths
     if values.to_torch:
         _export(source, target, values.layout)

@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from normjax.convert.extras import extras_of
-from normjax.convert.layouts import COUNTERS, LAYER_NORM, REPBN
+from normjax.convert.layouts import LAYER_NORM, REPBN
 from normjax.convert.names import Entry, abstract_variables, entries_of, layout_of
 from normjax.core.errors import UserError
 
@@ -67,9 +67,10 @@ def from_torch(
     _refuse("lacks", (name for name in shapes if name not in state))
     known = shapes.keys() | extras.keys()
     _refuse("holds unknown", (name for name in state if name not in known))
-    for name, shape in shapes.items():
-        if state[name].shape != shape:
-            raise UserError(f"{name} has shape {state[name].shape} instead of {shape}")
+    wanted = shapes | {name: extra.value.shape for name, extra in extras.items()}
+    for name, array in state.items():
+        if array.shape != (shape := wanted[name]):
+            raise UserError(f"{name} has shape {array.shape} instead of {shape}")
     dropped = {name: extras[name].reason for name in state if name not in shapes}
     for name in dropped:
         value, _, checked = extras[name]
@@ -127,20 +128,14 @@ def arguments_of(state: State, norm: Mapping[str, Any]) -> dict[str, Any]:
     if (name in ("prepbn", "repbn")) != (kind != "layer_norm"):
         raise UserError(f"the norms of the file are {kind}, those of the model {name}")
     repbn = {"name": "repbn", "unbiased_running_var": True}
-    arguments = {**norm, "name": kind}
+    arguments: dict[str, Any] = {**norm, "name": kind}
     if kind == "repbn":
         arguments = repbn
     if kind == "prepbn":
-        arguments["batch_norm"] = repbn
-        counters = {c: {int(state[k]) for k in _counters(state, c)} for c in COUNTERS}
-        for counter, argument in (
-            ("warm", "warmup_steps"),
-            ("total_step", "decay_steps"),
-        ):
-            values = counters[counter]
-            if len(values) > 1:
-                raise UserError(f"norms of the file differ in {counter}: {values}")
-            arguments.update(dict.fromkeys([argument] * len(values), *values))
+        arguments |= {"batch_norm": repbn, **_schedule(state)}
+        if "decay_steps" in arguments:  # instead of fractions of a run
+            for fraction in ("warmup_fraction", "decay_fraction"):
+                arguments.pop(fraction, None)
     return {"num_classes": len(heads[0]), "norm": arguments}
 
 
@@ -172,8 +167,17 @@ def _norms(state: State) -> tuple[list[str], list[str]]:
     return [outer[a] for a in inside], [a for a in alphas if a not in inside]
 
 
-def _counters(state: State, name: str) -> list[str]:
-    return [key for key in state if key.endswith(f".{name}")]
+def _schedule(state: State) -> dict[str, int]:
+    """The arguments that the counters stand for; those of all norms must agree."""
+    found = {}
+    for counter, argument in (("warm", "warmup_steps"), ("total_step", "decay_steps")):
+        arrays = [a for name, a in state.items() if name.endswith(f".{counter}")]
+        values = {int(array) for array in arrays}
+        if len(values) > 1:
+            raise UserError(f"norms of the file differ in {counter}: {sorted(values)}")
+        if any(values):
+            found[argument] = values.pop()
+    return found
 
 
 def _completed(state: State, entries: list[Entry]) -> tuple[dict, dict[str, str]]:

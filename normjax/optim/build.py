@@ -29,7 +29,12 @@ OPTIMIZERS = {
     ),
 }
 
-NO_DECAY = {"pos_embed", "cls_token", "positional_encoding"}
+NO_DECAY = {
+    "pos_embed",
+    "cls_token",
+    "positional_encoding",
+    "relative_position_bias",
+}
 
 
 def learning_rate(config: Any, total_steps: int) -> optax.Schedule:

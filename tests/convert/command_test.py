@@ -78,6 +78,7 @@ def test_wrong_commands(command, state, tmp_path):
         ((config, file), "CHECKPOINT WORKDIR"),
         (("--model=slab_swin_tny", file, out), "did you mean 'slab_swin_tiny'"),
         (("--model=resnet18", file, out), "unknown model 'resnet18'"),
+        ((config, "--model=deit_tiny", file, out), "of --config is slab_deit_tiny"),
         (("--modle=deit_tiny", file, out), "'modle'"),
         ((config, tmp_path / "b.safetensors", out), "no checkpoint"),
         ((config, tmp_path / "bad.safetensors", out), "is damaged"),
