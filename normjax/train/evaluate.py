@@ -48,8 +48,8 @@ def metric_sums(
         jnp.where(mask[:, None], logits, 0.0).astype(jnp.float32)
     )
     own = jnp.take_along_axis(log_p, labels[:, None], axis=-1)
-    # Ties count against the model: a constant output is no top-5 prediction.
-    rank = jnp.sum(log_p >= own, axis=-1) - 1
+    # Ties and NaN count against the model: a constant output is no top-5 prediction.
+    rank = jnp.sum(~(log_p < own), axis=-1) - 1
     hit = (rank < 1).astype(jnp.float32) * weight
     confidence = jnp.exp(jnp.max(log_p, axis=-1))
     bins = jnp.ceil(confidence * CALIBRATION_BINS).astype(jnp.int32) - 1

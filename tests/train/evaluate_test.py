@@ -124,3 +124,10 @@ def test_bfloat16_logits_are_judged_in_float32():
     ours = summarize(metric_sums(logits, jnp.asarray(labels), jnp.asarray(mask)))
     theirs = oracle(logits.astype(jnp.float32), labels, mask)
     np.testing.assert_allclose(ours["nll"], theirs["nll"], rtol=1e-5)
+
+
+def test_logits_that_are_not_numbers_are_no_prediction():
+    logits = jnp.full((4, 10), jnp.nan).at[:2].set(jnp.eye(2, 10))
+    labels, mask = jnp.asarray([0, 1, 2, 3]), jnp.ones(4, bool)
+    scores = summarize(metric_sums(logits, labels, mask))
+    assert (scores["top1"], scores["top5"]) == (0.5, 0.5)
