@@ -1,6 +1,7 @@
 """Settings of every test: four devices on the CPU, no implicit rank promotion."""
 
 import os
+from importlib import metadata
 
 # Unoptimised code compiles ten times faster and agrees to rounding; the slow tests
 # start processes of their own, which run what users run.
@@ -9,6 +10,10 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=4",
         "--xla_backend_optimization_level=0",
+        # Half of that time again; XLA exits at a flag that it does not know.
+        "--xla_cpu_use_fusion_emitters=false"
+        if metadata.version("jaxlib").startswith("0.10.")
+        else "",
     )
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -26,6 +31,13 @@ def pytest_addoption(parser):
         default=None,
         help="folder of reference arrays to run instead of tests/golden",
     )
+
+
+@pytest.fixture
+def users_compiler():
+    """Options of jax.jit that undo what makes the tests compile quickly."""
+    options = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+    return {k: v for k, v in options.items() if k in os.environ["XLA_FLAGS"]}
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Activations against float64 formulas, values and gradients."""
 
+import functools
 import math
 
 import jax
@@ -96,15 +97,22 @@ LEARNED = [
 
 @pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-12), ("float32", 3e-6)])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}{c[1]}")
-def test_value_and_gradient(case, dtype, limit):
+def test_value_and_gradient(case, dtype, limit, users_compiler):
     key, arguments, values, slopes = case
     with jax.enable_x64(dtype == "float64"):
         module = activations.build(key, **arguments)()
         x = jnp.asarray(X, dtype)
-        y, vjp = jax.vjp(lambda x: module.apply({}, x), x)
+
+        # Quickly compiled hyperbolic tangents are off by more than the limit.
+        @functools.partial(jax.jit, compiler_options=users_compiler)
+        def run(x):
+            y, vjp = jax.vjp(lambda x: module.apply({}, x), x)
+            return y, vjp(jnp.ones_like(x))[0]
+
+        y, dx = run(x)
         assert y.dtype == dtype
         np.testing.assert_allclose(y, values, atol=limit)
-        np.testing.assert_allclose(vjp(jnp.ones_like(x))[0], slopes, atol=limit)
+        np.testing.assert_allclose(dx, slopes, atol=limit)
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-11), ("float32", 3e-6)])

@@ -49,6 +49,7 @@ def bare(x, f, layer):
 
 FORMULAS = {  # (layer formula, embedding is normalised, the end is)
     "pre": (pre, False, True),
+    "pre_open": (pre, False, False),
     "post": (post, False, False),
     "sandwich": (sandwich, False, True),
     "peri": (sandwich, True, True),
