@@ -8,9 +8,28 @@ is boolean over the positions (True is a token, False is padding).
 import functools
 from typing import Any
 
-from normjax.attention.base import MIXERS, linear_attention
+from normjax.attention import decay
+from normjax.attention.base import MIXERS, linear_attention, softmax_attention
+from normjax.attention.differential import DifferentialAttention
+from normjax.attention.distance import DISTANCES
+from normjax.attention.gated_linear import (
+    BidirectionalGatedLinearAttention,
+    GatedLinearAttention,
+)
+from normjax.attention.griffin import RGLRU, LocalAttention, RecurrentBlock
+from normjax.attention.lightning import LightningAttention, TransNormerAttention
 from normjax.attention.linear import FocusedLinearAttention, SimplifiedLinearAttention
+from normjax.attention.mixture_of_head import MixtureOfHeadAttention
+from normjax.attention.pattention import Pattention, PattentionMixer
 from normjax.attention.pooling import IdentityMixer, Pooling
+from normjax.attention.rala import (
+    GatedSoftmaxAttention,
+    RankAugmentedLinearAttention,
+)
+from normjax.attention.rectified import (
+    GatedRectifiedLinearAttention,
+    RectifiedLinearAttention,
+)
 from normjax.attention.reduction import (
     LinearSpatialReductionAttention,
     SpatialReductionAttention,
@@ -31,24 +50,42 @@ from normjax.attention.window import (
 from normjax.core.registry import Spec
 
 __all__ = [
+    "DISTANCES",
     "MIXERS",
+    "RGLRU",
+    "BidirectionalGatedLinearAttention",
     "CrossShapedWindowAttention",
     "CrossShapedWindowFocusedLinearAttention",
     "CrossShapedWindowSimplifiedLinearAttention",
+    "DifferentialAttention",
     "FocusedLinearAttention",
+    "GatedLinearAttention",
+    "GatedRectifiedLinearAttention",
+    "GatedSoftmaxAttention",
     "IdentityMixer",
+    "LightningAttention",
     "LinearSpatialReductionAttention",
+    "LocalAttention",
+    "MixtureOfHeadAttention",
+    "Pattention",
+    "PattentionMixer",
     "Pooling",
+    "RankAugmentedLinearAttention",
+    "RectifiedLinearAttention",
+    "RecurrentBlock",
     "SimplifiedLinearAttention",
     "SoftmaxAttention",
     "SpatialReductionAttention",
     "SpatialReductionFocusedLinearAttention",
     "SpatialReductionSimplifiedLinearAttention",
+    "TransNormerAttention",
     "WindowAttention",
     "WindowFocusedLinearAttention",
     "WindowSimplifiedLinearAttention",
     "build",
+    "decay",
     "linear_attention",
+    "softmax_attention",
 ]
 
 

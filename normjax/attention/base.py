@@ -77,6 +77,32 @@ def merge_heads(x: jax.Array) -> jax.Array:
     return x.reshape(*x.shape[:-2], -1)
 
 
+def normalized_heads(
+    module: nn.Module,
+    q: jax.Array,
+    k: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    train: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Queries and keys [..., H, K] after the `qk_norm` of a mixer, if it has one.
+
+    Args:
+      module: with `qk_norm`, `dtype` and `param_dtype`; gets `q_norm` and `k_norm`.
+      mask: bool over the positions of the keys; those of queries where it fits them.
+      train: passed to the norm.
+    """
+    if module.qk_norm is None:
+        return q, k
+    types = {"dtype": module.dtype, "param_dtype": module.param_dtype}
+    valid = None if mask is None else mask[..., None, None]
+    fits = valid is not None and valid.shape[:-2] == q.shape[:-2]
+    q = module.qk_norm(name="q_norm", **types)(
+        q, mask=valid if fits else None, train=train
+    )
+    return q, module.qk_norm(name="k_norm", **types)(k, mask=valid, train=train)
+
+
 def linear_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, epsilon: float = 1e-6
 ) -> jax.Array:
@@ -113,11 +139,12 @@ def softmax_attention(
     v: jax.Array,
     *,
     bias: jax.Array | None = None,
+    gain: jax.Array | None = None,
     mask: jax.Array | None = None,
     causal: bool = False,
     scale: float | None = None,
 ) -> jax.Array:
-    """softmax(scale * q k^T + bias) v per head (Vaswani et al., 2017).
+    """softmax(gain * scale * q k^T + bias) v per head (Vaswani et al., 2017).
 
     Logits, softmax and sums in at least float32. Accelerators run
     `jax.nn.dot_product_attention`; on CPU, where its layout costs transpositions and
@@ -125,7 +152,8 @@ def softmax_attention(
 
     Args:
       q: [B, N, H, K].  k: [B, M, H, K].  v: [B, M, H, V].
-      bias: added to the logits, broadcastable to [B, H, N, M].
+      bias, gain: added to and multiplied into the logits, broadcastable to
+        [B, H, N, M]; None for 0 and 1.
       mask: bool, broadcastable to [B, H, N, M]; False hides a key from a query. A query
         that sees no key gets the mean of all values.
       causal: query i sees the keys up to i.  scale: None for 1 / sqrt(K).
@@ -136,24 +164,27 @@ def softmax_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
 
     def on_cpu(q, k, v, bias, mask):
-        return _attend(q, k, v, bias, mask, causal, scale)
+        return _attend(q, k, v, bias, gain, mask, causal, scale)
 
     def library(q, k, v, bias, mask):
         return jax.nn.dot_product_attention(
             q, k, v, bias, mask, is_causal=causal, scale=scale
         )
 
-    if q.dtype == jnp.float64 or v.shape[-1] != k.shape[-1]:  # the library has neither
+    foreign = gain is not None or v.shape[-1] != k.shape[-1]
+    if q.dtype == jnp.float64 or foreign:  # the library has none of these
         return on_cpu(q, k, v, bias, mask)
     return jax.lax.platform_dependent(q, k, v, bias, mask, cpu=on_cpu, default=library)
 
 
-def _attend(q, k, v, bias, mask, causal, scale):
+def _attend(q, k, v, bias, gain, mask, causal, scale):
     heads_first = (jnp.swapaxes(t, 1, 2) for t in (q, k, v))
     wide = jnp.promote_types(q.dtype, jnp.float32)
     einsum = functools.partial(jnp.einsum, preferred_element_type=wide)
     qh, kh, vh = heads_first
     logits = einsum("bhnk,bhmk->bhnm", qh * jnp.asarray(scale, q.dtype), kh)
+    if gain is not None:
+        logits *= gain.astype(wide)
     if bias is not None:
         bias = bias.astype(wide)
         same = bias.ndim == logits.ndim and len(bias) == 1

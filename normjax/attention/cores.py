@@ -215,9 +215,13 @@ def sized_table(
 
 
 def depthwise_layer(
-    module: nn.Module, name: str, v: jax.Array, shape: tuple[int, int, int]
+    module: nn.Module,
+    name: str,
+    v: jax.Array,
+    shape: tuple[int, int, int],
+    use_bias: bool = True,
 ) -> jax.Array:
-    """Depthwise convolution with bias; parameters `name`_kernel, `name`_bias.
+    """Depthwise convolution; parameters `name`_kernel and, with bias, `name`_bias.
 
     Args:
       v: [B, H, W, D].  shape: of the kernel, [k, k, d] with d a divisor of D: one
@@ -229,6 +233,8 @@ def depthwise_layer(
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     kernel = module.param(f"{name}_kernel", init, shape, module.param_dtype)
+    if not use_bias:
+        return depthwise_conv(*promote_dtype(v, kernel, dtype=module.dtype))
     bias = module.param(f"{name}_bias", init, shape[-1:], module.param_dtype)
     v, kernel, bias = promote_dtype(v, kernel, bias, dtype=module.dtype)
     # A gather, for XLA computes it once; jnp.tile becomes an index in the loop of the

@@ -14,7 +14,7 @@ from normjax.core.registry import field_names, required_names
 from normjax.core.timing import alternate
 from normjax.train import report
 
-SIDES = (16, 32, 64, 128)
+SIDES = (14, 32, 64, 128)
 WIDTH, HEADS = 192, 3
 ROUNDS = 5
 MOST_BYTES = 4 * 2**30

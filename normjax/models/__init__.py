@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 
 from normjax.activations import ACTIVATIONS
-from normjax.attention import MIXERS
+from normjax.attention import DISTANCES, MIXERS
 from normjax.core.errors import UserError, one_of
 from normjax.core.registry import compatible, required_names
 from normjax.models.base import MODELS, in_stages
@@ -54,8 +54,9 @@ COMPONENTS = {
 }
 """Registries of the component factories that a model takes, by argument name."""
 
-NESTED = {"qk_norm": NORMS}
-"""Components that components take: a mixer may normalise its queries and keys."""
+NESTED = {"qk_norm": NORMS, "distance": DISTANCES}
+"""Components that components take: a mixer may normalise its queries and keys, or let
+the distance of tokens act on its scores."""
 
 
 def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:

@@ -27,6 +27,7 @@ from tests.golden_adapters import (  # noqa: E402, F401
     mixers,
     norms,
     placements,
+    sequence_mixers,
     stateful,
     vision_mixers,
     whole_models,

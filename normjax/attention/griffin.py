@@ -1,0 +1,254 @@
+"""Griffin's two mixers: a gated linear recurrence and attention to a window."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+
+from normjax.attention import decay
+from normjax.attention.base import (
+    MIXERS,
+    SplitDense,
+    normalized_heads,
+    softmax_attention,
+    tokens_of,
+    trunc_normal,
+)
+from normjax.attention.rotary import rotate_halves
+from normjax.attention.sequence import RecurrentMixer, documents_of, only_tokens
+from normjax.core.errors import UserError
+from normjax.core.moments import at_least_float32
+
+_SHARPNESS = 8.0
+_STEEPEST = 1000.0  # bound of the derivative of a square root near 0, as released
+
+
+class RGLRU(nn.Module):
+    """Real-gated linear recurrent unit (Griffin; De et al., 2024).
+
+        r, i = sigmoid(W x + b), block-diagonal W with one block per head
+        a = exp(-8 r softplus(A))       h_t = a_t h_{t-1} + sqrt(1 - a_t**2) (i_t x_t)
+
+    elementwise, in at least float32. Where a document starts, h_t = i_t x_t.
+
+    Attributes:
+      num_heads: blocks of W.
+      param_dtype: of the parameters; A is drawn so that exp(-softplus(A)) lies in
+        [0.9, 0.999].
+    """
+
+    num_heads: int
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        state: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """x: [B, L, D] -> h [B, L, D] in the dtype of x, the last h [B, D].
+
+        Args:
+          mask: bool [B, L]; False is padding, at which h stays as it is.
+          positions: [B, L]; 0 starts a document. None: one document a row.
+          state: the h before the first position, [B, D]; None for zeros. A document
+            that starts at the first position forgets it.
+
+        Raises:
+          UserError: D does not split into `num_heads` blocks.
+        """
+        width, dtype = x.shape[-1], x.dtype
+        if width % self.num_heads:
+            raise UserError(f"width {width} does not split into {self.num_heads} heads")
+        x = only_tokens(at_least_float32(x), mask)
+        r, i = self._gate("recurrence_gate", x), self._gate("input_gate", x)
+        a_param = self.param("a_param", _a_param, (width,), self.param_dtype)
+        rate = jax.nn.softplus(at_least_float32(a_param)).reshape(1, 1, -1)
+        log_a = -_SHARPNESS * r * rate
+        a, kept = jnp.exp(log_a), _bounded_sqrt(-jnp.expm1(2 * log_a))
+        if positions is None and state is None:
+            positions = jnp.arange(x.shape[1])[None]
+        if positions is not None:
+            starts = (positions == 0)[..., None]
+            a, kept = jnp.where(starts, 0, a), jnp.where(starts, 1, kept)
+        if mask is not None:
+            a = jnp.where(mask[..., None], a, 1)
+        h, last = decay.diagonal(a, kept * i * x, state)
+        return h.astype(dtype), last
+
+    def _gate(self, name: str, x: jax.Array) -> jax.Array:
+        heads, block = self.num_heads, x.shape[-1] // self.num_heads
+        normal = nn.initializers.normal(block**-0.5)
+        kernel = self.param(
+            f"{name}_kernel", normal, (heads, block, block), self.param_dtype
+        )
+        zeros = nn.initializers.zeros
+        bias = self.param(f"{name}_bias", zeros, (heads, block), self.param_dtype)
+        parts = x.reshape(*x.shape[:-1], heads, block)
+        y = jnp.einsum("blhi,hij->blhj", parts, at_least_float32(kernel))
+        y = y + at_least_float32(bias)[None, None]
+        return jax.nn.sigmoid(y.reshape(x.shape))
+
+
+def _a_param(key, shape, dtype):
+    square = jax.random.uniform(key, shape, minval=0.9**2, maxval=0.999**2)
+    return jnp.log(jnp.expm1(-0.5 * jnp.log(square))).astype(dtype)
+
+
+@jax.custom_jvp
+def _bounded_sqrt(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(x)
+
+
+@_bounded_sqrt.defjvp
+def _bounded_sqrt_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return jnp.sqrt(x), dx / jnp.sqrt(jnp.maximum(4 * x, _STEEPEST**-2))
+
+
+@MIXERS.register("rg_lru", "seq", "grid", "causal", "mask")
+class RecurrentBlock(nn.Module):
+    """Griffin's recurrent block (De et al., 2024). Causal.
+
+        y = proj(gelu(W1 x + b1) * RGLRU(convolution over 4 positions of W2 x + b2))
+
+    with the tanh form of GELU, as released. O(L D**2 / num_heads) multiply-adds beside
+    the projections; the recurrence in at least float32.
+
+    Attributes:
+      num_heads: blocks of the gates.
+      features: width of the recurrence; None for that of x.
+      conv_width: positions of the depthwise convolution.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+    """
+
+    num_heads: int
+    features: int | None = None
+    conv_width: int = 4
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = trunc_normal
+
+    reads: ClassVar[tuple[str, ...]] = ("branches",)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """x: [B, L, D] or [B, H, W, D], row by row -> same.
+
+        Args:
+          mask: bool [B, L] or [B, H, W]; False is padding, which leaves no trace in the
+            recurrence and is 0 for the convolution.
+          positions: int [B, L], the position of each token in its document; 0 starts
+            a document with an empty state. None: one document a row.
+          train: unused: one rule.
+        """
+        del train
+        shape, x = x.shape, tokens_of(x)
+        mask = None if mask is None else mask.reshape(x.shape[:2])
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense = {"kernel_init": self.kernel_init, **types}
+        width = self.features or x.shape[-1]
+        gate, u = SplitDense(2, width, name="branches", **dense)(x)
+        u = self._convolve(only_tokens(u, mask), positions)
+        unit = RGLRU(self.num_heads, self.param_dtype, name="rg_lru")
+        h, _ = unit(u, mask=mask, positions=positions)
+        o = jax.nn.gelu(gate, approximate=True) * h
+        return nn.Dense(shape[-1], name="proj", **dense)(o).reshape(shape)
+
+    @nn.nowrap
+    def inner_widths(self, dim: int) -> dict[str, int]:
+        """Arguments that keep the inside at width `dim` when the tokens get another."""
+        return {"features": self.features or dim}
+
+    def _convolve(self, u: jax.Array, positions: jax.Array | None) -> jax.Array:
+        """Sum over the last `conv_width` positions of the same document."""
+        size, channels = self.conv_width, u.shape[-1]
+        init = nn.initializers.normal((0.01 / size) ** 0.5)
+        kernel = self.param("conv_kernel", init, (size, channels), self.param_dtype)
+        zeros = nn.initializers.zeros
+        bias = self.param("conv_bias", zeros, (channels,), self.param_dtype)
+        if positions is None:
+            positions = jnp.arange(u.shape[1])[None]
+        padded = jnp.pad(u, ((0, 0), (size - 1, 0), (0, 0)))
+        y = jnp.zeros_like(u) + bias.astype(u.dtype).reshape(1, 1, -1)
+        for back in range(size):
+            start = size - 1 - back
+            before = padded[:, start : start + u.shape[1]]
+            inside = (positions >= back)[..., None]
+            tap = kernel[size - 1 - back].astype(u.dtype).reshape(1, 1, -1)
+            y = y + jnp.where(inside, before, 0) * tap
+        return y
+
+
+@MIXERS.register("local_attention", "seq", "grid", "causal", "mask")
+class LocalAttention(RecurrentMixer):
+    """Griffin's attention to the last `window` positions and itself (De et al., 2024).
+
+    softmax(q k^T / sqrt(K)) v with one key and value for all heads (multi-query,
+    Shazeer, 2019) and rotary positions on the first half of each head. Queries, keys
+    and values have no bias, the output has. O(L window D) multiply-adds; softmax in at
+    least float32.
+
+    Attributes: those of SequenceMixer and
+      window: how far back a token sees.
+    """
+
+    window: int = 1024
+
+    reads: ClassVar[tuple[str, ...]] = ("q", "kv")
+    output_bias: ClassVar[bool] = True
+
+    def _mix(self, x, mask, positions, train):
+        width, dense = self._width(x), {"use_bias": False, **self._dense()}
+        (q,) = self._split(nn.Dense(width, name="q", **dense)(x))
+        size = q.shape[-1]
+        k, v = (t[:, :, None] for t in SplitDense(2, size, name="kv", **dense)(x))
+        q, k = normalized_heads(self, q, k, mask=mask, train=train)
+        places = jnp.arange(x.shape[1])[None] if positions is None else positions
+        q, k = (
+            jnp.concatenate(
+                (rotate_halves(t[..., : size // 2], places), t[..., size // 2 :]), -1
+            )
+            for t in (q, k)
+        )
+        k, v = only_tokens(k, mask), only_tokens(v, mask)
+        return self._attend(q, k, v, mask, positions)
+
+    def _attend(self, q, k, v, mask, positions):
+        """Blocks of `window` queries see their own block of keys and the one before."""
+        (batch, length, heads, size), window = q.shape, min(self.window, q.shape[1])
+        blocks = -(-length // window)
+        rest = blocks * window - length
+
+        def split(t, before=False):
+            """[B, L, ...] -> [B * n, window or 2 window, ...]."""
+            ends = [(0, 0)] * t.ndim
+            ends[1] = (window if before else 0, rest)
+            t = jnp.pad(t, ends)
+            t = t.reshape(batch, -1, window, *t.shape[2:])
+            t = jnp.concatenate((t[:, :-1], t[:, 1:]), 2) if before else t
+            return t.reshape(batch * blocks, *t.shape[2:])
+
+        known = jnp.ones((batch, length), bool) if mask is None else mask
+        visible = split(known, True)[:, None, None, :]
+        back = jnp.arange(window)[:, None] + window - jnp.arange(2 * window)[None]
+        visible &= ((back >= 0) & (back <= self.window))[None, None]
+        if positions is not None:
+            own = jnp.broadcast_to(documents_of(positions), (batch, length))
+            own_q, own_k = split(own), split(own, True)
+            visible &= (own_q[:, :, None] == own_k[:, None])[:, None]
+        k, v = (jnp.repeat(split(t, True), heads, 2) for t in (k, v))
+        o = softmax_attention(split(q), k, v, mask=visible)
+        return o.reshape(batch, -1, heads, size)[:, :length]

@@ -1,0 +1,71 @@
+"""Rotary positions: pairs of channels turned by an angle that grows with the position.
+
+For a pair (a, b) and the angle t: (a cos t - b sin t, b cos t + a sin t), so that the
+product of a query and a key depends on the difference of their positions alone
+(RoFormer; Su et al., 2021). Angles and products in at least float32.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from normjax.core.moments import at_least_float32
+
+
+def rotate_halves(
+    x: jax.Array, positions: jax.Array, base: float = 10000.0
+) -> jax.Array:
+    """Channel i of R turns with channel i + R / 2, by positions * base**(-2 i / R).
+
+    Args:
+      x: [B, L, H, R], R even.  positions: [B, L] or [1, L].
+    """
+    half = x.shape[-1] // 2
+    frequencies = base ** (-np.arange(half) / half)
+    angles = at_least_float32(positions)[:, :, None, None] * jnp.asarray(
+        frequencies.reshape(1, 1, 1, -1), jnp.promote_types(x.dtype, jnp.float32)
+    )
+    first, second = jnp.split(at_least_float32(x), 2, -1)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(turned, -1).astype(x.dtype)
+
+
+def grid_angles(height: int, width: int, channels: int) -> np.ndarray:
+    """Angles of a map, [H, W, channels / 2], for `rotate_pairs`.
+
+    The first half of the pairs turns with the row, the second with the column, at
+    frequencies from 1 to 1 / 10,000 (RALA; Fan et al., 2025). `channels` is a multiple
+    of 4.
+    """
+    frequencies = 10000.0 ** -np.linspace(0, 1, channels // 4)
+    rows, columns = np.indices((height, width))[..., None] * frequencies
+    return np.concatenate((rows, columns), -1)
+
+
+def rotate_pairs(x: jax.Array, angles: np.ndarray) -> jax.Array:
+    """Channel 2 i turns with channel 2 i + 1.
+
+    Args:
+      x: [B, L, H, K].  angles: [L, K / 2].
+    """
+    wide = at_least_float32(x).reshape(*x.shape[:-1], -1, 2)
+    a, b = wide[..., 0], wide[..., 1]
+    cos, sin = (
+        jnp.asarray(f(angles)[None, :, None], wide.dtype) for f in (np.cos, np.sin)
+    )
+    turned = jnp.stack((a * cos - b * sin, b * cos + a * sin), -1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+def linearized(x: jax.Array, positions: jax.Array, theta: jax.Array) -> jax.Array:
+    """[x cos(n theta), x sin(n theta)]: LRPE (Qin et al., 2023), [B, L, H, 2 K].
+
+    The product of a query at n and a key at m is sum_c q_c k_c cos((n - m) theta_c).
+
+    Args:
+      x: [B, L, H, K].  positions: [B, L] or [1, L].  theta: [H, K].
+    """
+    x, theta = at_least_float32(x), at_least_float32(theta)
+    angles = at_least_float32(positions)[:, :, None, None] * theta[None, None]
+    return jnp.concatenate((x * jnp.cos(angles), x * jnp.sin(angles)), -1)

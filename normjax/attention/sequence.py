@@ -1,0 +1,208 @@
+"""What the mixers of token sequences share: documents, heads, projections."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+
+from normjax.attention.base import (
+    SplitDense,
+    merge_heads,
+    normalized_heads,
+    split_heads,
+    tokens_of,
+    trunc_normal,
+)
+from normjax.core.errors import UserError
+from normjax.core.moments import align_mask
+
+
+def documents_of(positions: jax.Array) -> jax.Array:
+    """[B, L] positions, 0 where a document starts -> [B, L] number of the document."""
+    return jnp.cumsum(positions == 0, axis=1)
+
+
+def visible_keys(
+    mask: jax.Array | None, positions: jax.Array | None
+) -> jax.Array | None:
+    """Which key a query may see: bool, broadcastable to [B, 1, N, M]; None: every one.
+
+    Args:
+      mask: bool [B, M]; False is padding.
+      positions: [B, L] of packed documents, which do not see each other.
+    """
+    visible = None if mask is None else mask[:, None, None, :]
+    if positions is None:
+        return visible
+    document = documents_of(positions)
+    same = document[:, None, :, None] == document[:, None, None, :]
+    return same if visible is None else same & visible
+
+
+def only_tokens(t: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """t [B, L, ...] with 0 at padding, for 0 times NaN of padding is NaN."""
+    return t if mask is None else jnp.where(align_mask(mask, t), t, 0)
+
+
+class SequenceMixer(nn.Module):
+    """What the mixers of sequences have in common.
+
+    Attributes:
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+    """
+
+    num_heads: int
+    qkv_features: int | None = None
+    qk_norm: Callable[..., nn.Module] | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = trunc_normal
+
+    reads: ClassVar[tuple[str, ...]] = ("qkv",)
+    output_bias: ClassVar[bool] = True
+
+    @nn.nowrap
+    def inner_widths(self, dim: int) -> dict[str, int]:
+        """Arguments that keep the inside at width `dim` when the tokens get another."""
+        return {"qkv_features": self.qkv_features or dim}
+
+    @nn.nowrap
+    def _types(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+    @nn.nowrap
+    def _dense(self) -> dict[str, Any]:
+        return {"kernel_init": self.kernel_init, **self._types()}
+
+    @nn.nowrap
+    def _width(self, x: jax.Array) -> int:
+        return self.qkv_features or x.shape[-1]
+
+    @nn.nowrap
+    def _split(self, *parts: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(split_heads(t, self.num_heads) for t in parts)
+
+    def _finish(self, o: jax.Array, features: int) -> jax.Array:
+        """[B, L, D] or heads [B, L, H, K] -> [B, L, features]."""
+        o, bias = merge_heads(o) if o.ndim == 4 else o, self.output_bias
+        return nn.Dense(features, use_bias=bias, name="proj", **self._dense())(o)
+
+
+class Context(NamedTuple):
+    """What an attention needs to know beyond queries, keys and values.
+
+    Attributes:
+      x: the tokens that ask, [B, N, D].
+      mask: bool [B, M], False at padding, or None.
+      visible: which key a query may see, of `visible_keys`; knows nothing of `causal`.
+      train: whether the model trains.
+    """
+
+    x: jax.Array
+    mask: jax.Array | None
+    visible: jax.Array | None
+    train: bool
+
+
+class PairwiseMixer(SequenceMixer):
+    """Base of mixers in which every token weighs every other: O(L**2 D).
+
+    A subclass has `_attend(q, k, v, context)` on heads [B, L, H, K].
+
+    Attributes: those of SequenceMixer and
+      qkv_bias: bias of the joint query-key-value projection.
+      causal: no position sees a later one.
+    """
+
+    qkv_bias: bool = True
+    causal: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        memory: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """x: [B, N, D] or [B, H, W, D] -> same.
+
+        Args:
+          memory: [B, M, E], what keys and values are made of (cross-attention); None:
+            x. Queries then have a projection of their own, `q`, beside `kv`.
+          mask: bool over the keys, [B, M], [B, N] or [B, H, W]; False is padding, which
+            no token sees.
+          positions: int [B, N], the position of each token in its document; 0 starts
+            a document, and documents do not see each other. None: one document a row.
+          train: passed to `qk_norm`.
+
+        Raises:
+          UserError: `memory` with `causal` or `positions`, which speak of one sequence.
+        """
+        if memory is not None and (self.causal or positions is not None):
+            raise UserError("cross-attention has neither order nor packed documents")
+        shape, x = x.shape, tokens_of(x)
+        mask = None if mask is None else mask.reshape(len(x), -1)
+        heads = self._project(x) if memory is None else self._project2(x, memory)
+        q, k, v = heads
+        q, k = normalized_heads(self, q, k, mask=mask, train=train)
+        k, v = only_tokens(k, mask), only_tokens(v, mask)
+        context = Context(x, mask, visible_keys(mask, positions), train)
+        o = self._attend(q, k, v, context)
+        return self._finish(o, shape[-1]).reshape(shape)
+
+    def _project(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Heads of queries, keys and values."""
+        dense = {"use_bias": self.qkv_bias, **self._dense()}
+        return self._split(*SplitDense(3, self._width(x), name="qkv", **dense)(x))
+
+    def _project2(self, x: jax.Array, memory: jax.Array) -> tuple[jax.Array, ...]:
+        """The same with keys and values of other tokens."""
+        dense, width = {"use_bias": self.qkv_bias, **self._dense()}, self._width(x)
+        q = nn.Dense(width, name="q", **dense)(x)
+        return self._split(q, *SplitDense(2, width, name="kv", **dense)(memory))
+
+    def _attend(self, q, k, v, context: Context) -> jax.Array:
+        raise NotImplementedError
+
+
+class RecurrentMixer(SequenceMixer):
+    """Base of causal mixers with a state of constant size: O(L).
+
+    A subclass has `_mix(x, mask, positions, train)` on tokens [B, L, D].
+    """
+
+    output_bias: ClassVar[bool] = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """x: [B, L, D] or [B, H, W, D], row by row -> same.
+
+        Args:
+          mask: bool [B, L] or [B, H, W]; False is padding, which leaves no trace.
+          positions: int [B, L], the position of each token in its document; 0 starts
+            a document with an empty state. None: one document a row.
+          train: passed to `qk_norm`.
+        """
+        shape, x = x.shape, tokens_of(x)
+        mask = None if mask is None else mask.reshape(x.shape[:2])
+        o = self._mix(x, mask, positions, train)
+        return self._finish(o, shape[-1]).reshape(shape)
+
+    def _mix(self, x, mask, positions, train):
+        raise NotImplementedError
