@@ -71,8 +71,9 @@ class RGLRU(nn.Module):
         rate = jax.nn.softplus(at_least_float32(a_param)).reshape(1, 1, -1)
         log_a = -_SHARPNESS * r * rate
         a, kept = jnp.exp(log_a), _bounded_sqrt(-jnp.expm1(2 * log_a))
-        if positions is None and state is None:
-            positions = jnp.arange(x.shape[1])[None]
+        if positions is None and state is None:  # the first token starts
+            tokens = jnp.ones(x.shape[:2], bool) if mask is None else mask
+            positions = jnp.cumsum(tokens, axis=1) - 1
         if positions is not None:
             starts = (positions == 0)[..., None]
             a, kept = jnp.where(starts, 0, a), jnp.where(starts, 1, kept)

@@ -1,5 +1,9 @@
 """What every token mixer keeps, whatever it computes; one run per row of rows.py."""
 
+import functools
+import inspect
+import operator
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -153,21 +157,69 @@ def test_no_position_sees_a_later_one(case):
     assert seen.diagonal().all()
 
 
+def sequential(row):
+    """Mixers that know of documents, on sequences of the length of the contracts."""
+    call = inspect.signature(MIXERS[row.name].make.__call__)
+    return "positions" in call.parameters and len(row.shape) == 3
+
+
+@over(sequential)
+def test_packed_documents_give_what_each_gives_alone(case):
+    """And no gradient crosses from one to the other."""
+    cut, length = 3, case.row.shape[1]
+    places = np.concatenate((np.arange(cut), np.arange(length - cut)))
+    places = np.tile(places, (case.row.shape[0], 1))
+
+    def packed(params, x):
+        return case.mixer.apply({"params": params}, x, positions=jnp.asarray(places))
+
+    def with_jacobian(params, x):
+        def per_position(x):
+            return jnp.sum(packed(params, x) * case.dy, axis=(0, 2))
+
+        return packed(params, x), jax.jacrev(per_position)(x)
+
+    with jax.enable_x64(True):
+        params, x = case.cast("float64"), jnp.asarray(case.x)
+        y, jacobian = jax.jit(with_jacobian)(params, x)
+        alone = [jax.jit(case.apply)(params, t) for t in (x[:, :cut], x[:, cut:])]
+    np.testing.assert_allclose(y, np.concatenate(alone, 1), rtol=1e-9, atol=1e-9)
+    seen = np.abs(jacobian).max((1, 3)) > 0
+    np.testing.assert_array_equal(seen[:cut, cut:] | seen[cut:, :cut].T, False)
+    assert seen.diagonal().all()
+
+
+@over(sequential)
+def test_padding_in_front_changes_nothing(case):
+    """Tokens behind padding give what they give without it."""
+    pad = 2
+    mask = np.arange(case.row.shape[1]) >= pad
+    mask = np.tile(mask, (case.row.shape[0], 1))
+    with jax.enable_x64(True):
+        apply, params = jax.jit(case.apply), case.cast("float64")
+        padded = apply(params, jnp.asarray(case.x), mask)[:, pad:]
+        alone = apply(params, jnp.asarray(case.x[:, pad:]))
+    np.testing.assert_allclose(padded, alone, rtol=1e-9, atol=1e-9)
+
+
 @over(lambda row: getattr(MIXERS[row.name].make, "reads", ()))
 def test_folded_scale_and_shift_equal_a_scaled_and_shifted_input(case):
     """`reads` names all that reads the input, and all of it is linear."""
     reads = getattr(case.mixer, "reads", ())
     a, c = case.rng.uniform(0.5, 1.5, (2, case.row.shape[-1]))
     params = jax.tree.map(np.array, case.params)
-    for name in reads:
-        kernel = params[name]["kernel"]
-        if "bias" in params[name]:
+    layers = [
+        functools.reduce(operator.getitem, name.split("/"), params) for name in reads
+    ]
+    if any("bias" not in layer for layer in layers):
+        c = np.zeros_like(c)
+    for layer in layers:
+        kernel = layer["kernel"]
+        if "bias" in layer:
             shift = np.einsum("i,...io->...o", c, kernel)
-            bias = params[name]["bias"]
-            params[name]["bias"] = bias + shift.reshape(-1, bias.size).sum(0)
-        else:
-            c = np.zeros_like(c)
-        params[name]["kernel"] = kernel * a[:, None]
+            bias = layer["bias"]
+            layer["bias"] = bias + shift.reshape(-1, bias.size).sum(0)
+        layer["kernel"] = kernel * a[:, None]
     with jax.enable_x64(True):
         apply = jax.jit(case.apply)
         folded = apply(params, jnp.asarray(case.x))

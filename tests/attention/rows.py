@@ -4,7 +4,7 @@ A new mixer adds one row (or more) and inherits every contract.
 """
 
 from normjax.norms import RMSNorm
-from tests.attention import oracles, vision_rows
+from tests.attention import oracles, sequence_rows, vision_rows
 from tests.attention.row import Row
 
 GRID = (2, 3, 4, 6)
@@ -17,4 +17,5 @@ ROWS = [
     Row("sla", oracles.sla, {"num_heads": 2, "kernel_size": 3}, GRID),
     Row("sla", oracles.sla, {"num_heads": 3, "qkv_bias": False}, GRID),
     *vision_rows.ROWS,
+    *sequence_rows.ROWS,
 ]
