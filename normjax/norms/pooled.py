@@ -61,21 +61,24 @@ class Pool:
         sum((x - mean)**2) / n; on CPU sum(x**2) / n - mean**2 where the means are small
         enough for it to be as good.
         """
-        x, count = at_least_float32(x), self.count(x, valid)
+        count = self.count(x, valid)
         n = jnp.maximum(count, 1)
-        shown = x if valid is None else jnp.where(valid, x, 0)
+        wide = at_least_float32(x)
+        shown = wide if valid is None else jnp.where(valid, wide, 0)
         mean = self.total(shown) / n
 
         def two_pass(x, mean):
-            centered = x - self.spread(mean, x)
+            centered = _centered(x, mean, self)
             if valid is not None:
                 centered = jnp.where(valid, centered, 0)
             return self.total(jnp.square(centered)) / n
 
         def one_pass(x, mean):
             square = jnp.square(mean)
-            var = jnp.maximum(self.total(jnp.square(x)) / n - square, 0)
+            var = self.total(jnp.square(at_least_float32(x))) / n - square
+            var = jnp.maximum(var, 0)
             large = jnp.any(square > _LARGE_MEAN * var)
+            # The narrow x: a condition keeps what it takes, and memory costs time.
             return jax.lax.cond(large, two_pass, lambda x, mean: var, x, mean)
 
         if valid is not None or self.axis_name is not None:
