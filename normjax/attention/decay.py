@@ -121,12 +121,12 @@ def chunked(
     """
     operands = _prepared(q, k, v, log_decay, state)
 
-    def on_cpu(*operands):
-        small = operands[-1].size <= _CACHED
-        return (_steps_in_inference if small else _blocks)(chunk, *operands)
-
-    def default(*operands):
+    def default(*operands) -> tuple[jax.Array, jax.Array]:
         return _blocks(chunk, *operands)
+
+    def on_cpu(*operands) -> tuple[jax.Array, jax.Array]:
+        small = operands[-1].size <= _CACHED
+        return _steps_in_inference(chunk, *operands) if small else default(*operands)
 
     return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=default)
 

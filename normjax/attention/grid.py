@@ -1,5 +1,6 @@
 """What the mixers of feature maps share: projections, their core, partitions."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -7,7 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from normjax.attention.base import SplitDense, trunc_normal
+from normjax.attention.base import (
+    SplitDense,
+    merge_heads,
+    normalized_heads,
+    split_heads,
+    trunc_normal,
+)
 from normjax.core.errors import UserError
 from normjax.core.registry import field_names
 
@@ -19,12 +26,14 @@ class GridMixer(nn.Module):
       num_heads: heads; each has K = D / num_heads channels.
       qkv_features: width D of queries, keys and values; None for that of x.
       qkv_bias: bias of their projection.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
       dtype: of the computation.  param_dtype, kernel_init: of the parameters.
     """
 
     num_heads: int
     qkv_features: int | None = None
     qkv_bias: bool = True
+    qk_norm: Callable[..., nn.Module] | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = trunc_normal
@@ -57,10 +66,22 @@ class GridMixer(nn.Module):
         nn.share_scope(self, core)
         return core
 
-    def _project(self, x: jax.Array) -> tuple[jax.Array, ...]:
+    def _project(
+        self, x: jax.Array, mask: jax.Array | None, train: bool
+    ) -> tuple[jax.Array, ...]:
         """Queries, keys and values."""
         width, bias = self._width(x), self.qkv_bias
-        return SplitDense(3, width, use_bias=bias, name="qkv", **self._dense())(x)
+        project = SplitDense(3, width, use_bias=bias, name="qkv", **self._dense())
+        q, k, v = project(x)
+        return *self._normalized(q, k, mask, train), v
+
+    def _normalized(self, q, k, mask: jax.Array | None, train: bool):
+        """Queries and keys [B, H, W, D] after `qk_norm`; `mask` is that of the keys."""
+        if self.qk_norm is None:
+            return q, k
+        heads = (split_heads(t, self.num_heads) for t in (q, k))
+        q, k = normalized_heads(self, *heads, mask=mask, train=train)
+        return merge_heads(q), merge_heads(k)
 
     def _finish(self, o: jax.Array, features: int) -> jax.Array:
         return nn.Dense(features, name="proj", **self._dense())(o)

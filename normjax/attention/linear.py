@@ -21,13 +21,12 @@ class WholeGrid(GridMixer):
 
         Args:
           mask: bool [B, H, W]; False positions give no key and no value.
-          train: unused: one rule.
+          train: passed to `qk_norm`.
 
         Raises:
           UserError: initialised for another grid, or D does not split into heads.
         """
-        del train
-        core, (q, k, v) = self._own_core(), self._project(x)
+        core, (q, k, v) = self._own_core(), self._project(x, mask, train)
         return self._finish(core(q, k, v, mask=mask), x.shape[-1])
 
 

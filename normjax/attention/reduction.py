@@ -66,7 +66,7 @@ class Reduced(GridMixer):
         Args:
           mask: bool [B, H, W]; False positions give no key and no value. A position of
             the smaller map is one if any that it is made of is.
-          train: passed to `reduction_norm`.
+          train: passed to `reduction_norm` and `qk_norm`.
 
         Raises:
           UserError: a grid that does not reduce, initialised for another grid, or D
@@ -77,6 +77,7 @@ class Reduced(GridMixer):
         x_kv, mask = self._reduce(only_valid(x, mask), mask, train)
         kv = SplitDense(2, width, use_bias=bias, name="kv", **self._dense())
         k, v = kv(x_kv)
+        q, k = self._normalized(q, k, mask, train)
         return self._finish(core(q, k, v, mask=mask), x.shape[-1])
 
     def _reduce(self, x: jax.Array, mask: jax.Array | None, train: bool):

@@ -71,14 +71,13 @@ class CrossShaped(GridMixer):
 
         Args:
           mask: bool [B, H, W]; False positions give no key and no value.
-          train: unused: one rule.
+          train: passed to `qk_norm`.
 
         Raises:
           UserError: stripes that do not cover the grid, an odd number of heads or
             channels, initialised for other stripes, or D does not split into heads.
         """
-        del train
-        qkv, (height, width) = self._project(x), x.shape[1:3]
+        qkv, (height, width) = self._project(x, mask, train), x.shape[1:3]
         if max(height, width) <= self.split_size:
             branches = {"whole": (height, width)}
         else:

@@ -36,13 +36,12 @@ class Windowed(GridMixer):
 
         Args:
           mask: bool [B, H, W]; False positions give no key and no value.
-          train: unused: one rule.
+          train: passed to `qk_norm`.
 
         Raises:
           UserError: windows that do not cover the grid, a shift beyond the window,
             initialised for another window, or D does not split into heads.
         """
-        del train
         grid = x.shape[1:3]
         window, shift = self._geometry(grid)
         core = self._own_core()
@@ -51,8 +50,8 @@ class Windowed(GridMixer):
             t = jnp.roll(t, (-shift, -shift), (1, 2)) if shift else t
             return partition(t, window)
 
-        q, k, v = self._project(windows(x))
         mask = None if mask is None else windows(mask)
+        q, k, v = self._project(windows(x), mask, train)
         regions = shifted_regions(grid, window, shift) if shift else None
         o = core(q, k, v, mask=mask, regions=regions)
         y = merge(self._finish(o, x.shape[-1]), grid)
