@@ -124,11 +124,8 @@ def linear_attention(
     q, k, v = (jnp.swapaxes(at_least_float32(t), 1, 2) for t in (q, k, v))
     n, m, key, value = q.shape[2], k.shape[2], q.shape[-1], v.shape[-1]
     if n * m * (key + value) > key * value * (n + m):
-        # v^T k with the transpose written out, and the normalizer as a plain sum: XLA's
-        # CPU backend runs all of it as one fusion on every core, but k^T v on one core.
-        state = jnp.einsum("bhvm,bhmk->bhvk", jnp.swapaxes(v, 2, 3), k)
-        o = jnp.einsum("bhnk,bhvk->bhnv", q, state)
-        normalizer = jnp.sum(q * jnp.sum(k, axis=2, keepdims=True), axis=-1)
+        o = jnp.einsum("bhnk,bhkv->bhnv", q, jnp.einsum("bhmk,bhmv->bhkv", k, v))
+        normalizer = jnp.einsum("bhnk,bhk->bhn", q, jnp.sum(k, axis=2))
     else:
         weights = jnp.einsum("bhnk,bhmk->bhnm", q, k)
         o = jnp.einsum("bhnm,bhmv->bhnv", weights, v)
