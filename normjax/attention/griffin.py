@@ -215,6 +215,8 @@ class LocalAttention(RecurrentMixer):
         width, dense = self._width(x), {"use_bias": False, **self._dense()}
         (q,) = self._split(nn.Dense(width, name="q", **dense)(x))
         size = q.shape[-1]
+        if size % 4:
+            raise UserError(f"heads of {size} channels: rotation needs a multiple of 4")
         k, v = (t[:, :, None] for t in SplitDense(2, size, name="kv", **dense)(x))
         q, k = normalized_heads(self, q, k, mask=mask, train=train)
         places = jnp.arange(x.shape[1])[None] if positions is None else positions

@@ -11,6 +11,13 @@ B, H, K, V = 2, 3, 4, 5
 KINDS = ("none", "fixed", "head", "channel", "resets", "strong")
 
 
+def marked(*fast):
+    """All kinds, the others than `fast` among the slow tests."""
+    slow = pytest.mark.slow
+    marks = {kind: () if kind in fast else slow for kind in KINDS}
+    return [pytest.param(kind, marks=mark) for kind, mark in marks.items()]
+
+
 def inputs(kind, length, seed=0):
     """q, k, v, log decays and a state."""
     rng = np.random.default_rng(seed)
@@ -76,14 +83,8 @@ def close(actual, expected, tolerance=1e-12):
         np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance * size)
 
 
-SLOW = [
-    pytest.param(kind, marks=pytest.mark.slow if kind in ("head", "channel") else ())
-    for kind in KINDS
-]
-
-
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("kind", SLOW)
+@pytest.mark.parametrize("kind", marked("none", "resets", "strong"))
 def test_all_forms_agree(kind):
     """Values with a state, and the gradients of everything, of 11 positions."""
     operands = jax.tree.map(jnp.asarray, inputs(kind, 11))
@@ -106,7 +107,7 @@ def test_all_forms_agree(kind):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("kind", ["none", "fixed", "channel"])
+@pytest.mark.parametrize("kind", marked("fixed", "channel"))
 def test_steps_and_no_state(kind):
     q, k, v, log_decay, state = inputs(kind, 5)
     operands = jax.tree.map(jnp.asarray, (q, k, v, log_decay, state))
@@ -132,7 +133,7 @@ def test_lengths_and_chunks(kind, length):
 @pytest.mark.usefixtures("x64")
 def test_a_sequence_in_pieces():
     """The state that one call returns continues the sequence in the next."""
-    q, k, v, log_decay, state = map(jnp.asarray, inputs("channel", 9))
+    q, k, v, log_decay, state = jax.tree.map(jnp.asarray, inputs("channel", 9))
     run, out = jax.jit(chunks(4)), []
     for piece in (slice(0, 5), slice(5, 9)):
         o, state = run(
@@ -151,8 +152,15 @@ def test_a_decay_of_zero_forgets_everything():
     close((o[:, 5:], last), loop(*(t[:, 5:] for t in (q, k, v, log_decay))))
 
 
-@pytest.mark.parametrize("rate", [None, 1e-3])
-@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize(
+    "rate,gradients",
+    [
+        (None, False),
+        (1e-3, True),
+        pytest.param(None, True, marks=pytest.mark.slow),
+        pytest.param(1e-3, False, marks=pytest.mark.slow),
+    ],
+)
 def test_long_sequences_in_bfloat16(rate, gradients):
     """16,384 positions: sums in float32, so nothing is lost after a few hundred."""
     rng, length = np.random.default_rng(3), 1 << 14
@@ -166,7 +174,7 @@ def test_long_sequences_in_bfloat16(rate, gradients):
     o, state = jax.jit(form)(q, k, v, log_decay)
     assert o.dtype == state.dtype == jnp.float32
     rounded = None if rate is None else np.float64(log_decay)
-    expected = loop(*(np.float64(t) for t in (q, k, v)), rounded)
+    expected = loop(np.float64(q), np.float64(k), np.float64(v), rounded)
     for a, e in zip((o, state), expected, strict=True):
         assert np.abs(np.float64(a) - e).max() <= 1e-4 * np.abs(e).max()
 
@@ -207,11 +215,11 @@ def test_causal_linear_attention(kind):
 
 def test_documents_and_padding():
     """Where a document starts nothing is left; at padding nothing decays."""
-    mask = np.array([[True, True, False, True], [True, True, True, True]])
-    positions = np.array([[0, 1, 2, 3], [0, 1, 0, 1]])
+    mask = jnp.asarray([[True, True, False, True], [True, True, True, True]])
+    positions = jnp.asarray([[0, 1, 2, 3], [0, 1, 0, 1]])
     rates = jnp.asarray([-1.0, -2.0])
     assert decay.within_documents(rates, (2, 4)) is rates
-    both = decay.within_documents(rates, (2, 4), mask, jnp.asarray(positions))
+    both = decay.within_documents(rates, (2, 4), mask, positions)
     none = -np.inf
     expected = [[none, -1, 0, -1], [none, -1, none, -1]]
     np.testing.assert_array_equal(both[..., 0, 0], expected)

@@ -1,10 +1,13 @@
 """Rotary positions: products know differences of positions alone, norms stay."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from normjax import attention
 from normjax.attention import rotary
+from normjax.core.errors import UserError
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(2, 2, 5, 3, 8))
@@ -95,3 +98,12 @@ def test_linearized_products_are_cosines_of_differences():
             expected = (X[:, n] * Y[:, m] * np.cos(apart * theta)).sum(-1)
             actual = (q[:, n] * k[:, m]).sum(-1)
             np.testing.assert_allclose(actual, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name,shape", [("local_attention", (1, 5, 12)), ("rala", (1, 2, 3, 12))]
+)
+def test_heads_that_cannot_turn_are_named(name, shape):
+    mixer = attention.build(name, num_heads=2)()
+    with pytest.raises(UserError, match="heads of 6 channels"):
+        jax.eval_shape(mixer.init, jax.random.key(0), jnp.zeros(shape))

@@ -25,7 +25,7 @@ def gelu(x):
     return x * (1 + erf(x / np.sqrt(2))) / 2
 
 
-def softmaxed(x, seen=True):
+def softmaxed(x, seen: np.ndarray | bool = True):
     """Over the last axis, where `seen` is True."""
     x = np.where(seen, x, -1e300)
     e = np.exp(x - x.max(-1, keepdims=True))
@@ -263,8 +263,9 @@ def vig(x, params, mask, kwargs):
     q, v = q / np.sqrt(q.shape[-1]), heads(dense(near, params["v"]), count)
     g, back = np.split(log_decay(near, params["log_decay"]), 2, -1)
     o = states(q, k, v, heads(g, count), mask)
-    turned = (t[:, :, ::-1] for t in (q, k, v, heads(back, count)))
-    o = o + states(*turned, None if mask is None else mask[:, ::-1])[:, :, ::-1]
+    q, k, v, g = (t[:, :, ::-1] for t in (q, k, v, heads(back, count)))
+    mask = None if mask is None else mask[:, ::-1]
+    o = o + states(q, k, v, g, mask)[:, :, ::-1]
     o = joined(rms(o / 2, 1e-5, params["norm"]["scale"]))
     share = sigmoid(dense(near, params["share"]))
     near = joined(rms(heads(near, count), 1e-5, params["local_norm"]["scale"]))

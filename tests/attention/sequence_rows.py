@@ -24,7 +24,7 @@ DISTANCES = {
     "kerple_power_gain": KerplePowerGain,
     "kerple_power_both": KerplePowerBoth,
 }
-KERPLE = dict.fromkeys(("bias_a", "bias_p", "gain_a", "gain_p"), (0.1, 1.5))
+KERPLE = {f"{of}_{n}": (0.1, 1.5) for of in ("bias", "gain") for n in "ap"}
 # Decays in the middle: neither everything nor nothing is forgotten.
 UNIT = {"a_param": (-8.0, -1.0)}
 
