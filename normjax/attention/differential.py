@@ -1,19 +1,18 @@
 """Differential attention: the difference of two softmax attentions."""
 
 import math
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from normjax.attention.base import MIXERS, softmax_attention, split_heads
-from normjax.attention.sequence import PairwiseMixer
+from normjax.attention.sequence import LinearlyProjected
 from normjax.core.moments import at_least_float32
 
 
 @MIXERS.register("differential", "seq", "grid", "causal", "mask")
-class DifferentialAttention(PairwiseMixer):
+class DifferentialAttention(LinearlyProjected):
     """Differential attention (Ye et al., 2024).
 
     Each head has two queries and two keys of width K and a value of width 2 K,
@@ -25,14 +24,13 @@ class DifferentialAttention(PairwiseMixer):
 
     No projection has a bias. O(L**2 D) multiply-adds; softmax and lam in float32.
 
-    Attributes: those of PairwiseMixer and
+    Attributes: those of LinearlyProjected and
       layer: number of the layer, from 0.
     """
 
     qkv_bias: bool = False
+    proj_bias: bool = False
     layer: int = 0
-
-    output_bias: ClassVar[bool] = False
 
     @nn.nowrap
     def _split(self, *parts: jax.Array) -> tuple[jax.Array, ...]:

@@ -209,7 +209,7 @@ class LocalAttention(RecurrentMixer):
     window: int = 1024
 
     reads: ClassVar[tuple[str, ...]] = ("q", "kv")
-    output_bias: ClassVar[bool] = True
+    proj_bias: ClassVar[bool] = True
 
     def _mix(self, x, mask, positions, train):
         width, dense = self._width(x), {"use_bias": False, **self._dense()}

@@ -5,14 +5,14 @@ import jax
 import jax.numpy as jnp
 
 from normjax.attention.base import MIXERS, softmax_attention
-from normjax.attention.sequence import PairwiseMixer
+from normjax.attention.sequence import LinearlyProjected
 from normjax.core.collections import LOSSES
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32, masked_mean
 
 
 @MIXERS.register("mixture_of_head", "seq", "grid", "causal", "mask")
-class MixtureOfHeadAttention(PairwiseMixer):
+class MixtureOfHeadAttention(LinearlyProjected):
     """Softmax attention whose heads are weighed per token (MoH; Jin et al., 2024).
 
     The first S heads are shared, the other R are routed, of which the k most probable
@@ -30,7 +30,7 @@ class MixtureOfHeadAttention(PairwiseMixer):
     is sown into the collection `losses` (weight in the paper: 0.01; see
     `auxiliary_loss_weight` of the train config). Gates in at least float32.
 
-    Attributes: those of PairwiseMixer and
+    Attributes: those of LinearlyProjected and
       shared_heads: S.
       active_heads: k; None for half of the routed heads, rounded up.
     """

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from normjax.attention.base import MIXERS, merge_heads
-from normjax.attention.sequence import PairwiseMixer
+from normjax.attention.sequence import LinearlyProjected
 from normjax.core.moments import at_least_float32
 
 
 @MIXERS.register("rela", "seq", "grid", "causal", "mask")
-class RectifiedLinearAttention(PairwiseMixer):
+class RectifiedLinearAttention(LinearlyProjected):
     """Rectified linear attention, ReLA (Zhang, Titov and Sennrich, 2021).
 
         o = relu(q k^T / sqrt(K)) v per head      y = proj(RMSNorm(o))
@@ -21,7 +21,7 @@ class RectifiedLinearAttention(PairwiseMixer):
     runs over all heads together, with epsilon 1e-8. O(L**2 D) multiply-adds. Weights
     and norm in at least float32.
 
-    Attributes: those of PairwiseMixer and
+    Attributes: those of LinearlyProjected and
       epsilon: added to the mean square.
     """
 

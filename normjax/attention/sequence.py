@@ -16,6 +16,7 @@ from normjax.attention.base import (
     tokens_of,
     trunc_normal,
 )
+from normjax.attention.rotary import rotate_halves
 from normjax.core.errors import UserError
 from normjax.core.moments import align_mask
 
@@ -65,7 +66,7 @@ class SequenceMixer(nn.Module):
     kernel_init: Initializer = trunc_normal
 
     reads: ClassVar[tuple[str, ...]] = ("qkv",)
-    output_bias: ClassVar[bool] = True
+    proj_bias: ClassVar[bool] = True
 
     @nn.nowrap
     def inner_widths(self, dim: int) -> dict[str, int]:
@@ -90,7 +91,7 @@ class SequenceMixer(nn.Module):
 
     def _finish(self, o: jax.Array, features: int) -> jax.Array:
         """[B, L, D] or heads [B, L, H, K] -> [B, L, features]."""
-        o, bias = merge_heads(o) if o.ndim == 4 else o, self.output_bias
+        o, bias = merge_heads(o) if o.ndim == 4 else o, self.proj_bias
         return nn.Dense(features, use_bias=bias, name="proj", **self._dense())(o)
 
 
@@ -116,12 +117,13 @@ class PairwiseMixer(SequenceMixer):
     A subclass has `_attend(q, k, v, context)` on heads [B, L, H, K].
 
     Attributes: those of SequenceMixer and
-      qkv_bias: bias of the joint query-key-value projection.
       causal: no position sees a later one.
+      rotary_base: queries and keys turn by their position (`rotary.rotate_halves`) with
+        frequencies down to 1 / rotary_base; None: they do not.
     """
 
-    qkv_bias: bool = True
     causal: bool = False
+    rotary_base: float | None = None
 
     @nn.compact
     def __call__(
@@ -137,7 +139,7 @@ class PairwiseMixer(SequenceMixer):
 
         Args:
           memory: [B, M, E], what keys and values are made of (cross-attention); None:
-            x. Queries then have a projection of their own, `q`, beside `kv`.
+            x. Queries then have a projection of their own beside that of the others.
           mask: bool over the keys, [B, M], [B, N] or [B, H, W]; False is padding, which
             no token sees.
           positions: int [B, N], the position of each token in its document; 0 starts
@@ -145,19 +147,47 @@ class PairwiseMixer(SequenceMixer):
           train: passed to `qk_norm`.
 
         Raises:
-          UserError: `memory` with `causal` or `positions`, which speak of one sequence.
+          UserError: `memory` with `causal`, `rotary_base` or `positions`, which speak
+            of one sequence.
         """
-        if memory is not None and (self.causal or positions is not None):
-            raise UserError("cross-attention has neither order nor packed documents")
+        ordered = self.causal or self.rotary_base is not None or positions is not None
+        if memory is not None and ordered:
+            raise UserError("cross-attention knows neither order nor packed documents")
         shape, x = x.shape, tokens_of(x)
         mask = None if mask is None else mask.reshape(len(x), -1)
         heads = self._project(x) if memory is None else self._project2(x, memory)
         q, k, v = heads
         q, k = normalized_heads(self, q, k, mask=mask, train=train)
+        if self.rotary_base is not None:
+            places = jnp.arange(x.shape[1])[None] if positions is None else positions
+            q, k = (rotate_halves(t, places, self.rotary_base) for t in (q, k))
         k, v = only_tokens(k, mask), only_tokens(v, mask)
         context = Context(x, mask, visible_keys(mask, positions), train)
         o = self._attend(q, k, v, context)
         return self._finish(o, shape[-1]).reshape(shape)
+
+    def _project(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Heads of queries, keys and values."""
+        raise NotImplementedError
+
+    def _project2(self, x: jax.Array, memory: jax.Array) -> tuple[jax.Array, ...]:
+        """The same with keys and values of other tokens."""
+        raise NotImplementedError
+
+    def _attend(self, q, k, v, context: Context) -> jax.Array:
+        raise NotImplementedError
+
+
+class LinearlyProjected(PairwiseMixer):
+    """Base of pairwise mixers whose queries, keys and values are linear in the tokens.
+
+    Attributes: those of PairwiseMixer and
+      qkv_bias: bias of the joint query-key-value projection.
+      proj_bias: bias of the output projection.
+    """
+
+    qkv_bias: bool = True
+    proj_bias: bool = True  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def _project(self, x: jax.Array) -> tuple[jax.Array, ...]:
         """Heads of queries, keys and values."""
@@ -170,9 +200,6 @@ class PairwiseMixer(SequenceMixer):
         q = nn.Dense(width, name="q", **dense)(x)
         return self._split(q, *SplitDense(2, width, name="kv", **dense)(memory))
 
-    def _attend(self, q, k, v, context: Context) -> jax.Array:
-        raise NotImplementedError
-
 
 class RecurrentMixer(SequenceMixer):
     """Base of causal mixers with a state of constant size: O(L).
@@ -180,7 +207,7 @@ class RecurrentMixer(SequenceMixer):
     A subclass has `_mix(x, mask, positions, train)` on tokens [B, L, D].
     """
 
-    output_bias: ClassVar[bool] = False
+    proj_bias: ClassVar[bool] = False
 
     @nn.compact
     def __call__(

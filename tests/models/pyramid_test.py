@@ -17,7 +17,7 @@ from normjax.norms import NORMS
 TINY = {
     "num_classes": 3,
     "depths": (1, 2),
-    "dims": (8, 12),
+    "dims": (8, 16),
     "num_heads": (2, 2),
     "mlp_ratio": 2.0,
     "stem": {"name": "conv_norm", "kernel_size": 2, "stride": 2},
