@@ -1,7 +1,9 @@
-"""Broadcasting a table over a batch with a gradient that is fast on CPU as well."""
+"""Broadcasting over a batch and averaging over positions, fast on CPU as well."""
 
 import jax
 import jax.numpy as jnp
+
+from normjax.core.moments import at_least_float32
 
 
 def repeat_over_batch(table: jax.Array, batch: int) -> jax.Array:
@@ -13,3 +15,15 @@ def repeat_over_batch(table: jax.Array, batch: int) -> jax.Array:
     """
     ones = jnp.ones(batch, table.dtype)
     return jnp.einsum("b,...->b...", ones, table, precision="highest")
+
+
+def mean_over_positions(x: jax.Array) -> jax.Array:
+    """[B, ..., C] -> [B, C], in the dtype of x; sums in at least float32.
+
+    Written as a product. XLA's CPU backend pulls the layers before a sum into its loop:
+    a DeiT-tiny of 16 images took 5 % longer.
+    """
+    tokens = at_least_float32(x.reshape(x.shape[0], -1, x.shape[-1]))
+    weights = jnp.full(tokens.shape[1], 1 / tokens.shape[1], tokens.dtype)
+    mean = jnp.einsum("l,blc->bc", weights, tokens, precision="highest")
+    return mean.astype(x.dtype)

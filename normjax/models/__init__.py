@@ -1,7 +1,7 @@
 """Models, assembled from norm, mixer and activation factories.
 
 `build("deit_tiny", norm="repbn", num_classes=10)` gives a Flax module that is called
-`model(images, train=...) -> logits`.
+`model(images, train=...) -> logits`; a `decoder` is called with tokens.
 """
 
 from collections.abc import Mapping
@@ -10,11 +10,12 @@ from typing import Any
 import flax.linen as nn
 
 from normjax.activations import ACTIVATIONS
-from normjax.attention import DISTANCES, MIXERS
+from normjax.attention import MIXERS
 from normjax.core.errors import UserError, one_of
 from normjax.core.registry import compatible, required_names
 from normjax.models.base import MODELS, in_stages
 from normjax.models.conv import ConvPoolStem, ConvUnitStem
+from normjax.models.decoder import Decoder
 from normjax.models.embed import ConvNorm, PatchMerge
 from normjax.models.feed_forward import GatedMLP
 from normjax.models.layers import MLPS, STEMS
@@ -34,6 +35,7 @@ __all__ = [
     "ConvNorm",
     "ConvPoolStem",
     "ConvUnitStem",
+    "Decoder",
     "GatedMLP",
     "MobileNetV2",
     "PatchMerge",
@@ -54,9 +56,8 @@ COMPONENTS = {
 }
 """Registries of the component factories that a model takes, by argument name."""
 
-NESTED = {"qk_norm": NORMS, "distance": DISTANCES}
-"""Components that components take: a mixer may normalise its queries and keys, or let
-the distance of tokens act on its scores."""
+NESTED = {"qk_norm": NORMS}
+"""Components that components take: a mixer may normalise its queries and keys."""
 
 
 def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:

@@ -29,6 +29,7 @@ class Block(nn.Module):
       mlp_hidden: width inside the MLP.  drop_path: rate of stochastic depth.
       spots: where the norms of both branches sit.
       mlp: factory of the MLP, or the module that blocks share.
+      mask_norms: norms get the mask as well, so that padding does not count in them.
     """
 
     norm: Factory
@@ -38,19 +39,34 @@ class Block(nn.Module):
     drop_path: float
     spots: Spots
     mlp: Any = MLP
+    mask_norms: bool = True
     dtype: Dtype | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """x: [B, L, C] or [B, H, W, C] -> same."""
+    def __call__(
+        self,
+        x: jax.Array,
+        train: bool,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
+        """x: [B, L, C] or [B, H, W, C] -> same.
+
+        Args:
+          train: whether the model trains.
+          mask, positions: as of the mixers; given to those parts that they concern.
+        """
+        valid = {} if mask is None else {"mask": mask}
+        known = valid if positions is None else {**valid, "positions": positions}
         mixer = _made(self.mixer, name="mixer", dtype=self.dtype)
         arguments = {"activation": self.activation, "dtype": self.dtype}
         mlp = _made(self.mlp, hidden=self.mlp_hidden, name="mlp", **arguments)
-        branches = (("norm1", lambda h: mixer(h, train=train)), ("norm2", mlp))
+        branches = (("norm1", lambda h: mixer(h, train=train, **known)), ("norm2", mlp))
         for name, layer in branches:
 
             def norm(suffix, h, name=name):
-                return self.norm(name=name + suffix, dtype=self.dtype)(h, train=train)
+                make = self.norm(name=name + suffix, dtype=self.dtype)
+                return make(h, train=train, **(valid if self.mask_norms else {}))
 
             def branch(h, layer=layer):
                 return StochasticDepth(self.drop_path)(layer(h), train=train)

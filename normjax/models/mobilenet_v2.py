@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from normjax.core.broadcast import mean_over_positions
 from normjax.core.folding import FoldSite
 from normjax.models.base import MODELS
 from normjax.models.block import sites_of
@@ -134,7 +135,7 @@ class MobileNetV2(nn.Module):
         x = self._stem(name="stem")(images, train=train)
         for i, arguments in enumerate(self._layers()):
             x = self._block(name=f"blocks_{i}", **arguments)(x, train)
-        x = jnp.mean(self._last(name="last")(x, train=train), (1, 2))
+        x = mean_over_positions(self._last(name="last")(x, train=train))
         x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
         init = {"kernel_init": trunc_normal, "dtype": self.dtype}
         logits = nn.Dense(self.num_classes, name="head", **init)(x)

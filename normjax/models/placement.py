@@ -82,6 +82,17 @@ def placement_of(name: str | Placement) -> Placement:
     return PLACEMENTS[name]
 
 
+def stream_obstacle(name: str | Placement, depth: int) -> str:
+    """Why the residual stream of a network does not only carry sums; "" if it does."""
+    placement = placement_of(name)
+    spots = [placement.spots(i, depth) for i in range(depth)]
+    if placement.embedding or any(s.output or s.stream for s in spots):
+        return f"placement {name!r} adds norms into the stream"
+    if not placement.final or not all(s.input for s in spots):
+        return f"placement {name!r} lets layers read it without norm"
+    return ""
+
+
 def residual(
     x: jax.Array,
     branch: Callable[[jax.Array], jax.Array],

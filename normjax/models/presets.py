@@ -157,6 +157,34 @@ _RESNETS = {
 }
 
 
+def _llama(dim: int, depth: int, num_heads: int, hidden: int, **other) -> Arguments:
+    geometry = {"dim": dim, "depth": depth, "num_heads": num_heads}
+    return {
+        "name": "decoder",
+        **geometry,
+        "mlp_hidden": hidden,
+        "norm": {"name": "rms_norm", "epsilon": 1e-6},
+        **other,
+    }
+
+
+# The layer that replaces starts by giving 0; both count updates (Guo et al., 2024).
+_PREPBN_LLAMA = {
+    "name": "prepbn",
+    "warmup_steps": 10_000,
+    "decay_steps": 18_000,
+    "layer_norm": {"name": "rms_norm", "epsilon": 1e-6},
+    "batch_norm": {
+        "name": "repbn",
+        "epsilon": 1e-6,
+        "alpha_init": 0.0,
+        "scale_init": 0.0,
+    },
+}
+_BYTES = 257  # and the end of a document
+_LLAMA_TOKENS = 32_000
+
+
 PRESETS: dict[str, Arguments] = {
     "deit_tiny": _deit(192, 3, pool="cls"),
     "deit_small": _deit(384, 6, pool="cls"),
@@ -169,4 +197,20 @@ PRESETS: dict[str, Arguments] = {
     **{name: preset for size in _PVT for name, preset in _pvts(size).items()},
     **{name: preset for size in _CSWIN for name, preset in _cswins(size).items()},
     **_RESNETS,
+    "lm_tiny": _llama(192, 4, 4, 512, vocab_size=_BYTES),
+    "lm_70m": _llama(512, 12, 8, 1368, vocab_size=_LLAMA_TOKENS),
+    "lm_130m": _llama(768, 12, 12, 2048, vocab_size=_LLAMA_TOKENS),
+    "slab_llama_350m": _llama(
+        1024, 18, 8, 4096, vocab_size=_LLAMA_TOKENS, norm=_PREPBN_LLAMA
+    ),
+    "transnormer_tiny": _llama(
+        192,
+        4,
+        4,
+        512,
+        vocab_size=_BYTES,
+        norm="simple_rms_norm",
+        mixer="transnormer",
+        mlp="sglu",
+    ),
 }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from normjax.attention.cores import sized_table
-from normjax.core.broadcast import repeat_over_batch
+from normjax.core.broadcast import mean_over_positions, repeat_over_batch
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
 from normjax.core.registry import offer
@@ -102,7 +102,7 @@ class Pyramid(nn.Module):
                 layer += 1
         if placement.final:
             x = self.norm(name="norm", dtype=self.dtype)(x, train=train)
-        x = x[:, 0] if self.pool == "cls" else jnp.mean(x, (1, 2))
+        x = x[:, 0] if self.pool == "cls" else mean_over_positions(x)
         init = {"kernel_init": trunc_normal, "dtype": self.dtype}
         logits = nn.Dense(self.num_classes, name="head", **init)(x)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

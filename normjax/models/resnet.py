@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from normjax.core.broadcast import mean_over_positions
 from normjax.core.errors import UserError, one_of
 from normjax.core.folding import FoldSite
 from normjax.models.base import MODELS
@@ -161,7 +162,7 @@ class ResNet(nn.Module):
         x = self._stem(name="stem")(images, train=train)
         for name, stage, i in self._layers():
             x = self._block(stage, i, name=name)(x, train)
-        x = jnp.mean(x, (1, 2))
+        x = mean_over_positions(x)
         init = {"kernel_init": trunc_normal, "dtype": self.dtype}
         logits = nn.Dense(self.num_classes, name="head", **init)(x)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from normjax.core.broadcast import repeat_over_batch
+from normjax.core.broadcast import mean_over_positions, repeat_over_batch
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
 from normjax.core.registry import offer
 from normjax.models.base import MODELS
 from normjax.models.block import Block, sites_of
 from normjax.models.layers import Factory, trunc_normal
-from normjax.models.placement import Placement, placement_of
+from normjax.models.placement import Placement, placement_of, stream_obstacle
 
 _SHARED = "layers with other norms share the weights next to it"
 POOLS = {"cls": "seq", "mean": "grid"}
@@ -85,8 +85,7 @@ class ViT(nn.Module):
             x = self._block(i, name=f"blocks_{i}", **shared)(x, train)
         if placement.final:
             x = self.norm(name="norm", dtype=self.dtype)(x, train=train)
-        tokens = tuple(range(1, x.ndim - 1))
-        x = x[:, 0] if self.pool == "cls" else jnp.mean(x, tokens)
+        x = x[:, 0] if self.pool == "cls" else mean_over_positions(x)
         init = {"kernel_init": trunc_normal, "dtype": self.dtype}
         logits = nn.Dense(self.num_classes, name="head", **init)(x)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -175,16 +174,11 @@ class ViT(nn.Module):
     @nn.nowrap
     def stream(self) -> Stream:
         """What writes into the residual stream and which norms read it."""
-        placement, layers = placement_of(self.placement), range(self.depth)
-        obstacle = ""
-        spots = [placement.spots(i, self.depth) for i in layers]
-        if placement.embedding or any(s.output or s.stream for s in spots):
-            obstacle = f"placement {self.placement!r} adds norms into the stream"
-        elif not placement.final or not all(s.input for s in spots):
-            obstacle = f"placement {self.placement!r} lets layers read it without norm"
-        elif self.share_layers:
+        layers = range(self.depth)
+        obstacle = stream_obstacle(self.placement, self.depth)
+        if not obstacle and self.share_layers:
             obstacle = "layers share their weights"
-        elif self.dropout_rate:
+        elif not obstacle and self.dropout_rate:
             obstacle = "dropout acts on the stream"
         tables = ("cls_token", "pos_embed") if self.pool == "cls" else ("pos_embed",)
         stem = f"stem/{self._stem(parent=None).writer()}"

@@ -1,0 +1,175 @@
+"""Causal language model in LLaMA's shape, for any norm, causal mixer and MLP."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from normjax.core.errors import UserError
+from normjax.core.folding import FoldSite, Stream
+from normjax.core.registry import offer
+from normjax.models.base import MODELS
+from normjax.models.block import Block, sites_of
+from normjax.models.layers import Factory, trunc_normal
+from normjax.models.placement import Placement, placement_of, stream_obstacle
+
+
+@MODELS.register("decoder", "seq", "causal")
+class Decoder(nn.Module):
+    """Decoder (LLaMA; Touvron et al., 2023): which token comes next.
+
+    Attributes:
+      vocab_size: tokens.
+      dim, depth, num_heads: of the transformer.
+      mlp_hidden: width inside the MLP; None for 4 dim.
+      norm, mixer, activation, mlp: factories (see `models.build`, which takes keys).
+        The mixer is causal; one that attends by pairs turns queries and keys by their
+        position (`rotary_base`).
+      placement: where the norms sit; a key of `models.placement.PLACEMENTS`.
+      rotary_base: see `attention.sequence.PairwiseMixer`; None for no rotation.
+      tied: the table of embeddings is also the output layer.
+      mask_norms: padding does not count in the statistics of norms.
+      drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
+      dropout_rate: on the embedding.
+      remat: recompute each block in the backward pass instead of storing it.
+      dtype: of the computation; parameters are float32.
+    """
+
+    vocab_size: int
+    dim: int = 256
+    depth: int = 4
+    num_heads: int = 4
+    mlp_hidden: int | None = None
+    norm: Any = "rms_norm"
+    mixer: Any = "softmax"
+    activation: Any = "silu"
+    mlp: Any = "swiglu"
+    placement: str | Placement = "pre"
+    rotary_base: float | None = 10000.0
+    tied: bool = False
+    mask_norms: bool = True
+    drop_path_rate: float = 0.0
+    dropout_rate: float = 0.0
+    remat: bool = False
+    dtype: Dtype | None = None
+
+    @nn.nowrap
+    def layouts(self) -> set[str]:
+        """What the norms get to see."""
+        return {"seq"}
+
+    @nn.nowrap
+    def mixer_layouts(self) -> tuple[set[str], ...]:
+        """What the mixer of the only stage must accept."""
+        return ({"seq", "causal"},)
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        train: bool = False,
+        *,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
+        """tokens: int [B, L] -> logits of the next ones [B, L, vocab_size], float32.
+
+        Args:
+          train: whether the model trains.
+          mask: bool [B, L]; False is padding.
+          positions: int [B, L], the position of each token in its document; 0 starts
+            a document. None: one document a row.
+        """
+        placement = placement_of(self.placement)
+        valid = mask if self.mask_norms else None
+        shape = (self.vocab_size, self.dim)
+        table = self.param("embed", nn.initializers.normal(0.02), shape)
+        x = table.astype(self.dtype or table.dtype)[tokens]
+        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+        norm = functools.partial(self.norm, dtype=self.dtype)
+        if placement.embedding:
+            x = norm(name="embed_norm")(x, mask=valid, train=train)
+        for i in range(self.depth):
+            block = self._block(i, name=f"blocks_{i}")
+            x = block(x, train, mask, positions)
+        if placement.final:
+            x = norm(name="norm")(x, mask=valid, train=train)
+        if self.tied:
+            logits = x @ table.astype(x.dtype).T
+        else:
+            dense = {"kernel_init": trunc_normal, "dtype": self.dtype}
+            head = nn.Dense(self.vocab_size, use_bias=False, name="head", **dense)
+            logits = head(x)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    @nn.nowrap
+    def _mixer(self, layer: int = 0) -> Factory:
+        known = {"layer": layer, "num_layers": self.depth, "causal": True}
+        own = {"rotary_base": self.rotary_base, "qkv_bias": False, "proj_bias": False}
+        return offer(self.mixer, num_heads=self.num_heads, **known, **own)
+
+    @nn.nowrap
+    def _block(self, layer: int, **given) -> Block:
+        rate = self.drop_path_rate * layer / max(self.depth - 1, 1)
+        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        arguments = {
+            "norm": self.norm,
+            "mixer": self._mixer(layer),
+            "activation": self.activation,
+            "mlp": offer(self.mlp, keep_size=False),
+            "mlp_hidden": self.mlp_hidden or 4 * self.dim,
+            "drop_path": rate,
+            "spots": placement_of(self.placement).spots(layer, self.depth),
+            "mask_norms": self.mask_norms,
+            "dtype": self.dtype,
+        }
+        return kind(**{**arguments, **given})
+
+    @nn.nowrap
+    def fold_sites(self) -> list[FoldSite]:
+        """Every norm of the model with the linear layers around it."""
+        placement, norm = placement_of(self.placement), self.norm(parent=None)
+        sites = []
+        if placement.embedding:
+            obstacle = "its output is the residual stream"
+            sites.append(FoldSite("embed_norm", norm, obstacle=obstacle))
+        for i in range(self.depth):
+            sites.extend(sites_of(f"blocks_{i}", self._block(i, parent=None)))
+        if placement.final and self.tied:
+            obstacle = "the output layer is the table of embeddings"
+            sites.append(FoldSite("norm", norm, obstacle=obstacle))
+        elif placement.final:
+            sites.append(FoldSite("norm", norm, readers=("head",)))
+        return sites
+
+    @nn.nowrap
+    def stream(self) -> Stream:
+        """What writes into the residual stream and which norms read it."""
+        layers = range(self.depth)
+        obstacle = stream_obstacle(self.placement, self.depth)
+        if not obstacle and self.tied:
+            obstacle = "the output layer is the table of embeddings"
+        elif not obstacle and self.dropout_rate:
+            obstacle = "dropout acts on the stream"
+        branches = ("norm1", "norm2"), ("mixer/proj", "mlp/fc2")
+        norms, writers = (
+            tuple(f"blocks_{i}/{name}" for i in layers for name in names)
+            for names in branches
+        )
+        return Stream(("embed", *writers), (*norms, "norm"), obstacle)
+
+    @nn.nowrap
+    def narrowed(self) -> "Decoder":
+        """The same with one channel less in the stream, as wide as before inside."""
+        mixer = self._mixer()(parent=None)
+        if not hasattr(mixer, "inner_widths"):
+            name = type(mixer).__name__
+            raise UserError(f"{name} cannot be wider inside than the stream")
+        return self.clone(
+            dim=self.dim - 1,
+            mlp_hidden=self.mlp_hidden or 4 * self.dim,
+            mixer=functools.partial(self.mixer, **mixer.inner_widths(self.dim)),
+        )
