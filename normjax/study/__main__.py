@@ -28,13 +28,8 @@ def study_command(argv: Sequence[str]) -> int:
     except re.error as error:
         raise UserError(f"--only={values.only!r}: {error}") from None
     study, workdir = load_module(files[0], "get_study"), Path(values.workdir)
-    import jax
-
     from normjax.study.study import run_study
 
-    # Seeds differ in data only: the second compilation of a step is read from disk.
-    jax.config.update("jax_compilation_cache_dir", str((workdir / "cache").absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     run_study(study, workdir, only)
     return 0
 
