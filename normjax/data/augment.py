@@ -17,9 +17,8 @@ import numpy as np
 from PIL import Image
 
 from normjax.core.errors import UserError, one_of
-from normjax.data.decode import to_array, to_pil
+from normjax.data.decode import Images, to_array, to_pil
 from normjax.data.rand_augment import rand_augment
-from normjax.data.sources import Images
 
 FILLS: dict[str, Any] = {"zero": "constant", "reflect": "reflect"}
 """What random_crop pads with, and NumPy's name of it."""

@@ -1,9 +1,13 @@
 """Encoded images to arrays, with PIL."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
+
+Images = np.ndarray | Sequence[np.ndarray]
+"""uint8 [B, H, W, C], or B images uint8 [H, W, C] of different sizes."""
 
 
 def to_array(image: Image.Image) -> np.ndarray:

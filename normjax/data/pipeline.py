@@ -9,27 +9,7 @@ import numpy as np
 from normjax.core.errors import UserError
 from normjax.data import order
 from normjax.data.augment import Transform
-from normjax.data.sources import ImageSource
-
-Batch = dict[str, np.ndarray]
-
-
-def image_shape(
-    source: ImageSource, transform: Transform | None
-) -> tuple[int, int, int]:
-    """The one shape (H, W, C) that images of `source` have after `transform`.
-
-    Raises:
-      UserError: they have different sizes, and the transform does not give them one.
-    """
-    shape = source.shape
-    if shape is None:
-        size = transform.image_size if transform else 0
-        if not size:
-            rule = "set augment.image_size (for example 224)"
-            raise UserError(f"images of {source.name!r} have different sizes: {rule}")
-        shape = (size, size, source.channels)
-    return transform.output_shape(shape) if transform else shape
+from normjax.data.rows import Batch, Rows, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +17,14 @@ class BatchSource:
     """Random access to batches, in the form of grain's RandomAccessDataSource.
 
     Attributes:
-      source: the examples.  batch_size: rows of the global batch.
-      transform: what every image goes through, or None.
+      rows: the examples.  batch_size: rows of the global batch.
       process_index, process_count: which contiguous share of the rows is ours.
       seed: an int gives training batches, whose order and augmentation depend on
         (seed, step) alone; None gives one pass in order, padded and masked.
     """
 
-    source: ImageSource
+    rows: Rows
     batch_size: int
-    transform: Transform | None
     process_index: int
     process_count: int
     seed: int | None
@@ -57,47 +35,36 @@ class BatchSource:
                 f"batch_size={self.batch_size} must be a positive multiple of the "
                 f"number of processes, {self.process_count}"
             )
-        image_shape(self.source, self.transform)
 
     def __len__(self) -> int:
         if self.seed is not None:
             return sys.maxsize
-        return -(-len(self.source) // self.batch_size)
+        return -(-len(self.rows) // self.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
         """This process's rows of global batch `index`."""
         local = self.batch_size // self.process_count
-        rows = slice(self.process_index * local, (self.process_index + 1) * local)
+        ours = slice(self.process_index * local, (self.process_index + 1) * local)
         if self.seed is None:
-            return self._in_order(index * self.batch_size + rows.start, local)
-        n, k = len(self.source), self.transform.num_uniforms if self.transform else 0
+            return self._in_order(index * self.batch_size + ours.start, local)
+        n, k = len(self.rows), self.rows.num_uniforms
         indices = order.example_indices(self.seed, index, self.batch_size, n)
         u = order.uniforms(self.seed, index, self.batch_size, k)
-        return self._load(indices[rows], u[rows])
+        return self.rows.load(indices[ours], u[ours])
 
     def _in_order(self, start: int, count: int) -> Batch:
-        indices = np.arange(start, min(start + count, len(self.source)))
-        shape = image_shape(self.source, self.transform)
-        batch = {
-            "image": np.zeros((count, *shape), np.uint8),
-            "label": np.zeros(count, np.int32),
-            "mask": np.arange(count) < len(indices),
-        }
+        indices = np.arange(start, min(start + count, len(self.rows)))
+        batch = self.rows.blank(count)
+        batch.setdefault("mask", np.arange(count) < len(indices))
         if indices.size:
-            for name, rows in self._load(indices, np.empty((len(indices), 0))).items():
+            loaded = self.rows.load(indices, np.empty((len(indices), 0)))
+            for name, rows in loaded.items():
                 batch[name][: len(rows)] = rows
         return batch
 
-    def _load(self, indices: np.ndarray, u: np.ndarray) -> Batch:
-        """u: float64 [B, k], the uniforms of each row."""
-        images, labels = self.source.gather(indices)
-        if self.transform:
-            images = self.transform(images, u)
-        return {"image": np.asarray(images), "label": labels.astype(np.int32)}
-
 
 def train_batches(
-    source: ImageSource,
+    source: Source,
     *,
     batch_size: int,
     seed: int,
@@ -114,10 +81,11 @@ def train_batches(
     `close()`, which ends its threads and workers; so does an exception, or the end.
 
     Args:
-      source: the examples.  batch_size: rows of the global batch, a multiple of
-        `process_count`; it may exceed the number of examples.
+      source: an `ImageSource`, a `TextSource`, or anything that makes `Rows`.
+      batch_size: rows of the global batch, a multiple of `process_count`; it may exceed
+        the number of examples.
       seed: of the order and the augmentation.  start_step: the first batch's number.
-      augment: from `augment.build(spec, train=True)`, or None.
+      augment: of images, from `augment.build(spec, train=True)`, or None.
       process_index, process_count: this process takes the contiguous rows
         [index * L, (index + 1) * L), L = batch_size / process_count.
       workers: processes that load batches (0: threads of this one). Worth it only
@@ -127,20 +95,20 @@ def train_batches(
         them; 0 makes them when asked for.
 
     Yields:
-      {"image": uint8 [L, H, W, C], "label": int32 [L]}.
+      Of images {"image": uint8 [L, H, W, C], "label": int32 [L]}; of text what
+      `TextSource` says.
 
     Raises:
       UserError: at the call, images without one shape or a batch size that cannot be
         shared out; while iterating, an undecodable image.
     """
-    batches = BatchSource(
-        source, batch_size, augment, process_index, process_count, seed
-    )
+    rows = source.rows(augment)
+    batches = BatchSource(rows, batch_size, process_index, process_count, seed)
     return _iterate(batches, start_step, workers, prefetch)
 
 
 def eval_batches(
-    source: ImageSource,
+    source: Source,
     *,
     batch_size: int,
     transform: Transform | None = None,
@@ -155,18 +123,17 @@ def eval_batches(
     past the last example are zeros with mask False.
 
     Args:
-      transform: from `augment.build(spec, train=False)`, or None.
+      transform: of images, from `augment.build(spec, train=False)`, or None.
       Others: as in `train_batches`.
 
     Yields:
-      {"image": uint8 [L, H, W, C], "label": int32 [L], "mask": bool [L]}.
+      As `train_batches`, and of images also "mask": bool [L].
 
     Raises:
       UserError: as `train_batches`.
     """
-    batches = BatchSource(
-        source, batch_size, transform, process_index, process_count, None
-    )
+    rows = source.rows(transform)
+    batches = BatchSource(rows, batch_size, process_index, process_count, None)
     return _iterate(batches, 0, workers, prefetch)
 
 

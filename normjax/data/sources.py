@@ -1,26 +1,21 @@
 """Image sources: prepared data sets with random access, decoded by PIL."""
 
-import contextlib
-import functools
-import hashlib
 import os
 import pathlib
-import re
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from normjax.core.errors import UserError, one_of
-from normjax.data import decode
+from normjax.data import decode, prepared
+from normjax.data.augment import Transform
+from normjax.data.decode import Images
 from normjax.data.folder import scan
+from normjax.data.rows import ImageRows
 
 EMBEDDED = ("digits", "image_folder")
 """Data sets that need no TFDS preparation by the user."""
-
-Images = np.ndarray | Sequence[np.ndarray]
-"""uint8 [B, H, W, C], or B images uint8 [H, W, C] of different sizes."""
 
 DECODED_BYTES = 2**30
 """Sets of one image size that decode to less than this are decoded once, to a file."""
@@ -58,7 +53,7 @@ class ImageSource:
         self.num_examples = len(self._records)
         self._decoded_at: pathlib.Path | None = None
         if self.shape and self.num_examples * np.prod(self.shape) < DECODED_BYTES:
-            target = cache / "decoded" / _decoded_key(builder, split)
+            target = cache / "decoded" / prepared.preparation_key(builder, split)
             self._write_decoded(target)
             self._decoded_at = target
         self._map_decoded()
@@ -89,10 +84,7 @@ class ImageSource:
 
         if target.exists():
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = pathlib.Path(folder) / target.name
-            made.mkdir()
+        with prepared.complete_folder(target) as made:
             shape = (self.num_examples, *(self.shape or ()))
             images = np.lib.format.open_memmap(made / "images.npy", "w+", "u1", shape)
             labels = np.empty(self.num_examples, np.int64)
@@ -105,9 +97,14 @@ class ImageSource:
                 images[chunk] = np.stack(decoded)
             images.flush()
             np.save(made / "labels.npy", labels)
-            # Another process may have been faster; its file is as good.
-            with contextlib.suppress(OSError):
-                made.rename(target)
+
+    def rows(self, transform: Transform | None) -> ImageRows:
+        """Rows of batches: the images after `transform`, and their labels.
+
+        Raises:
+          UserError: images without one shape.
+        """
+        return ImageRows(self, transform)
 
     def read(self, index: int) -> tuple[bytes, int]:
         """The encoded bytes and the label of example `index`."""
@@ -190,15 +187,15 @@ def open_images(
         rule = "path names the directory or zip of 'image_folder', and only that"
         raise UserError(f"data set {name!r} with path={path and str(path)!r}: {rule}")
     if name == "digits":
-        builder = _open_digits(_cache_dir(data_dir))
+        builder = _open_digits(prepared.cache_dir(data_dir))
         shape = builder.info.features["image"].shape
         keys = "image", "label"
     elif name == "image_folder":
-        builder = _open_folder(_cache_dir(data_dir), path)
+        builder = _open_folder(prepared.cache_dir(data_dir), path)
         shape = builder.info.metadata["image_shape"]
         keys = "image", "label"
     else:
-        builder = _open_tfds(name, data_dir)
+        builder = prepared.open_tfds(name, data_dir, EMBEDDED)
         keys = _classification_keys(name, builder.info.features)
         shape = builder.info.features[keys[0]].shape
     try:
@@ -214,20 +211,8 @@ def open_images(
         image_key=image_key,
         label_key=label_key,
         shape=shape,
-        cache=_cache_dir(data_dir if name in EMBEDDED else None),
+        cache=prepared.cache_dir(data_dir if name in EMBEDDED else None),
     )
-
-
-def _decoded_key(builder: Any, split: str) -> str:
-    """A name for one split of one preparation."""
-    info = pathlib.Path(builder.data_path) / "dataset_info.json"
-    identity = f"{info.absolute()} {info.stat().st_mtime_ns} {split}"
-    return hashlib.sha256(identity.encode()).hexdigest()[:24]
-
-
-def _cache_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:
-    default = os.environ.get("NORMJAX_DATA_DIR") or "~/.cache/normjax"
-    return pathlib.Path(data_dir or default).expanduser()
 
 
 def _open_digits(root: pathlib.Path) -> Any:
@@ -250,49 +235,6 @@ def _open_folder(root: pathlib.Path, path: str | os.PathLike | None) -> Any:
     target = root / "image_folder" / folder.fingerprint / builders.VERSION
     builders.prepare_folder(folder, target)
     return tfds.builder_from_directory(target)
-
-
-def _open_tfds(name: str, data_dir: str | os.PathLike | None) -> Any:
-    """A builder of files that are there; the set's own code is never run."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import read_only_builder
-
-    known = re.split("[/:]", name)[0] in _tfds_names()
-    where = {} if data_dir is None else {"data_dir": os.fspath(data_dir)}
-    try:
-        builder = read_only_builder.builder_from_files(name, **where)
-    except (tfds.core.DatasetNotFoundError, ValueError):
-        if not known:
-            hint = "or any TFDS name such as 'cifar10'"
-            message = one_of("data set", name, [*EMBEDDED, *_near(name)])
-            raise UserError(f"{message}, {hint}") from None
-        option = "".join(f" --data_dir={value}" for value in where.values())
-        raise UserError(
-            f"data set {name!r} is not prepared; where tensorflow is installed, run: "
-            f"tfds build {name} --file_format=array_record{option}"
-        ) from None
-    formats = {each.value for each in builder.info.available_file_formats()}
-    if "array_record" not in formats:
-        raise UserError(
-            f"data set {name!r} is prepared as {', '.join(sorted(formats))} only; "
-            "where tensorflow is installed, run: tfds convert_format "
-            f"--dataset_version_dir={builder.data_path} --out_file_format=array_record"
-        )
-    return builder
-
-
-@functools.cache
-def _tfds_names() -> frozenset[str]:
-    import tensorflow_datasets as tfds
-
-    return frozenset(tfds.list_builders(with_community_datasets=False))
-
-
-def _near(name: str) -> list[str]:
-    """TFDS names close to `name`; all of them would drown the message."""
-    import difflib
-
-    return difflib.get_close_matches(name, sorted(_tfds_names()), n=2, cutoff=0.7)
 
 
 def _classification_keys(name: str, features) -> tuple[str, str]:

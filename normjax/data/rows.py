@@ -1,0 +1,83 @@
+"""What a data set brings to the pipeline: how its examples become rows of a batch."""
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from normjax.core.errors import UserError
+from normjax.data.augment import Transform
+
+if TYPE_CHECKING:
+    from normjax.data.sources import ImageSource
+
+Batch = dict[str, np.ndarray]
+
+
+class Rows(Protocol):
+    """Random access to rows. It pickles, and threads may share it."""
+
+    @property
+    def num_uniforms(self) -> int:
+        """k, the number of uniforms that a row of training takes."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def blank(self, count: int) -> Batch:
+        """`count` rows past the last example; "mask" in them, if any, is False."""
+        ...
+
+    def load(self, indices: np.ndarray, u: np.ndarray) -> Batch:
+        """Rows `indices`, int64 [B], with the uniforms u, float64 [B, k or 0]."""
+        ...
+
+
+class Source(Protocol):
+    """A split of a data set."""
+
+    def rows(self, transform: Transform | None) -> Rows:
+        """Its rows, images among them after `transform`."""
+        ...
+
+
+def image_shape(
+    source: "ImageSource", transform: Transform | None
+) -> tuple[int, int, int]:
+    """The one shape (H, W, C) that images of `source` have after `transform`.
+
+    Raises:
+      UserError: they have different sizes, and the transform does not give them one.
+    """
+    shape = source.shape
+    if shape is None:
+        size = transform.image_size if transform else 0
+        if not size:
+            rule = "set augment.image_size (for example 224)"
+            raise UserError(f"images of {source.name!r} have different sizes: {rule}")
+        shape = (size, size, source.channels)
+    return transform.output_shape(shape) if transform else shape
+
+
+class ImageRows:
+    """Rows {"image": uint8 [B, H, W, C], "label": int32 [B]}."""
+
+    def __init__(self, source: "ImageSource", transform: Transform | None):
+        self._source, self._transform = source, transform
+        self._shape = image_shape(source, transform)
+
+    @property
+    def num_uniforms(self) -> int:
+        return self._transform.num_uniforms if self._transform else 0
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def blank(self, count: int) -> Batch:
+        image = np.zeros((count, *self._shape), np.uint8)
+        return {"image": image, "label": np.zeros(count, np.int32)}
+
+    def load(self, indices: np.ndarray, u: np.ndarray) -> Batch:
+        images, labels = self._source.gather(indices)
+        if self._transform:
+            images = self._transform(images, u)
+        return {"image": np.asarray(images), "label": labels.astype(np.int32)}

@@ -1,0 +1,308 @@
+"""Text as rows of tokens: packed documents, or one document a row."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from normjax.core.errors import UserError, one_of
+from normjax.data import prepared
+from normjax.data.augment import Transform
+from normjax.data.corpus import SPLITS, Corpus, scan_pytext, scan_text
+from normjax.data.rows import Batch
+from normjax.data.vocabulary import Tokenizer, open_tokenizer
+
+EMBEDDED = ("pytext", "text_file")
+"""Text sets that need no TFDS preparation by the user."""
+
+LAYOUTS = ("packed", "padded")
+
+_FORMAT = "1"  # of the prepared tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """What a config may say about text.
+
+    Attributes:
+      length: tokens of a row.
+      layout: "packed" or "padded", see `TextSource`.
+      tokenizer: "bytes", a .json file of `tokenizers` or a .model of sentencepiece.
+      train_path, validation_path, test_path: of text_file, instead of the one path
+        that is split.
+    """
+
+    length: int = 256
+    layout: str = "packed"
+    tokenizer: str = "bytes"
+    train_path: str = ""
+    validation_path: str = ""
+    test_path: str = ""
+
+
+class TextSource:
+    """One split of a text set as rows of L tokens. Threads may share it; it pickles.
+
+    A document d_1 ... d_n is the inputs END d_1 ... d_n and the targets d_1 ... d_n
+    END: END is a token of its own, `end_token`, never inside a document. So every token
+    of the text is a target exactly once, and END once for every document; generation
+    starts after END. The rows are
+
+    - packed: the documents one after the other, cut every L tokens. The last row is
+      filled from the start of the text, with weight 0.
+    - padded: one document a row, longer ones cut every L tokens. Behind the end of the
+      document tokens and targets are 0 and mask is False.
+
+    They are batches of {"tokens": int32 [B, L], "targets": int32 [B, L],
+    "positions": int32 [B, L], "mask": bool [B, L], "weights": float32 [B, L]}:
+
+    - positions count from 0, and again from 0 where a document starts.
+    - mask is False at padding, and in rows past the last example.
+    - weights are 1 where the target counts, else 0: those of `eval_batches` add up to
+      `num_tokens`.
+
+    Attributes:
+      name: data set.  split: its split.  layout: "packed" or "padded".  length: L.
+      vocab_size: tokens, END among them; 257 for bytes.  end_token: the last, END.
+      num_examples: rows.  num_documents: documents that are not empty.
+      num_tokens: targets that count.  num_bytes: of the text; nats a byte are the
+        summed loss of a pass over `num_bytes`.
+      fingerprint: of the text; that of pytext names the version of Python.
+    """
+
+    def __init__(self, name, split, folder, *, fields, tokenizer, fingerprint):
+        """Reads what `_write` left in `folder`.
+
+        Args:
+          folder: the prepared tokens.  fields: `Fields`.  tokenizer: of the tokens.
+        """
+        self.name, self.split, self.fingerprint = name, split, fingerprint
+        self.length, self.layout = fields.length, fields.layout
+        self.end_token, self.vocab_size = tokenizer.size, tokenizer.size + 1
+        self._tokenizer_name = fields.tokenizer
+        self._folder = folder
+        self.num_bytes = json.loads((folder / "info.json").read_text())["num_bytes"]
+        self._map()
+        self.num_documents = len(self._starts) - 1
+        self.num_tokens = int(self._starts[-1])
+        chunks = -(-np.diff(self._starts) // self.length)
+        self._first_row = np.concatenate([[0], np.cumsum(chunks)])
+        rows = -(-self.num_tokens // self.length)
+        self.num_examples = rows if self.layout == "packed" else int(chunks.sum())
+
+    num_uniforms = 0
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def __getstate__(self):
+        mapped = ("_tokens", "_starts")
+        return {key: value for key, value in vars(self).items() if key not in mapped}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._map()
+
+    def _map(self) -> None:
+        """The stream END d_1 ... d_n END ... END, and where documents start in it."""
+        dtype = _dtype(self.vocab_size)
+        self._tokens = np.memmap(self._folder / "tokens.bin", dtype, "r")
+        self._starts = np.load(self._folder / "starts.npy")
+
+    def rows(self, transform: Transform | None = None) -> "TextSource":
+        """Itself: it makes its rows.
+
+        Raises:
+          UserError: a `transform`, which is for images.
+        """
+        if transform is not None:
+            raise UserError(f"augment is for images; {self.name!r} is text")
+        return self
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Row `index`: the arrays of a batch without their first axis."""
+        if not -self.num_examples <= index < self.num_examples:
+            raise IndexError(f"{index} is outside {self.num_examples} rows")
+        batch = self.load(np.array([index % self.num_examples]), np.empty((1, 0)))
+        return {name: rows[0] for name, rows in batch.items()}
+
+    def blank(self, count: int) -> Batch:
+        """`count` rows of padding."""
+        zeros = np.zeros((count, self.length), np.int32)
+        return {
+            "tokens": zeros,
+            "targets": zeros.copy(),
+            "positions": zeros + np.arange(self.length, dtype=np.int32),
+            "mask": zeros.astype(bool),
+            "weights": zeros.astype(np.float32),
+        }
+
+    def load(self, indices: np.ndarray, u: np.ndarray) -> Batch:
+        """Rows `indices`, int64 [B]; nothing about them is random."""
+        del u
+        column = np.arange(self.length)
+        if self.layout == "packed":
+            at = indices[:, None] * self.length + column
+            counts, at = at < self.num_tokens, at % self.num_tokens
+            mask = np.ones_like(counts)
+        else:
+            document = np.searchsorted(self._first_row, indices, side="right") - 1
+            chunk = indices - self._first_row[document]
+            at = (self._starts[document] + chunk * self.length)[:, None] + column
+            counts = mask = at < self._starts[document + 1, None]
+            at = np.where(mask, at, 0)
+        tokens = np.where(mask, self._tokens[at], 0).astype(np.int32)
+        starts = np.where((tokens == self.end_token) & mask, column, 0)
+        return {
+            "tokens": tokens,
+            "targets": np.where(mask, self._tokens[at + 1], 0).astype(np.int32),
+            "positions": (column - np.maximum.accumulate(starts, 1)).astype(np.int32),
+            "mask": mask.copy(),
+            "weights": counts.astype(np.float32),
+        }
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of `tokens`; END becomes an empty line."""
+        tokenizer, pieces = open_tokenizer(self._tokenizer_name), [[]]
+        for token in map(int, tokens):
+            if token == self.end_token:
+                pieces.append([])
+            else:
+                pieces[-1].append(token)
+        return "\n\n".join(tokenizer.decode(piece) for piece in pieces if piece)
+
+
+def open_text(
+    name: str,
+    split: str,
+    spec: Mapping | None = None,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    path: str | os.PathLike | None = None,
+) -> TextSource:
+    """Open one split of a text set; its tokens are prepared first, once.
+
+    Args:
+      name: "pytext" (the standard library's source), "text_file" (the user's own, see
+        `normjax.data.corpus.scan_text`), or a TFDS name such as "lm1b", prepared as
+        array_record before; nothing is ever downloaded.
+      split: "train", "validation" or "test"; of TFDS sets what they have.
+      spec: values of `Fields`; fields left out keep their defaults.
+      data_dir: where prepared sets lie. Default: for embedded sets the environment
+        variable NORMJAX_DATA_DIR, else ~/.cache/normjax; for others TFDS's own.
+      path: the file, zip or glob of "text_file".
+
+    Raises:
+      UserError: unknown name, split or field, a file or tokenizer that cannot be read,
+        a split without text.
+    """
+    fields = _checked({} if spec is None else spec)
+    parts = {part: getattr(fields, f"{part}_path") for part in SPLITS}
+    path = os.fspath(path or "")
+    if name != "text_file" and (path or any(parts.values())):
+        fields_of = "path and text.*_path name the files of 'text_file', and only those"
+        raise UserError(f"data set {name!r} with a path: {fields_of}")
+    tokenizer = open_tokenizer(fields.tokenizer)
+    if name in EMBEDDED:
+        corpus = scan_pytext() if name == "pytext" else scan_text(path, parts)
+        documents, fingerprint = _documents(corpus, split), corpus.fingerprint
+    else:
+        documents, fingerprint = _tfds_documents(name, split, data_dir)
+    cache = prepared.cache_dir(data_dir if name in EMBEDDED else None)
+    place = (_FORMAT, name, fingerprint, tokenizer.key, split)
+    folder = cache.joinpath("text", *(re.sub(r"[^\w.-]", "_", part) for part in place))
+    if not folder.exists():
+        _write(folder, documents, tokenizer, f"split {split!r} of {name!r}")
+    return TextSource(
+        name,
+        split,
+        folder,
+        fields=fields,
+        tokenizer=tokenizer,
+        fingerprint=fingerprint,
+    )
+
+
+def _checked(spec: Mapping) -> Fields:
+    values: dict[str, Any] = {**spec}
+    defaults = dataclasses.asdict(Fields())
+    for name, value in values.items():
+        if name not in defaults:
+            raise UserError(one_of("text field", name, defaults))
+        if not isinstance(value, type(defaults[name])) or isinstance(value, bool):
+            kind = type(defaults[name]).__name__
+            raise UserError(f"text.{name}={value!r} must be {kind}")
+    fields = Fields(**values)
+    if fields.length < 1:
+        raise UserError(f"text.length={fields.length} must be at least 1")
+    if fields.layout not in LAYOUTS:
+        raise UserError(one_of("text.layout", fields.layout, LAYOUTS))
+    return fields
+
+
+def _documents(corpus: Corpus, split: str) -> Iterator[tuple[str, bytes]]:
+    if split not in corpus.splits:
+        raise UserError(one_of(f"split of {corpus.name!r}:", split, corpus.splits))
+    return corpus.read(split)
+
+
+def _tfds_documents(name: str, split: str, data_dir: str | os.PathLike | None):
+    """The texts of a prepared TFDS set, and what tells one preparation from another."""
+    import tensorflow_datasets as tfds
+
+    builder = prepared.open_tfds(name, data_dir, EMBEDDED, such_as="lm1b")
+    features = builder.info.features
+    texts = [k for k, f in features.items() if isinstance(f, tfds.features.Text)]
+    if "text" not in texts and len(texts) != 1:
+        raise UserError(f"{name!r} is no text set (has: {', '.join(features)})")
+    key = "text" if "text" in texts else texts[0]
+    try:
+        builder.info.splits[split]
+    except (KeyError, ValueError):
+        message = one_of(f"split of {name!r}:", split, builder.info.splits)
+        raise UserError(message) from None
+    records = builder.as_data_source(split)
+
+    def documents() -> Iterator[tuple[str, bytes]]:
+        for index in range(len(records)):
+            if text := records[index][key]:
+                yield f"example {index}", text
+
+    return documents(), prepared.preparation_key(builder, split)
+
+
+def _dtype(vocab_size: int) -> Any:
+    return np.uint16 if vocab_size <= 2**16 else np.int32
+
+
+def _write(
+    folder: pathlib.Path,
+    documents: Iterable[tuple[str, bytes]],
+    tokenizer: Tokenizer,
+    what: str,
+) -> None:
+    """Leave the tokens of `documents` in `folder`, complete or not at all."""
+    end, dtype = tokenizer.size, _dtype(tokenizer.size + 1)
+    starts, num_bytes = [0], 0
+    with prepared.complete_folder(folder) as made:
+        with (made / "tokens.bin").open("wb") as file:
+            for name, text in documents:
+                try:
+                    tokens = tokenizer.encode(text)
+                except UnicodeDecodeError as error:
+                    reason = f"is not UTF-8 ({error.reason} at byte {error.start})"
+                    hint = "the tokenizer 'bytes' takes any file"
+                    raise UserError(f"{what}: {name!r} {reason}; {hint}") from None
+                np.concatenate([[end], tokens]).astype(dtype).tofile(file)
+                starts.append(starts[-1] + 1 + len(tokens))
+                num_bytes += len(text)
+            np.array([end], dtype).tofile(file)
+        if len(starts) == 1:
+            raise UserError(f"{what} holds no text")
+        np.save(made / "starts.npy", np.array(starts, np.int64))
+        (made / "info.json").write_text(json.dumps({"num_bytes": num_bytes}))
