@@ -9,13 +9,13 @@ empty: the TFDS set cifar10), and runlocal (a small model, 200 steps).
 
 from ml_collections import ConfigDict
 
-from configs.common import base_config, norm_config, parse_arg
+from configs.common import image_config, norm_config, parse_arg
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The run; see the module's docstring for `arg`."""
     choice = parse_arg(arg, norm="prepbn", mixer="sla", path="", runlocal=False)
-    config = base_config()
+    config = image_config()
     config.total_steps = 40_000
     config.batch_size = 256
     config.recalibrate_batches = 100

@@ -60,8 +60,9 @@ def norm_config(name: str) -> ConfigDict:
 
 
 def base_config() -> Any:
-    """Every field that a run of image classification has, with neutral values."""
+    """Every field that all runs have, with neutral values."""
     config: Any = ConfigDict()
+    config.task = ""
     config.seed = 0
     config.batch_size = 128
     config.total_steps = 1000
@@ -72,34 +73,15 @@ def base_config() -> Any:
     config.recalibrate_batches = 0  # batches to re-estimate batch statistics from
 
     config.data = data = ConfigDict()
-    data.name = "digits"  # digits, image_folder or the name of a TFDS set
-    data.path = ""  # of an image_folder
+    data.name = ""
+    data.path = ""  # of an image_folder or a text_file
     data.data_dir = ""  # of prepared sets; empty: the user's cache
     data.train_split = "train"
-    data.eval_split = "test"
-    data.mean = (0.5,)  # of the pixels scaled to 0..1, one a channel or one for all
-    data.std = (0.5,)
+    data.eval_split = ""  # evaluated every eval_every steps and at the end
+    data.test_split = ""  # evaluated at the end; empty: none
     data.workers = 0  # processes that read and augment; 0: threads of this one
-    data.label_smoothing = 0.0
-    data.mixup_alpha = 0.0
-    data.cutmix_alpha = 0.0
 
-    data.augment = augment = ConfigDict()  # see normjax.data.augment.Fields
-    augment.image_size = 0
-    augment.eval_resize = 0
-    augment.resized_crop_min_scale = 0.0
-    augment.crop_padding = 0
-    augment.crop_fill = "zero"
-    augment.flip = False
-    augment.rand_augment_ops = 0
-    augment.rand_augment_magnitude = 9.0
-
-    config.model = model = ConfigDict()
-    model.name = "vit"
-    model.norm = norm_config("layer_norm")
-    model.mixer = ConfigDict({"name": "softmax"})
-    model.activation = "gelu"
-    model.stem = ConfigDict({"name": "patch"})
+    config.model = ConfigDict()
 
     config.optim = optim = ConfigDict()
     optim.name = "adamw"  # adamw, lion or sgd
@@ -118,4 +100,62 @@ def base_config() -> Any:
     checkpoint.every = 500
     checkpoint.keep_last = 2
     checkpoint.keep_best = 1
+    return config
+
+
+def image_config() -> Any:
+    """Every field that a run of image classification has, with neutral values."""
+    config = base_config()
+    config.task = "image_classification"
+
+    data = config.data
+    data.name = "digits"  # digits, image_folder or the name of a TFDS set
+    data.eval_split = "test"
+    data.mean = (0.5,)  # of the pixels scaled to 0..1, one a channel or one for all
+    data.std = (0.5,)
+    data.label_smoothing = 0.0
+    data.mixup_alpha = 0.0
+    data.cutmix_alpha = 0.0
+
+    data.augment = augment = ConfigDict()  # see normjax.data.augment.Fields
+    augment.image_size = 0
+    augment.eval_resize = 0
+    augment.resized_crop_min_scale = 0.0
+    augment.crop_padding = 0
+    augment.crop_fill = "zero"
+    augment.flip = False
+    augment.rand_augment_ops = 0
+    augment.rand_augment_magnitude = 9.0
+
+    model = config.model
+    model.name = "vit"
+    model.norm = norm_config("layer_norm")
+    model.mixer = ConfigDict({"name": "softmax"})
+    model.activation = "gelu"
+    model.stem = ConfigDict({"name": "patch"})
+    return config
+
+
+def language_config() -> Any:
+    """Every field that a run of language modeling has, with neutral values."""
+    config = base_config()
+    config.task = "language_modeling"
+    config.z_loss_weight = 0.0  # of mean(logsumexp(logits)**2)
+
+    data = config.data
+    data.name = "pytext"  # pytext, text_file or the name of a TFDS set
+    data.eval_split = "validation"
+    data.test_split = "test"
+    data.text = text = ConfigDict()  # see normjax.data.text.Fields
+    text.length = 128
+    text.layout = "packed"  # packed documents, or padded: one document a row
+    text.tokenizer = "bytes"  # or the file of a trained one, .json or .model
+    text.train_path = ""  # of a text_file: paths by split instead of data.path
+    text.validation_path = ""
+    text.test_path = ""
+
+    model = config.model
+    model.name = "lm_tiny"
+    model.norm = norm_config("rms_norm")
+    model.mixer = ConfigDict({"name": "softmax"})
     return config

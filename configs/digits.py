@@ -11,7 +11,7 @@ steps, to see that it works).
 
 from ml_collections import ConfigDict
 
-from configs.common import base_config, norm_config, parse_arg
+from configs.common import image_config, norm_config, parse_arg
 from normjax.core.errors import UserError, one_of
 
 
@@ -64,7 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     if choice["model"] not in MODELS:
         raise UserError(one_of("model", choice["model"], MODELS))
-    config = base_config()
+    config = image_config()
     config.total_steps = 1000
     config.data.name = "digits"
     config.recalibrate_batches = 50

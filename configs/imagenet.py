@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.common import base_config, parse_arg
+from configs.common import image_config, parse_arg
 from normjax.core.errors import UserError, one_of
 
 EPOCHS, IMAGES = 300, 1_281_167
@@ -53,7 +53,7 @@ def imagenet_config(
         raise UserError(one_of("variant", variant, drop_paths))
     layer_norm = {"name": "layer_norm", "epsilon": epsilon}
     norm: dict[str, Any] = layer_norm
-    config = base_config()
+    config = image_config()
     if variant.startswith("slab") or variant.endswith("prepbn"):
         norm = {
             "name": "prepbn",

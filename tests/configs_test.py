@@ -119,14 +119,22 @@ def test_two_steps(path, tmp_path, monkeypatch):
     else:  # a preset, which the file itself shrinks
         config = get(path, "runlocal")
     config.update(batch_size=8, total_steps=2, microbatches=1)
-    if config.data.name != "digits":
+    if config.task == "language_modeling":
+        (tmp_path / "words").write_bytes(b"To be, or not to be.\n" * 200)
+        config.data.update(name="text_file", path=str(tmp_path / "words"))
+        config.data.text.update(length=16, tokenizer="bytes")
+    elif config.data.name != "digits":
         config.data.update(name="image_folder", path=str(tmp_path / "images"))
         make_images(tmp_path / "images")
     config.data.data_dir = str(tmp_path)
     experiment = build_experiment(config)
     state = experiment.create_state()
     step = make_train_step(
-        experiment.model, experiment.optimizer, experiment.schedule, experiment.recipe
+        experiment.model,
+        experiment.task.objective,
+        experiment.optimizer,
+        experiment.schedule,
+        experiment.recipe,
     )
     step = jax.jit(step)
     batches = experiment.train_batches()

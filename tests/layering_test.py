@@ -12,7 +12,7 @@ LAYERS = (
     {"core"},
     {"activations", "norms", "attention", "reparam"},
     {"models", "data", "optim", "losses"},
-    {"fusion", "adapt", "analysis"},
+    {"fusion", "adapt", "analysis", "tasks"},
     {"train"},
     {"bench", "study", "convert"},
 )

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from normjax.core.errors import UserError
+from normjax.tasks.base import percent
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import define_config, parse_flags
@@ -31,7 +32,7 @@ def loop_command(argv: Sequence[str]) -> int:
         ("whole loop", 1e3 * loop, 1 / loop),
     ]
     report.table("host overhead", ("", "ms a step", "steps/s"), rows)
-    report.console.print(f"loop at {report.percent(bare / loop)} of the bare step")
+    report.console.print(f"loop at {percent(bare / loop)} of the bare step")
     return 0
 
 

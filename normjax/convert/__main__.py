@@ -79,7 +79,7 @@ def _import(config: Any, checkpoint: Path, workdir: Path, *, averaged: bool) -> 
     arguments = convert.arguments_of(state, config.model.norm.to_dict())
     with config.unlocked():
         config.model.norm = ConfigDict(arguments["norm"])
-    model = build_model(config, arguments["num_classes"])
+    model = build_model(config, num_classes=arguments["num_classes"])
     side = config.data.augment.image_size
     if not side:
         raise UserError("config.data.augment.image_size is 0: the model needs a size")
@@ -104,7 +104,7 @@ def _export(workdir: Path, file: Path, layout: str | None) -> None:
     variables = saved_variables(workdir)
     classes = variables["params"]["head"]["kernel"].shape[-1]
     side = config.data.augment.image_size
-    model = build_model(config, classes)
+    model = build_model(config, num_classes=classes)
     state = convert.to_torch(model, variables, (side, side), layout)
     convert.write(file, state)
     report.console.print(f"{file}: {len(state)} arrays")

@@ -9,17 +9,19 @@ import numpy as np
 
 
 def alternate(functions: Mapping[Any, Callable[[], Any]], rounds: int) -> dict:
-    """Median seconds of each function, called in turns after one call to warm up.
+    """Median seconds of each function, called in turns.
+
+    In its turn a function is called twice and the second call timed: the first finds
+    the memory and caches as another function left them.
 
     Args:
       functions: by name; what they return is waited for.
       rounds: timed calls of each.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        jax.block_until_ready(function())
     for _ in range(rounds):
         for name, function in functions.items():
+            jax.block_until_ready(function())
             begin = time.perf_counter()
             jax.block_until_ready(function())
             times[name].append(time.perf_counter() - begin)

@@ -26,7 +26,7 @@ class Study(NamedTuple):
       title: of the table.  rows: what the rows are called, "norm".
       runs: config of every cell (row, column); a pair that is left out stays empty.
       seeds: each cell is run with each of them.
-      metric: of the final evaluation; shown in percent.
+      metric: of the final evaluation.  percent: whether it is a fraction.
     """
 
     title: str
@@ -34,6 +34,11 @@ class Study(NamedTuple):
     runs: Mapping[tuple[str, str], ConfigDict]
     seeds: tuple[int, ...] = (0, 1, 2)
     metric: str = "top1"
+    percent: bool = True
+
+    def shown(self, value: float) -> str:
+        """The metric in tables."""
+        return f"{100 * value:.2f}" if self.percent else f"{value:.4f}"
 
 
 def run_study(
@@ -60,12 +65,13 @@ def run_study(
         raise UserError(
             f"--only={only.pattern!r} leaves none of {len(study.runs)} cells"
         )
-    todo = [(cell, seed) for cell in wanted for seed in study.seeds]
+    # A whole table first, then the next seed.
+    todo = [(cell, seed) for seed in study.seeds for cell in wanted]
     with _compiled_code_in(workdir / "cache"):
         for i, (cell, seed) in enumerate(todo, 1):
             folder = workdir / "/".join(cell) / str(seed)
             result = _run_once(study.runs[cell], seed, folder)
-            shown = result.get("error") or report.percent(result[study.metric])
+            shown = result.get("error") or study.shown(result[study.metric])
             name = f"{'/'.join(cell)} seed {seed}"
             report.console.print(f"{i}/{len(todo)}  {name}: {shown}")
     return _summarize(study, workdir)
@@ -141,7 +147,7 @@ def _cell(values: list[float] | None, study: Study) -> str:
     diverged = sum(map(math.isnan, values))
     if diverged:
         return f"diverged ({diverged} of {len(values)})"
-    text = f"{100 * np.mean(values):.2f} ± {100 * np.std(values):.2f}"
+    text = " ± ".join(study.shown(float(f(values))) for f in (np.mean, np.std))
     lacking = len(study.seeds) - len(values)
     return f"{text} ({len(values)} seeds)" if lacking else text
 
@@ -157,11 +163,12 @@ def _plot(study, rows, columns, results, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    factor, unit = (100, ", %") if study.percent else (1, "")
     height = 1.2 + 0.28 * len(rows)
     figure, axes = pyplot.subplots(figsize=(7, height), layout="tight")
     for i, column in enumerate(columns):
         points = [
-            (100 * value, len(rows) - 1 - y + 0.16 * (i - (len(columns) - 1) / 2))
+            (factor * value, len(rows) - 1 - y + 0.16 * (i - (len(columns) - 1) / 2))
             for y, row in enumerate(rows)
             for value in results.get((row, column), [])
             if math.isfinite(value)
@@ -169,7 +176,7 @@ def _plot(study, rows, columns, results, path: Path) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), "o", ms=4, alpha=0.7, label=column)
     axes.set_yticks(range(len(rows)), rows[::-1])
-    axes.set_xlabel(f"{study.metric}, %")
+    axes.set_xlabel(study.metric + unit)
     axes.set_title(study.title)
     axes.grid(alpha=0.3)
     axes.legend()

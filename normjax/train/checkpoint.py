@@ -1,5 +1,7 @@
 """Checkpoints: asynchronous, atomic, restorable on any number of devices."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,10 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-BEST = "top1"
+
+def _all_equal(scores: dict[str, float]) -> float:
+    del scores
+    return 0.0
 
 
 class Checkpoints:
@@ -15,19 +20,33 @@ class Checkpoints:
 
     Saving copies the state to the host and writes it in the background; a folder counts
     as a checkpoint once its writing is complete. The newest `keep_last` and the
-    `keep_best` by test top-1 stay.
+    `keep_best` by their scores stay.
+
+    Args:
+      rank: scores to how good they are, more is better; not called for a checkpoint
+        that was not evaluated, which comes last.
     """
 
-    def __init__(self, workdir: Path, *, keep_last: int = 2, keep_best: int = 1):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        rank: Callable[[dict[str, float]], float] = _all_equal,
+    ):
+        def score(metrics: dict[str, float]) -> float:
+            return rank(metrics) if metrics else -math.inf
+
         keep = [
             policies.LatestN(keep_last),
-            policies.BestN(get_metric_fn=_score, n=keep_best),
+            policies.BestN(get_metric_fn=score, n=keep_best),
         ]
         self._manager = ocp.CheckpointManager(
             Path(workdir).absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep),
-                best_fn=_score,  # without it the metrics would not be stored
+                best_fn=score,  # without it the metrics would not be stored
                 enable_async_checkpointing=True,
             ),
         )
@@ -37,7 +56,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """Step of the checkpoint with the highest test top-1."""
+        """Step of the checkpoint with the best scores."""
         return self._manager.best_step()
 
     def save(self, state: Any, metrics: dict[str, float] | None = None) -> None:
@@ -76,8 +95,3 @@ class Checkpoints:
         """Wait until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
-
-
-def _score(metrics: dict[str, float]) -> float:
-    """Test top-1; a checkpoint that was not evaluated comes last."""
-    return metrics.get(BEST, -1.0)

@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from normjax import fusion
@@ -13,10 +12,9 @@ from normjax.core.timing import alternate
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import kept_config
-from normjax.train.evaluate import evaluate, make_eval_step
+from normjax.train.evaluate import make_eval_step
 from normjax.train.experiment import build_experiment
 from normjax.train.mesh import replicated
-from normjax.train.step import normalize_pixels
 
 LATENCY_ROUNDS = 30
 
@@ -30,7 +28,7 @@ def evaluate_run(
       split: default: the config's `eval_split`.
       fold: evaluate the folded model as well; print what was folded, the largest
         difference of a logit and the latency of both.
-      best: the checkpoint with the best test top-1 instead of the newest.
+      best: the checkpoint with the best scores instead of the newest.
 
     Raises:
       UserError: no run or no checkpoint in `workdir`, or an unknown split.
@@ -38,7 +36,7 @@ def evaluate_run(
     config = kept_config(workdir)
     experiment = build_experiment(config)
     split = str(split or config.data.eval_split)
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, rank=experiment.task.rank)
     try:
         step = checkpoints.best() if best else checkpoints.latest()
         if step is None:
@@ -55,15 +53,10 @@ def evaluate_run(
         variants["folded"] = folded, jax.device_put(variables, everywhere)
     scores = {}
     for name, (model, variables) in variants.items():
-        eval_step = jax.jit(make_eval_step(model.apply, experiment.recipe))
-        batches = experiment.eval_batches(split)
-        scores[name] = evaluate(eval_step, variables, batches)
-    rows = [
-        (name, report.percent(s["top1"]), report.percent(s["top5"]), s["nll"], s["ece"])
-        for name, s in scores.items()
-    ]
-    columns = ("model", "top-1", "top-5", "NLL", "ECE")
-    report.table(f"{workdir}, step {step}, split {split}", columns, rows)
+        eval_step = jax.jit(make_eval_step(model.apply, experiment.task.objective))
+        scores[name] = experiment.evaluate(eval_step, variables, split)
+    title = f"{workdir}, step {step}, split {split}"
+    report.score_table(title, "model", experiment.task.columns, scores)
     if fold:
         _print_comparison(experiment, variants, split)
     return scores
@@ -76,23 +69,22 @@ def _print_plan(plan: list[fusion.Fold]) -> None:
 
 def _print_comparison(experiment, variants, split: str) -> None:
     """Largest logit difference and equal predictions over the split; latency."""
-    recipe, functions = experiment.recipe, {}
+    objective, functions = experiment.task.objective, {}
     for name, (model, variables) in variants.items():
 
-        def logits(variables, image, model=model):
-            images = normalize_pixels(image, recipe.mean, recipe.std)
-            return model.apply(variables, images, train=False)
+        def logits(variables, batch, model=model):
+            x, known = objective.inputs(batch)
+            return model.apply(variables, x, train=False, **known)
 
         functions[name] = (jax.jit(logits), variables)
     largest, equal, count, batch = 0.0, 0, 0, {}
     for batch in experiment.eval_batches(split):
-        a, b = (np.asarray(f(v, batch["image"])) for f, v in functions.values())
-        real = np.asarray(batch["mask"])
+        a, b = (np.asarray(f(v, batch)) for f, v in functions.values())
+        real = np.asarray(objective.counted(batch))
         largest = max(largest, float(np.abs(a - b)[real].max(initial=0.0)))
         equal += int((a.argmax(-1) == b.argmax(-1))[real].sum())
         count += int(real.sum())
-    image = jnp.asarray(batch["image"])
-    calls = {name: partial(f, v, image) for name, (f, v) in functions.items()}
+    calls = {name: partial(f, v, batch) for name, (f, v) in functions.items()}
     latency = alternate(calls, LATENCY_ROUNDS)
     rows = [(name, 1e3 * t) for name, t in latency.items()]
     columns = ("model", f"ms a batch of {experiment.config.batch_size}")

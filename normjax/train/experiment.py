@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from normjax import data, models, norms, optim
+from normjax import models, norms, optim
 from normjax.core.errors import UserError
+from normjax.tasks import TASKS, Task
 from normjax.train.config import require, resolve_fractions
+from normjax.train.evaluate import evaluate
 from normjax.train.mesh import make_mesh, replicated, to_devices
 from normjax.train.state import TrainState, create_state
 from normjax.train.step import Recipe
@@ -35,20 +37,17 @@ class Experiment:
     """Everything that a config determines.
 
     Attributes:
-      config: as given.  model, optimizer, schedule, recipe: of the step.
-      mesh: the devices.
-      sources: splits of the data set that are open, by name.
-      image_shape: (H, W, C) that the model sees.
+      config: as given.  task: with its data.
+      model, optimizer, schedule, recipe: of the step.  mesh: the devices.
     """
 
     config: Any
+    task: Task
     model: nn.Module
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     recipe: Recipe
     mesh: Mesh
-    sources: dict[str, data.ImageSource]
-    image_shape: tuple[int, int, int]
 
     def create_state(self) -> TrainState:
         """The state before the first step, replicated over the mesh."""
@@ -65,44 +64,37 @@ class Experiment:
         return jax.eval_shape(self._create)
 
     def _create(self) -> TrainState:
+        row = {k: jnp.zeros((1, *s.shape), s.dtype) for k, s in self.task.row().items()}
         return create_state(
             self.model,
             self.optimizer,
             self.config.seed,
-            (1, *self.image_shape),
+            self.task.objective.inputs(row),
             use_ema=self.config.ema_decay > 0,
         )
 
     def train_batches(self, start_step: int = 0):
         """Endless training batches from `start_step` on, on the devices."""
-        batches = data.train_batches(
-            self.source(self.config.data.train_split),
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-            start_step=start_step,
-            augment=data.augment.build(self.config.data.augment, train=True),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            workers=self.config.data.workers,
+        batches = self.task.train_batches(
+            seed=self.config.seed, start_step=start_step, **self._share()
         )
         return to_devices(batches, self.mesh)
-
-    def source(self, split: str) -> data.ImageSource:
-        """One split of the data set, opened once and kept with its decoded images."""
-        if split not in self.sources:
-            self.sources[split] = open_split(self.config, split)
-        return self.sources[split]
 
     def eval_batches(self, split: str):
         """One pass over `split` in order, padded and masked, on the devices."""
-        batches = data.eval_batches(
-            self.source(split),
-            batch_size=self.config.batch_size,
-            transform=data.augment.build(self.config.data.augment, train=False),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        return to_devices(batches, self.mesh)
+        return to_devices(self.task.eval_batches(split, **self._share()), self.mesh)
+
+    def evaluate(self, eval_step: Any, variables: Any, split: str) -> dict[str, float]:
+        """Scores of `variables` over `split`."""
+        sums = evaluate(eval_step, variables, self.eval_batches(split))
+        return self.task.summarize(sums, split)
+
+    def _share(self) -> dict[str, int]:
+        return {
+            "batch_size": self.config.batch_size,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
 
 
 def build_experiment(config: Any) -> Experiment:
@@ -113,52 +105,34 @@ def build_experiment(config: Any) -> Experiment:
     """
     _check_numbers(config)
     mesh = make_mesh(config.batch_size, config.microbatches)
-    # Both at once: a wrong name must not wait for its use.
-    splits = (config.data.train_split, config.data.eval_split)
-    sources = {split: open_split(config, split) for split in splits}
-    source = sources[config.data.train_split]
-    transform = data.augment.build(config.data.augment, train=True)
-    _check_channels(config, source.channels)
-    model = build_model(config, source.num_classes)
+    task = TASKS[config.task].make(config)
+    model = build_model(config, **task.model_arguments())
     recipe = Recipe(
-        num_classes=source.num_classes,
-        mean=tuple(config.data.mean),
-        std=tuple(config.data.std),
-        label_smoothing=config.data.label_smoothing,
-        mixup_alpha=config.data.mixup_alpha,
-        cutmix_alpha=config.data.cutmix_alpha,
         microbatches=config.microbatches,
         ema_decay=config.ema_decay,
         auxiliary_loss_weight=config.auxiliary_loss_weight,
     )
     return Experiment(
         config=config,
+        task=task,
         model=model,
         optimizer=optim.build(config.optim, config.total_steps),
         schedule=optim.learning_rate(config.optim, config.total_steps),
         recipe=recipe,
         mesh=mesh,
-        sources=sources,
-        image_shape=data.image_shape(source, transform),
     )
 
 
-def open_split(config: Any, split: str) -> data.ImageSource:
-    """One split of the config's data set."""
-    return data.open_images(
-        config.data.name,
-        split,
-        data_dir=config.data.data_dir or None,
-        path=config.data.path or None,
-    )
+def build_model(config: Any, **arguments: Any) -> nn.Module:
+    """The model of `config.model`; fractions of the run become steps.
 
-
-def build_model(config: Any, num_classes: int) -> nn.Module:
-    """The model of `config.model`; fractions of the run become steps."""
+    Args:
+      **arguments: of the model, which the data fix.
+    """
     spec: dict[str, Any] = config.model.to_dict()
     spec["norm"] = resolve_fractions(norms.NORMS, spec["norm"], config.total_steps)
     dtype = DTYPES[require(config, "dtype", tuple(DTYPES))]
-    return models.build(spec, num_classes=num_classes, dtype=dtype)
+    return models.build(spec, **arguments, dtype=dtype)
 
 
 def _check_numbers(config: Any) -> None:
@@ -167,13 +141,3 @@ def _check_numbers(config: Any) -> None:
         value = (config[section[0]] if section else config)[name]
         if value < 1:
             raise UserError(f"config.{field} must be at least 1, got {value}")
-
-
-def _check_channels(config: Any, channels: int) -> None:
-    for field in ("mean", "std"):
-        value = config.data[field]
-        numbers = all(isinstance(v, int | float) for v in value)
-        if len(value) not in (1, channels) or not numbers:
-            raise UserError(
-                f"config.data.{field} must be 1 or {channels} numbers, got {value}"
-            )

@@ -13,7 +13,7 @@ from normjax.core.collections import BATCH_STATS
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import keep_config
-from normjax.train.evaluate import evaluate, make_eval_step
+from normjax.train.evaluate import make_eval_step
 from normjax.train.experiment import Experiment, build_experiment
 from normjax.train.mesh import replicated, split_batch
 from normjax.train.recalibrate import recalibrate
@@ -34,8 +34,9 @@ def train(config: Any, workdir: Path) -> dict[str, float] | None:
     `curves.png` into `workdir` and prints a table at the end.
 
     Returns:
-      the metrics of the test split, or None if a signal stopped the run (a checkpoint
-      of that moment is saved).
+      the metrics of `data.eval_split`, and those of `data.test_split`, if that is
+      given, with "test_" before their names; or None if a signal stopped the run (a
+      checkpoint of that moment is saved).
 
     Raises:
       UserError: a wrong config, data set or workdir; nothing is overwritten.
@@ -47,6 +48,7 @@ def train(config: Any, workdir: Path) -> dict[str, float] | None:
         workdir,
         keep_last=config.checkpoint.keep_last,
         keep_best=config.checkpoint.keep_best,
+        rank=experiment.task.rank,
     )
     try:
         return Run(experiment, workdir, checkpoints).run()
@@ -61,7 +63,8 @@ class Run:
         self.experiment, self.workdir = experiment, workdir
         self.config, self.checkpoints = experiment.config, checkpoints
         everywhere = replicated(experiment.mesh)
-        eval_step = make_eval_step(experiment.model.apply, experiment.recipe)
+        objective = experiment.task.objective
+        eval_step = make_eval_step(experiment.model.apply, objective)
         self.eval_step = jax.jit(eval_step, out_shardings=everywhere)
         newest = checkpoints.latest()
         if newest is None:
@@ -93,14 +96,14 @@ class Run:
     def compile(self):
         """The step for this run's shapes; nothing is compiled again in the loop."""
         e, everywhere = self.experiment, replicated(self.experiment.mesh)
-        step = make_train_step(e.model, e.optimizer, e.schedule, e.recipe)
+        step = make_train_step(
+            e.model, e.task.objective, e.optimizer, e.schedule, e.recipe
+        )
         jitted = jax.jit(step, donate_argnums=0, out_shardings=everywhere)
         rows, shard = self.config.batch_size, split_batch(e.mesh)
         batch = {
-            "image": jax.ShapeDtypeStruct(
-                (rows, *e.image_shape), "uint8", sharding=shard
-            ),
-            "label": jax.ShapeDtypeStruct((rows,), "int32", sharding=shard),
+            name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=shard)
+            for name, x in e.task.row().items()
         }
         compiled = jitted.lower(self.state, batch).compile()
         costs = compiled.cost_analysis() or {}
@@ -148,10 +151,15 @@ class Run:
         self.last = values
         if step % self.config.log_every == 0 or step == self.config.total_steps:
             spent = self.seconds + time.monotonic() - begin
-            rate = self.steps_timed * self.config.batch_size / max(spent, 1e-9)
-            log.write(step, {**values, "images_per_second": rate})
+            rate, unit = self._speed(spent), self.experiment.task.unit
+            log.write(step, {**values, f"{unit}_per_second": rate})
             shown = {k: values[k] for k in ("loss", "lr", "lam") if k in values}
-            bar.update(step, {**shown, "images/s": rate})
+            bar.update(step, {**shown, f"{unit}/s": rate})
+
+    def _speed(self, seconds: float) -> float:
+        """Units a second of the steps timed so far."""
+        rows = self.steps_timed * self.config.batch_size
+        return rows * self.experiment.task.units_per_row / max(seconds, 1e-9)
 
     def _describe_failure(self, step: int, name: str, value: float) -> str:
         first = next(
@@ -168,25 +176,32 @@ class Run:
             f"newest good checkpoint: {self.checkpoints.latest()}"
         )
 
-    def _evaluate(self, log, prefix: str = "eval_") -> dict[str, float]:
-        batches = self.experiment.eval_batches(self.config.data.eval_split)
-        scores = evaluate(self.eval_step, self.state.eval_variables(), batches)
+    def _evaluate(self, log, prefix: str = "eval_", split: str = ""):
+        split = split or self.config.data.eval_split
+        variables = self.state.eval_variables()
+        scores = self.experiment.evaluate(self.eval_step, variables, split)
         if log is not None:
             log.write(self.step, {prefix + name: v for name, v in scores.items()})
         return scores
 
     def _finish(self, log) -> dict[str, float]:
-        before = None
+        rows, config = {}, self.config
         fresh = self.checkpoints.latest() != self.step
         has_stats = BATCH_STATS in self.state.model_state
-        if fresh and has_stats and self.config.recalibrate_batches:
+        if fresh and has_stats and config.recalibrate_batches:
             before = self._evaluate(log, "before_recalibration_")
+            rows["before recalibration"] = before
             self._recalibrate()
-        scores = self._evaluate(log if fresh else None)
+        new = log if fresh else None
+        scores = rows[config.data.eval_split] = self._evaluate(new)
         if fresh:
             self.checkpoints.save(self.state, scores)
+        if config.data.test_split:
+            test = self._evaluate(new, "test_", config.data.test_split)
+            rows[config.data.test_split] = test
+            scores = {**scores, **{f"test_{name}": v for name, v in test.items()}}
         log.close()
-        self._print_result(before, scores)
+        self._print_result(rows)
         if self.last.get("lam", 0.0) > 0:
             report.console.print(
                 f"warning: training ended with lam = {self.last['lam']:.3g} > 0: the "
@@ -201,7 +216,7 @@ class Run:
             self.experiment.model,
             self.state.eval_variables(),
             batches,
-            self.experiment.recipe,
+            self.experiment.task.objective,
         )
         model_state = {**self.state.model_state, BATCH_STATS: stats}
         self.state = self.state.replace(model_state=model_state)
@@ -209,7 +224,6 @@ class Run:
     def _print_summary(self, flops: float) -> None:
         config, model = self.config, self.experiment.model
         parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
-        images = len(self.experiment.source(config.data.train_split))
         groups = "each microbatch" if config.microbatches > 1 else "the global batch"
         rows = [
             ("model", f"{config.model.name} ({type(model).__name__})"),
@@ -217,31 +231,22 @@ class Run:
             ("parameters", parameters),
             ("FLOPs a step", flops),
             ("devices", f"{jax.device_count()} x {jax.devices()[0].device_kind}"),
-            ("data", f"{config.data.name}, {images:,} images"),
+            ("data", self.experiment.task.describe()),
             ("batch statistics", f"of {groups}"),
             ("steps", f"{self.step:,} of {config.total_steps:,} done"),
         ]
         report.table("run", ("", ""), rows)
 
-    def _print_result(self, before, scores) -> None:
-        rows = []
-        if before is not None:
-            rows.append(("before recalibration", *_score_cells(before)))
-        rows.append((self.config.data.eval_split, *_score_cells(scores)))
-        columns = ("split", "top-1", "top-5", "NLL", "ECE")
-        report.table(str(self.workdir), columns, rows)
-        plot = report.plot_curves(self.workdir)
+    def _print_result(self, rows: dict[str, dict[str, float]]) -> None:
+        task = self.experiment.task
+        report.score_table(str(self.workdir), "split", task.columns, rows)
+        plot = report.plot_curves(self.workdir, task.curves)
         if self.steps_timed:
-            speed = self.steps_timed * self.config.batch_size / self.seconds
+            speed = f"{self._speed(self.seconds):,.0f} {task.unit}/s"
             report.console.print(
-                f"{self.steps_timed} steps in {self.seconds:.1f} s, "
-                f"{speed:,.0f} images/s; curves in {plot}"
+                f"{self.steps_timed} steps in {self.seconds:.1f} s, {speed}; "
+                f"curves in {plot}"
             )
-
-
-def _score_cells(scores: dict[str, float]) -> tuple[str, str, float, float]:
-    top1, top5 = report.percent(scores["top1"]), report.percent(scores["top5"])
-    return top1, top5, scores["nll"], scores["ece"]
 
 
 def _component_names(model: Any) -> str:

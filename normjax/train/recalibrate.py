@@ -9,14 +9,14 @@ import jax.numpy as jnp
 
 from normjax.core.collections import BATCH_STATS, INTERMEDIATES
 from normjax.norms import BatchNorm
-from normjax.train.step import Batch, Recipe, normalize_pixels
+from normjax.tasks.base import Batch, Objective
 
 
 def recalibrate(
     model: nn.Module,
     variables: Mapping[str, Any],
     batches: Iterable[Batch],
-    recipe: Recipe,
+    objective: Objective,
 ) -> dict[str, Any]:
     """Replace running statistics by those of `batches` (SLAB's last stage).
 
@@ -26,7 +26,7 @@ def recalibrate(
     would remember the last few (precise BN, Wu & Johnson, 2021).
 
     Args:
-      variables: of the model; batches: {"image": uint8 [B, H, W, C]}, equal sizes.
+      variables: of the model.  batches: what the objective takes, of equal sizes.
 
     Returns:
       the new `batch_stats` collection.
@@ -40,11 +40,10 @@ def recalibrate(
 
     @jax.jit
     def moments(variables, batch):
-        images = normalize_pixels(batch["image"], recipe.mean, recipe.std)
+        x, known = objective.inputs(batch)
+        mutable = [BATCH_STATS, INTERMEDIATES]
         with nn.intercept_methods(train_mode):
-            _, new = model.apply(
-                variables, images, train=False, mutable=[BATCH_STATS, INTERMEDIATES]
-            )
+            _, new = model.apply(variables, x, train=False, mutable=mutable, **known)
         sown = new.get(INTERMEDIATES, {})
         return jax.tree.map(lambda t: t[-1], sown, is_leaf=lambda t: type(t) is tuple)
 

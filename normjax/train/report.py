@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from normjax.tasks.base import Column
+
 METRICS_FILE = "metrics.jsonl"
 
 console = Console(stderr=False, highlight=False)
@@ -123,24 +125,33 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def percent(fraction: float) -> str:
-    """0.98611 -> "98.61 %"."""
-    return f"{100 * fraction:.2f} %"
+def score_table(
+    title: str,
+    first: str,
+    columns: Sequence[Column],
+    rows: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Print scores: one row a name, the name under `first`."""
+    cells = [(n, *(c.show(s[c.score]) for c in columns)) for n, s in rows.items()]
+    table(title, (first, *(column.title for column in columns)), cells)
 
 
-def plot_curves(workdir: Path) -> Path:
-    """Draw loss and accuracy over the steps into `curves.png` of the workdir."""
+def plot_curves(
+    workdir: Path, curves: Sequence[tuple[str, bool, Sequence[str]]]
+) -> Path:
+    """Draw logged scalars over the steps into `curves.png` of the workdir.
+
+    Args:
+      curves: two axes, (label, logarithmic, names of the scalars).
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     records = read_metrics(workdir)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="tight")
-    for axes, names in (
-        (left, ("loss", "eval_nll")),
-        (right, ("accuracy", "eval_top1", "lam")),
-    ):
+    figure, both = pyplot.subplots(1, len(curves), figsize=(10, 4), layout="tight")
+    for axes, (label, logarithmic, names) in zip(both, curves, strict=True):
         for name in names:
             points = [(r["step"], r[name]) for r in records if name in r]
             points = [p for p in points if math.isfinite(p[1])]
@@ -148,10 +159,10 @@ def plot_curves(workdir: Path) -> Path:
                 marker = "o" if name.startswith("eval") else None
                 axes.plot(*zip(*points, strict=True), label=name, marker=marker, ms=3)
         axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        axes.set_yscale("log" if logarithmic else "linear")
         axes.grid(alpha=0.3)
         axes.legend()
-    left.set_yscale("log")
-    left.set_ylabel("nats")
     path = Path(workdir) / "curves.png"
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -9,6 +9,7 @@ import optax
 from flax import linen as nn
 
 from normjax.core.collections import PARAMS, TRANSIENT
+from normjax.tasks.base import Inputs
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -40,17 +41,17 @@ def create_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     seed: int,
-    input_shape: tuple[int, ...],
+    inputs: Inputs,
     *,
     use_ema: bool,
 ) -> TrainState:
     """The state before the first step; a pure function of the seed, made to be jitted.
 
     Args:
-      input_shape: [1, H, W, C].
+      inputs: what the model is called with, of any values.
     """
-    rng = jax.random.key(seed)
-    variables = model.init({"params": rng}, jnp.zeros(input_shape), train=False)
+    rng, (x, known) = jax.random.key(seed), inputs
+    variables = model.init({"params": rng}, x, train=False, **known)
     params = variables[PARAMS]
     return TrainState(
         step=jnp.zeros((), jnp.int32),

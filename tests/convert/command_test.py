@@ -36,7 +36,7 @@ def command(capfd, monkeypatch, request):
 @pytest.fixture
 def state(request):
     """A state dict for the small model of CONFIG; modest, finite values."""
-    model = build_model(load_config(str(request.config.rootpath / CONFIG)), 10)
+    model = build_model(load_config(str(request.config.rootpath / CONFIG)), num_classes=10)
     rng = np.random.default_rng(0)
 
     def value(leaf):

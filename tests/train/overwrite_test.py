@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from normjax import models, norms
 from normjax.core.collections import BATCH_STATS, OVERWRITE
+from normjax.tasks import Classification
 from normjax.train import mesh as meshes
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.step import Recipe, make_train_step
@@ -53,8 +54,9 @@ class Normed(nn.Module):
 
 
 def step_of(model, optimizer, microbatches=1):
-    recipe = Recipe(num_classes=4, mean=(0.5,), std=(0.25,), microbatches=microbatches)
-    step = make_train_step(model, optimizer, optax.constant_schedule(RATE), recipe)
+    objective = Classification(num_classes=4, mean=(0.5,), std=(0.25,))
+    schedule, recipe = optax.constant_schedule(RATE), Recipe(microbatches)
+    step = make_train_step(model, objective, optimizer, schedule, recipe)
     return jax.jit(step)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from normjax import norms
+from normjax.tasks import Classification
 from normjax.train.recalibrate import recalibrate
-from normjax.train.step import Recipe
 
-RECIPE = Recipe(num_classes=3, mean=(0.5,), std=(0.25,))
+OBJECTIVE = Classification(num_classes=3, mean=(0.5,), std=(0.25,))
 
 
 class Net(nn.Module):
@@ -58,7 +58,7 @@ def test_two_batch_norms():
     model = Net(norms.build("batch_norm"), norms.build("repbn"))
     variables, batches = variables_of(model), batches_of()
     before = jax.tree.map(np.asarray, variables)
-    stats = recalibrate(model, variables, batches, RECIPE)
+    stats = recalibrate(model, variables, batches, OBJECTIVE)
 
     x = np.concatenate([pixels(b) for b in batches])
     np.testing.assert_allclose(stats["first"]["mean"], x.mean(0), rtol=1e-5)
@@ -79,7 +79,7 @@ def test_two_batch_norms():
 def test_counter_of_prepbn_stands_still():
     model = Net(norms.build("prepbn", decay_steps=100), norms.build("layer_norm"))
     variables, batches = variables_of(model), batches_of()
-    stats = recalibrate(model, variables, batches, RECIPE)
+    stats = recalibrate(model, variables, batches, OBJECTIVE)
     chex.assert_trees_all_equal_structs(stats, variables["batch_stats"])
     assert int(stats["first"]["step"]) == 7
     x = np.concatenate([pixels(b) for b in batches])
@@ -92,7 +92,7 @@ def test_frozen_batch_norm_keeps_its_statistics():
     frozen = norms.build("batch_norm", use_running_average=True)
     model = Net(frozen, norms.build("batch_norm"))
     variables = variables_of(model)
-    stats = recalibrate(model, variables, batches_of(), RECIPE)
+    stats = recalibrate(model, variables, batches_of(), OBJECTIVE)
     old = variables["batch_stats"]
     chex.assert_trees_all_equal(stats["first"], old["first"])
     assert not np.allclose(stats["second"]["mean"], old["second"]["mean"])
@@ -101,7 +101,7 @@ def test_frozen_batch_norm_keeps_its_statistics():
 @pytest.mark.parametrize("count", [1, 3])
 def test_any_number_of_batches(count):
     model = Net(norms.build("batch_norm"), norms.build("none"))
-    stats = recalibrate(model, variables_of(model), batches_of(count), RECIPE)
+    stats = recalibrate(model, variables_of(model), batches_of(count), OBJECTIVE)
     x = np.concatenate([pixels(b) for b in batches_of(count)])
     np.testing.assert_allclose(stats["first"]["var"], x.var(0), rtol=1e-5)
 
@@ -114,5 +114,5 @@ def test_other_statistics_stay():
 
     model = Net(Foreign, norms.build("layer_norm"))
     variables = variables_of(model)
-    stats = recalibrate(model, variables, batches_of(), RECIPE)
+    stats = recalibrate(model, variables, batches_of(), OBJECTIVE)
     chex.assert_trees_all_equal(stats, variables["batch_stats"])

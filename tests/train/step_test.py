@@ -11,14 +11,19 @@ from ml_collections import ConfigDict
 
 from normjax import models, optim
 from normjax.core.collections import OVERWRITE
-from normjax.train.step import Recipe, make_train_step, normalize_pixels
+from normjax.tasks import Classification
+from normjax.tasks.classification import normalize_pixels
+from normjax.train.step import Recipe, make_train_step
 from tests.train.tiny import Linear, toy_batch, toy_state
 
 RATE = 0.1
 
 
-def recipe(**changes):
-    return Recipe(num_classes=4, mean=(0.5,), std=(0.25,), **changes)
+def parts(**changes):
+    """Objective and recipe."""
+    own = {k: changes.pop(k) for k in Classification._fields if k in changes}
+    objective = Classification(num_classes=4, mean=(0.5,), std=(0.25,), **own)
+    return objective, Recipe(**changes)
 
 
 def run(model, steps=1, optimizer=None, state=None, shape=(2, 2, 1), **changes):
@@ -27,7 +32,8 @@ def run(model, steps=1, optimizer=None, state=None, shape=(2, 2, 1), **changes):
     ema = changes.get("ema_decay", 0) > 0
     state = state or toy_state(model, optimizer, shape, ema)
     schedule = optax.constant_schedule(RATE)
-    step = jax.jit(make_train_step(model, optimizer, schedule, recipe(**changes)))
+    objective, recipe = parts(**changes)
+    step = jax.jit(make_train_step(model, objective, optimizer, schedule, recipe))
     for i in range(steps):
         state, metrics = step(state, toy_batch(shape=shape, seed=i))
     return state, metrics
@@ -112,9 +118,8 @@ def test_mixup_of_two_examples():
     state = toy_state(Linear(), optimizer).replace(
         params=variables["params"], opt_state=optimizer.init(variables["params"])
     )
-    step = make_train_step(
-        model, optimizer, lambda _: 0.0, Recipe(4, (0.0,), (1.0,), mixup_alpha=1.0)
-    )
+    objective = Classification(4, (0.0,), (1.0,), mixup_alpha=1.0)
+    step = make_train_step(model, objective, optimizer, lambda _: 0.0, Recipe())
     _, metrics = step(state, batch)
     kept = 1 - float(metrics["first"])  # image 0 is black, its partner white
     assert 0 < kept < 1
@@ -163,7 +168,8 @@ def test_average_of_the_parameters():
     decay = 0.6
     optimizer = optax.sgd(RATE)
     state = toy_state(Linear(), optimizer, ema=True)
-    step = make_train_step(Linear(), optimizer, lambda _: RATE, recipe(ema_decay=decay))
+    recipe = Recipe(ema_decay=decay)
+    step = make_train_step(Linear(), parts()[0], optimizer, lambda _: RATE, recipe)
     step = jax.jit(step)
     average = np.asarray(state.params["head"]["kernel"], np.float64)
     for i in range(12):
@@ -255,7 +261,7 @@ def test_dropout_differs_by_step_and_repeats_by_seed():
     model = small_vit("layer_norm", dropout_rate=0.5)
     optimizer = optax.sgd(0.0)
     state = toy_state(model, optimizer)
-    step = make_train_step(model, optimizer, lambda _: 0.0, recipe())
+    step = make_train_step(model, parts()[0], optimizer, lambda _: 0.0, Recipe())
     step = jax.jit(step)
     batch = toy_batch()
     second, first = step(state, batch)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from normjax.train.evaluate import evaluate, make_eval_step, metric_sums, summarize
-from normjax.train.step import Recipe
+from normjax.tasks import Classification
+from normjax.tasks.classification import metric_sums, summarize
+from normjax.train.evaluate import evaluate, make_eval_step
 
 BINS = 15
 
@@ -103,7 +104,7 @@ def test_evaluate_sums_over_batches_of_normalised_pixels():
         return variables["scale"] * images.reshape(-1, 6)
 
     mean, std = (0.1, 0.2, 0.3), (0.3, 0.2, 0.1)
-    step = jax.jit(make_eval_step(apply, Recipe(6, mean, std)))
+    step = jax.jit(make_eval_step(apply, Classification(6, mean, std)))
     batches = [
         {
             "image": images[i : i + 5],
@@ -112,7 +113,7 @@ def test_evaluate_sums_over_batches_of_normalised_pixels():
         }
         for i in range(0, 20, 5)
     ]
-    scores = evaluate(step, {"scale": jnp.float32(2.0)}, batches)
+    scores = summarize(evaluate(step, {"scale": jnp.float32(2.0)}, batches))
     logits = 2 * ((images / 255 - np.array(mean)) / np.array(std)).reshape(20, 6)
     for name, value in oracle(logits, labels, mask).items():
         np.testing.assert_allclose(scores[name], value, rtol=1e-5, err_msg=name)

@@ -1,0 +1,126 @@
+"""What all tasks have in common, and the registry of them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from normjax.core.registry import Registry
+
+TASKS = Registry("task")
+
+Batch = Mapping[str, jax.Array]
+Inputs = tuple[Any, dict[str, Any]]
+"""What a model is called with: its first argument, and keyword arguments."""
+
+
+def percent(fraction: float) -> str:
+    """0.98611 -> "98.61 %"."""
+    return f"{100 * fraction:.2f} %"
+
+
+class Column(NamedTuple):
+    """A score as people see it.
+
+    Attributes:
+      score: its name.  title: of the column.  show: value to cell.
+    """
+
+    score: str
+    title: str
+    show: Callable[[float], Any] = float
+
+
+class Objective(Protocol):
+    """What is computed on the device; pure functions, to be jitted."""
+
+    def examples(self, batch: Batch, key: jax.Array) -> tuple[Inputs, Any]:
+        """Inputs and targets of training; both are trees of arrays [B, ...]."""
+        ...
+
+    def loss(self, logits: Any, targets: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss and further scalars, all means over the rows."""
+        ...
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """Inputs of evaluation."""
+        ...
+
+    def counted(self, batch: Batch) -> jax.Array:
+        """Which of the answers count in evaluation: bool, the shape of the logits
+        without its last dim."""
+        ...
+
+    def sums(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """What the scores are made of, summed over the answers that count."""
+        ...
+
+
+class Task:
+    """One task as a config describes it.
+
+    Attributes:
+      objective: the part on the device.
+      unit: what a row of a batch is made of, in plural.  units_per_row: how many.
+      columns: the scores in tables.
+      curves: two axes of the plot, (label, logarithmic, names of scalars).
+    """
+
+    objective: Objective
+    unit: ClassVar[str]
+    units_per_row: int = 1
+    columns: ClassVar[tuple[Column, ...]]
+    curves: ClassVar[tuple[tuple[str, bool, tuple[str, ...]], ...]]
+
+    def __init__(self, config: Any):
+        """Open the data set of `config.data` and check its fields.
+
+        Raises:
+          UserError: a data set, split or field that is not allowed.
+        """
+        self._config = config
+        self._sources: dict[str, Any] = {}
+        # Both at once: a wrong name must not wait for its use.
+        for split in (config.data.train_split, config.data.eval_split):
+            self.source(split)
+
+    def source(self, split: str) -> Any:
+        """One split of the data set, opened once and kept."""
+        if split not in self._sources:
+            self._sources[split] = self._open(split)
+        return self._sources[split]
+
+    def _open(self, split: str) -> Any:
+        raise NotImplementedError
+
+    def model_arguments(self) -> dict[str, Any]:
+        """What the data fix of the model."""
+        raise NotImplementedError
+
+    def row(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of one row of a training batch."""
+        raise NotImplementedError
+
+    def train_batches(self, **arguments: Any) -> Iterator[dict[str, np.ndarray]]:
+        """Endless; `arguments` of `data.train_batches` that the config does not fix."""
+        raise NotImplementedError
+
+    def eval_batches(
+        self, split: str, **arguments: Any
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """One pass over `split`; `arguments` of `data.eval_batches` as above."""
+        raise NotImplementedError
+
+    def summarize(self, sums: Mapping[str, Any], split: str) -> dict[str, float]:
+        """Scores over `split` from the sums of `Objective.sums`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def rank(scores: Mapping[str, float]) -> float:
+        """How good a checkpoint with these scores is; more is better."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """The data in a few words."""
+        raise NotImplementedError

@@ -1,0 +1,200 @@
+"""Image classification."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from normjax import data
+from normjax.core.errors import UserError
+from normjax.data.mix import mix, one_hot_smooth
+from normjax.tasks.base import TASKS, Batch, Column, Inputs, Task, percent
+
+CALIBRATION_BINS = 15
+
+
+def normalize_pixels(image: jax.Array, mean, std) -> jax.Array:
+    """uint8 [B, H, W, C] -> float32, (image / 255 - mean) / std per channel."""
+    wide = (1, 1, 1, -1)
+    mean, std = (jnp.asarray(v, jnp.float32).reshape(wide) for v in (mean, std))
+    return (image.astype(jnp.float32) / 255 - mean) / std
+
+
+def metric_sums(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
+    """What `summarize` needs, summed over the valid examples.
+
+    Args:
+      logits: [B, K].  labels: int [B].  mask: bool [B].
+
+    Returns:
+      float32 sums "count", "top1", "top5", "nll" and, per bin of confidence,
+      "bin_count", "bin_confidence", "bin_hits" [CALIBRATION_BINS].
+    """
+    weight = mask.astype(jnp.float32)
+    log_p = jax.nn.log_softmax(
+        jnp.where(mask[:, None], logits, 0.0).astype(jnp.float32)
+    )
+    own = jnp.take_along_axis(log_p, labels[:, None], axis=-1)
+    # Ties and NaN count against the model: a constant output is no top-5 prediction.
+    rank = jnp.sum(~(log_p < own), axis=-1) - 1
+    hit = (rank < 1).astype(jnp.float32) * weight
+    confidence = jnp.exp(jnp.max(log_p, axis=-1))
+    bins = jnp.ceil(confidence * CALIBRATION_BINS).astype(jnp.int32) - 1
+    one_hot = jax.nn.one_hot(bins.clip(0), CALIBRATION_BINS) * weight[:, None]
+    return {
+        "count": jnp.sum(weight),
+        "top1": jnp.sum(hit),
+        "top5": jnp.sum((rank < 5).astype(jnp.float32) * weight),
+        "nll": -jnp.sum(jnp.where(mask, own[:, 0], 0.0)),
+        "bin_count": jnp.sum(one_hot, axis=0),
+        "bin_confidence": confidence @ one_hot,
+        "bin_hits": hit @ one_hot,
+    }
+
+
+def summarize(sums: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics from their sums.
+
+    Returns:
+      "top1", "top5" (fractions), "nll" (nats an example) and "ece", the expected
+      calibration error sum_b n_b / n * |accuracy_b - confidence_b| over equal bins of
+      the largest probability (Guo et al., 2017).
+    """
+    sums = jax.device_get(dict(sums))
+    count = sums["count"]
+    gap = abs(sums["bin_hits"] - sums["bin_confidence"]).sum()
+    means = {name: float(sums[name] / count) for name in ("top1", "top5", "nll")}
+    return {**means, "ece": float(gap / count)}
+
+
+class Classification(NamedTuple):
+    """Cross entropy of images against their labels.
+
+    Batches are {"image": uint8 [B, H, W, C], "label": int32 [B]}, in evaluation with
+    "mask": bool [B].
+
+    Attributes:
+      num_classes: width of the logits.
+      mean, std: of the pixels scaled to 0..1, one a channel or one for all.
+      label_smoothing, mixup_alpha, cutmix_alpha: 0 is off.
+    """
+
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    label_smoothing: float = 0.0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+
+    def examples(self, batch: Batch, key: jax.Array) -> tuple[Inputs, jax.Array]:
+        """Normalised, mixed images [B, H, W, C] and soft targets [B, K]."""
+        images, known = self.inputs(batch)
+        targets = one_hot_smooth(batch["label"], self.num_classes, self.label_smoothing)
+        alphas = {"mixup_alpha": self.mixup_alpha, "cutmix_alpha": self.cutmix_alpha}
+        images, targets = mix(key, images, targets, **alphas)
+        return (images, known), targets
+
+    def loss(self, logits: jax.Array, targets: jax.Array):
+        """Mean cross entropy; "accuracy" is that of the mixed images against the
+        larger label."""
+        losses = optax.softmax_cross_entropy(logits, targets)
+        hit = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
+        return jnp.mean(losses), {"accuracy": jnp.mean(hit.astype(jnp.float32))}
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """Normalised images [B, H, W, C]."""
+        return normalize_pixels(batch["image"], self.mean, self.std), {}
+
+    def counted(self, batch: Batch) -> jax.Array:
+        """bool [B]."""
+        return batch["mask"]
+
+    def sums(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """See `metric_sums`."""
+        return metric_sums(logits, batch["label"], batch["mask"])
+
+
+@TASKS.register("image_classification")
+class ImageClassification(Task):
+    """Images of a data set and their classes; see `data.open_images`."""
+
+    unit = "images"
+    columns = (
+        Column("top1", "top-1", percent),
+        Column("top5", "top-5", percent),
+        Column("nll", "NLL"),
+        Column("ece", "ECE"),
+    )
+    curves = (
+        ("nats", True, ("loss", "eval_nll")),
+        ("", False, ("accuracy", "eval_top1", "lam")),
+    )
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        fields = config.data
+        source = self.source(fields.train_split)
+        transform = data.augment.build(fields.augment, train=True)
+        self._shape = data.image_shape(source, transform)
+        self._num_classes = source.num_classes
+        for field in ("mean", "std"):
+            _check_channels(field, fields[field], source.channels)
+        self.objective = Classification(
+            num_classes=source.num_classes,
+            mean=tuple(fields.mean),
+            std=tuple(fields.std),
+            label_smoothing=fields.label_smoothing,
+            mixup_alpha=fields.mixup_alpha,
+            cutmix_alpha=fields.cutmix_alpha,
+        )
+
+    def _open(self, split):
+        fields = self._config.data
+        where = {"data_dir": fields.data_dir or None, "path": fields.path or None}
+        return data.open_images(fields.name, split, **where)
+
+    def model_arguments(self):
+        return {"num_classes": self._num_classes}
+
+    def row(self):
+        return {
+            "image": jax.ShapeDtypeStruct(self._shape, jnp.uint8),
+            "label": jax.ShapeDtypeStruct((), jnp.int32),
+        }
+
+    def train_batches(self, **arguments):
+        fields = self._config.data
+        return data.train_batches(
+            self.source(fields.train_split),
+            augment=data.augment.build(fields.augment, train=True),
+            workers=fields.workers,
+            **arguments,
+        )
+
+    def eval_batches(self, split, **arguments):
+        transform = data.augment.build(self._config.data.augment, train=False)
+        return data.eval_batches(self.source(split), transform=transform, **arguments)
+
+    def summarize(self, sums, split):
+        del split
+        return summarize(sums)
+
+    @staticmethod
+    def rank(scores):
+        return scores["top1"]
+
+    def describe(self):
+        fields = self._config.data
+        return f"{fields.name}, {len(self.source(fields.train_split)):,} images"
+
+
+def _check_channels(field: str, value: Any, channels: int) -> None:
+    numbers = all(isinstance(v, int | float) for v in value)
+    if len(value) not in (1, channels) or not numbers:
+        raise UserError(
+            f"config.data.{field} must be 1 or {channels} numbers, got {value}"
+        )
