@@ -1,11 +1,13 @@
 """Rank-augmented linear attention of feature maps."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.typing import Dtype, Initializer
 
 from normjax.attention.base import (
@@ -19,10 +21,12 @@ from normjax.attention.base import (
     trunc_normal,
 )
 from normjax.attention.cores import depthwise_layer, only_valid
-from normjax.attention.rotary import grid_angles, rotate_pairs
+from normjax.attention.rotary import grid_angles, rotate_pairs, turn_pairs
 from normjax.attention.sequence import only_tokens
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
+
+_CACHED = 1024  # positions that stay in the cache of a CPU core
 
 
 class Augmented(nn.Module):
@@ -106,24 +110,74 @@ class RankAugmentedLinearAttention(Augmented):
     """
 
     def _attend(self, q, k, v, angles, mask):
-        q, k, v = (at_least_float32(t) for t in (q, k, v))
-        q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
-        queries = only_tokens(q, mask)
-        count = q.shape[1]
-        if mask is not None:
-            count = jnp.maximum(jnp.sum(mask, 1), 1).astype(q.dtype)
-            count = count.reshape(-1, 1, 1, 1)
-        typical = jnp.sum(queries, 1, keepdims=True) / count
-        scores = jnp.sum(typical * k, -1, keepdims=True) * q.shape[-1] ** -0.5
-        if mask is not None:
-            # Finite, so that an image without any position has no NaN.
-            lowest = jnp.finfo(scores.dtype).min / 2
-            scores = jnp.where(mask[:, :, None, None], scores, lowest)
-        k = only_tokens(k * jax.nn.softmax(scores, 1) * count, mask)
-        state = jnp.einsum("bmhk,bmhv->bhkv", rotate_pairs(k, angles), v)
-        total = jnp.einsum("blhk,bhk->blh", q, jnp.sum(k, 1))
-        o = jnp.einsum("blhk,bhkv->blhv", rotate_pairs(q, angles), state)
-        return o / (total[..., None] + 1e-6 * count)
+        dtype, length = at_least_float32(q).dtype, q.shape[1]
+        turn = tuple(
+            jnp.asarray(f(angles)[None, :, None], dtype) for f in (np.cos, np.sin)
+        )
+        operands = (only_tokens(q, mask), k, only_tokens(v, mask), turn, mask)
+        blocks = functools.partial(_rank_augmented, _block_size(length))
+        whole = functools.partial(_rank_augmented, length)
+        return jax.lax.platform_dependent(*operands, cpu=blocks, default=whole)
+
+
+def _block_size(length: int) -> int:
+    """The largest divisor of `length` up to _CACHED, unless that is small."""
+    divisors = (n for n in range(min(length, _CACHED), 0, -1) if length % n == 0)
+    size = next(divisors)
+    return size if 4 * size > _CACHED else length
+
+
+def _rank_augmented(size, q, k, v, turn, mask):
+    """o [B, L, H, K] of RALA, in blocks of `size` positions; queries are 0 at padding.
+
+    Args:
+      q, k, v: [B, L, H, K].  turn: cosines and sines, [1, L, 1, K / 2].
+    """
+
+    def split(t):
+        """[B, L, ...] -> [L / size, B, size, ...]."""
+        return jnp.moveaxis(t.reshape(len(t), -1, size, *t.shape[2:]), 1, 0)
+
+    def joined(t):
+        return jnp.moveaxis(t, 0, 1).reshape(len(q), -1, *t.shape[3:])
+
+    known = jnp.ones(q.shape[:2], bool) if mask is None else mask
+    count = jnp.maximum(jnp.sum(known, 1), 1).astype(turn[0].dtype).reshape(-1, 1, 1)
+    queries, keys, values = (split(t) for t in (q, k, v))
+    turns, valid = (split(turn[0]), split(turn[1])), split(known)[..., None]
+    asked = jax.lax.map(
+        lambda t: jnp.sum(jnp.where(t[1][..., None], _positive(t[0]), 0), 1),
+        (queries, valid),
+    )
+    typical = jnp.sum(asked, 0)[:, None] / count[..., None] * q.shape[-1] ** -0.5
+    scores = jax.lax.map(lambda k: jnp.sum(typical * _positive(k), -1), keys)
+    # Finite, so that an image without any position has no NaN.
+    scores = jnp.where(valid, scores, jnp.finfo(scores.dtype).min / 2)
+    weights = split(jax.nn.softmax(joined(scores), 1) * count)
+
+    def add(sums, block):
+        k, v, w, here, turn = block
+        k = jnp.where(here[..., None], _positive(k) * w[..., None], 0)
+        turned = turn_pairs(k, *turn)
+        state = jnp.einsum("bmhk,bmhv->bhkv", turned, at_least_float32(v))
+        return (sums[0] + state, sums[1] + jnp.sum(k, 1)), None
+
+    like = jnp.zeros_like(typical[:, 0])
+    zeros = jnp.zeros((*like.shape, v.shape[-1]), like.dtype), like
+    (state, total), _ = jax.lax.scan(add, zeros, (keys, values, weights, valid, turns))
+
+    def read(block):
+        q, turn = _positive(block[0]), block[1]
+        o = jnp.einsum("blhk,bhkv->blhv", turn_pairs(q, *turn), state)
+        return o / (jnp.sum(q * total[:, None], -1) + 1e-6 * count)[..., None]
+
+    return joined(jax.lax.map(read, (queries, turns)))
+
+
+def _positive(t: jax.Array) -> jax.Array:
+    """elu(t) + 1, without the detour through expm1, in at least float32."""
+    t = at_least_float32(t)
+    return jnp.where(t > 0, t + 1, jnp.exp(jnp.minimum(t, 0)))
 
 
 @MIXERS.register("rala_softmax", "grid", "mask")

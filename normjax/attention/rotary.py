@@ -12,6 +12,12 @@ import numpy as np
 from normjax.core.moments import at_least_float32
 
 
+def rotary_frequencies(channels: int, base: float = 10000.0) -> np.ndarray:
+    """base**(-2 i / R) for R channels, [R / 2] float64."""
+    half = channels // 2
+    return base ** (-np.arange(half) / half)
+
+
 def rotate_halves(
     x: jax.Array, positions: jax.Array, base: float = 10000.0
 ) -> jax.Array:
@@ -20,10 +26,9 @@ def rotate_halves(
     Args:
       x: [B, L, H, R], R even.  positions: [B, L] or [1, L].
     """
-    half = x.shape[-1] // 2
-    frequencies = base ** (-np.arange(half) / half)
+    frequencies = rotary_frequencies(x.shape[-1], base).reshape(1, 1, 1, -1)
     angles = at_least_float32(positions)[:, :, None, None] * jnp.asarray(
-        frequencies.reshape(1, 1, 1, -1), jnp.promote_types(x.dtype, jnp.float32)
+        frequencies, jnp.promote_types(x.dtype, jnp.float32)
     )
     first, second = jnp.split(at_least_float32(x), 2, -1)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -49,11 +54,18 @@ def rotate_pairs(x: jax.Array, angles: np.ndarray) -> jax.Array:
     Args:
       x: [B, L, H, K].  angles: [L, K / 2].
     """
+    return turn_pairs(x, *(f(angles)[None, :, None] for f in (np.cos, np.sin)))
+
+
+def turn_pairs(x: jax.Array, cos: jax.Array | np.ndarray, sin: jax.Array | np.ndarray):
+    """`rotate_pairs` by angles of which cosine and sine are known.
+
+    Args:
+      x: [B, L, H, K].  cos, sin: broadcastable to [B, L, H, K / 2].
+    """
     wide = at_least_float32(x).reshape(*x.shape[:-1], -1, 2)
     a, b = wide[..., 0], wide[..., 1]
-    cos, sin = (
-        jnp.asarray(f(angles)[None, :, None], wide.dtype) for f in (np.cos, np.sin)
-    )
+    cos, sin = jnp.asarray(cos, wide.dtype), jnp.asarray(sin, wide.dtype)
     turned = jnp.stack((a * cos - b * sin, b * cos + a * sin), -1)
     return turned.reshape(x.shape).astype(x.dtype)
 
