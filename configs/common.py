@@ -95,6 +95,7 @@ def base_config() -> Any:
     optim.trainable = ".*"  # regular expression; "norm" trains only the norms
 
     config.log_every = 50
+    config.diagnostics_every = 0  # steps between looks into the layers; 0: never
     config.eval_every = 500
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every = 500

@@ -12,10 +12,13 @@ import jax
 
 PARAMS = "params"
 BATCH_STATS = "batch_stats"
+CACHE = "cache"  # what the tokens before leave behind, see attention.cache
 DIAGNOSTICS = "diagnostics"  # scalars sown for the log, keyed by what they mean
 INTERMEDIATES = "intermediates"
+DETAILS = "details"  # costly scalars, sown where the caller asks for them
+SPECTRAL_STATS = "spectral_stats"  # singular vectors of reparameterized weights
 LOSSES = "losses"  # terms sown for the loss, by name
-TRANSIENT = (DIAGNOSTICS, INTERMEDIATES, LOSSES)  # sown anew in every call
+TRANSIENT = (DETAILS, DIAGNOSTICS, INTERMEDIATES, LOSSES)  # sown anew in every call
 OVERWRITE = "_overwrite_with_gradient"  # state whose gradient is its next value
 
 COUNTER = "step"

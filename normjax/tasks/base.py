@@ -64,7 +64,7 @@ class Task:
       objective: the part on the device.
       unit: what a row of a batch is made of, in plural.  units_per_row: how many.
       columns: the scores in tables.
-      curves: two axes of the plot, (label, logarithmic, names of scalars).
+      curves: the axes of the plot, (label, logarithmic, names of scalars).
     """
 
     objective: Objective

@@ -90,7 +90,8 @@ class LanguageModeling(Task):
     )
     curves = (
         ("nats a token", False, ("loss", "eval_nll")),
-        ("", False, ("eval_bits_per_byte", "accuracy", "lam")),
+        ("bits per byte", False, ("eval_bits_per_byte",)),
+        ("", False, ("accuracy", "eval_accuracy", "lam")),
     )
 
     def __init__(self, config: Any):

@@ -13,6 +13,7 @@ from normjax.core.collections import BATCH_STATS
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import keep_config
+from normjax.train.diagnostics import LayerLog, make_diagnose, plot_layers
 from normjax.train.evaluate import make_eval_step
 from normjax.train.experiment import Experiment, build_experiment
 from normjax.train.mesh import replicated, split_batch
@@ -73,6 +74,11 @@ class Run:
             like = experiment.abstract_state()
             self.state = checkpoints.restore(newest, like, everywhere)
         self.step = int(self.state.step)
+        self.looks: LayerLog | None = None
+        if self.config.diagnostics_every:
+            diagnose = make_diagnose(experiment.model, objective)
+            self.diagnose = jax.jit(diagnose, out_shardings=everywhere)
+            self.looks = LayerLog(workdir, self.step)
         self.last: dict[str, float] = {}
         self.seconds, self.steps_timed = 0.0, 0
 
@@ -122,6 +128,8 @@ class Run:
                 self.step += 1
                 self.steps_timed += 1
                 pending.append((self.step, metrics))
+                if self.looks and self.step % config.diagnostics_every == 0:
+                    self._look(batch)
                 if len(pending) > MAX_IN_FLIGHT:
                     self._record(*pending.popleft(), log, bar, begin)
                 every = self.step < total and not interrupt.received
@@ -175,6 +183,11 @@ class Run:
             f"{self.config.seed}); first parameter that is not finite: {first}; "
             f"newest good checkpoint: {self.checkpoints.latest()}"
         )
+
+    def _look(self, batch) -> None:
+        """Record what happens inside the layers on `batch`; waits for it."""
+        assert self.looks is not None
+        self.looks.write(self.step, self.diagnose(self.state, batch))
 
     def _evaluate(self, log, prefix: str = "eval_", split: str = ""):
         split = split or self.config.data.eval_split
@@ -241,6 +254,8 @@ class Run:
         task = self.experiment.task
         report.score_table(str(self.workdir), "split", task.columns, rows)
         plot = report.plot_curves(self.workdir, task.curves)
+        if self.looks:
+            report.console.print(f"layers in {plot_layers(self.workdir)}")
         if self.steps_timed:
             speed = f"{self._speed(self.seconds):,.0f} {task.unit}/s"
             report.console.print(

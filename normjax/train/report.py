@@ -142,7 +142,7 @@ def plot_curves(
     """Draw logged scalars over the steps into `curves.png` of the workdir.
 
     Args:
-      curves: two axes, (label, logarithmic, names of the scalars).
+      curves: the axes, (label, logarithmic, names of the scalars).
     """
     import matplotlib
 
@@ -150,8 +150,9 @@ def plot_curves(
     from matplotlib import pyplot
 
     records = read_metrics(workdir)
-    figure, both = pyplot.subplots(1, len(curves), figsize=(10, 4), layout="tight")
-    for axes, (label, logarithmic, names) in zip(both, curves, strict=True):
+    size = (5 * len(curves), 4)
+    figure, drawn = pyplot.subplots(1, len(curves), figsize=size, layout="tight")
+    for axes, (label, logarithmic, names) in zip(drawn, curves, strict=True):
         for name in names:
             points = [(r["step"], r[name]) for r in records if name in r]
             points = [p for p in points if math.isfinite(p[1])]
@@ -162,7 +163,8 @@ def plot_curves(
         axes.set_ylabel(label)
         axes.set_yscale("log" if logarithmic else "linear")
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.get_lines():
+            axes.legend()
     path = Path(workdir) / "curves.png"
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
