@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from normjax.core.errors import UserError
 from normjax.train import report
+from normjax.train.diagnostics import TITLES, by_depth, read_layers
 from normjax.train.loop import NonFiniteLoss, train
 
 RESULT_FILE = "result.json"
@@ -27,6 +28,7 @@ class Study(NamedTuple):
       runs: config of every cell (row, column); a pair that is left out stays empty.
       seeds: each cell is run with each of them.
       metric: of the final evaluation.  percent: whether it is a fraction.
+      layers: a quantity of `train.diagnostics` to draw against depth, or "".
     """
 
     title: str
@@ -35,6 +37,7 @@ class Study(NamedTuple):
     seeds: tuple[int, ...] = (0, 1, 2)
     metric: str = "top1"
     percent: bool = True
+    layers: str = ""
 
     def shown(self, value: float) -> str:
         """The metric in tables."""
@@ -131,6 +134,10 @@ def _summarize(study: Study, workdir: Path) -> Path:
     path.write_text("\n".join(lines) + "\n")
     _plot(study, rows, columns, results, workdir / "table.png")
     report.console.print(f"table in {path}, plot in {workdir / 'table.png'}")
+    if study.layers:
+        plot = workdir / f"{study.layers}.png"
+        _plot_layers(study, rows, columns, workdir, plot)
+        report.console.print(f"{study.layers} in {plot}")
     return path
 
 
@@ -180,5 +187,30 @@ def _plot(study, rows, columns, results, path: Path) -> None:
     axes.set_title(study.title)
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _plot_layers(study, rows, columns, workdir: Path, path: Path) -> None:
+    """The last record of every cell's first seed against depth; one axis a column."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    size = {"figsize": (5 * len(columns), 4), "layout": "tight", "squeeze": False}
+    figure, axes = pyplot.subplots(1, len(columns), sharey=True, **size)
+    for axis, column in zip(axes[0], columns, strict=True):
+        for row in rows:
+            records = read_layers(workdir / row / column / str(study.seeds[0]))
+            if records and study.layers in records[-1]:
+                _, values = by_depth(records[-1][study.layers])
+                axis.plot(values, "o-", ms=3, label=row)
+        axis.set_title(column)
+        axis.set_xlabel("layer")
+        axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    axes[0][0].set_ylabel(TITLES[study.layers])
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -176,9 +176,7 @@ def plot_layers(workdir: Path) -> Path | None:
     shown = records[:: max(1, len(records) // 6)]
     for axis, kind in zip(axes[0], kinds, strict=True):
         for i, record in enumerate(shown):
-            layers = record.get(kind, {})
-            names = sorted(layers, key=_natural)
-            values = [layers[name] for name in names]
+            names, values = by_depth(record.get(kind, {}))
             color = pyplot.get_cmap("viridis")(i / max(1, len(shown) - 1))
             label = f"step {record['step']}"
             axis.plot(range(len(values)), values, "o-", ms=3, color=color, label=label)
@@ -192,6 +190,12 @@ def plot_layers(workdir: Path) -> Path | None:
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path
+
+
+def by_depth(layers: Mapping[str, float]) -> tuple[list[str], list[float]]:
+    """Names and values of one record's quantity, in the order of depth."""
+    names = sorted(layers, key=_natural)
+    return names, [layers[name] for name in names]
 
 
 def _natural(name: str) -> list[Any]:
