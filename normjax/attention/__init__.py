@@ -1,7 +1,8 @@
 """Token mixers. Every one is called `mixer(x, *, mask=None, train=False) -> y`.
 
 x is [B, L, D] or, for mixers that accept `grid`, [B, H, W, C]; y has its shape. `mask`
-is boolean over the positions (True is a token, False is padding).
+is boolean over the positions (True is a token, False is padding). Causal ones take
+`decode=True` as well, which continues rows token by token, see `attention.cache`.
 `build("sla", num_heads=3)` gives a factory; `MIXERS` is the table of all of them.
 """
 

@@ -11,7 +11,7 @@ from normjax.attention.sequence import LinearlyProjected
 from normjax.core.moments import at_least_float32
 
 
-@MIXERS.register("differential", "seq", "grid", "causal", "mask")
+@MIXERS.register("differential", "seq", "grid", "causal", "decode", "mask")
 class DifferentialAttention(LinearlyProjected):
     """Differential attention (Ye et al., 2024).
 
@@ -43,7 +43,7 @@ class DifferentialAttention(LinearlyProjected):
         )
 
     def _attend(self, q, k, v, context):
-        seen = {"mask": context.visible, "causal": self.causal}
+        seen = {"mask": context.visible, "causal": context.causal}
         first, second = (
             softmax_attention(q[:, :, i::2], k[:, :, i::2], v, **seen) for i in (0, 1)
         )

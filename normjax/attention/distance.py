@@ -1,8 +1,10 @@
 """What the distance of two tokens does to their attention score: ALiBi and KERPLE.
 
-A module `distance(N, M) -> (gain, bias)`, each [1, H, N, M] or None, makes of a score x
-the score gain * x + bias. Distances are those to earlier keys, D = max(i - j, 0): later
-ones are for a causal mask to hide.
+A module `distance(N, M, positions) -> (gain, bias)`, each [1 or B, H, N, M] or None,
+makes of a score x the score gain * x + bias. Distances are those to earlier keys,
+D = max(i - j, 0): later ones are for a causal mask to hide. `positions`, int [B, N],
+are those of the queries, while keys are at 0 to M - 1; None: the last query is at the
+place of the last key.
 """
 
 import flax.linen as nn
@@ -30,7 +32,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 
 class Distance(nn.Module):
-    """Base: [N, M] distances and learned numbers per head.
+    """Base: distances and learned numbers per head.
 
     Attributes:
       num_heads: heads H.  param_dtype: of the parameters.
@@ -39,8 +41,13 @@ class Distance(nn.Module):
     num_heads: int
     param_dtype: Dtype = jnp.float32
 
-    def _distances(self, queries: int, keys: int) -> np.ndarray:
-        """[1, 1, N, M]; the last query is at the place of the last key."""
+    def _distances(
+        self, queries: int, keys: int, positions: jax.Array | None
+    ) -> np.ndarray | jax.Array:
+        """[1 or B, 1, N, M]; constants without `positions`."""
+        if positions is not None:
+            places = jnp.arange(keys).reshape(1, 1, 1, -1)
+            return jnp.maximum(positions[:, None, :, None] - places, 0)
         rows = np.arange(keys - queries, keys)
         return np.maximum(rows[:, None] - np.arange(keys), 0)[None, None]
 
@@ -56,7 +63,7 @@ class Distance(nn.Module):
         return stored + jax.lax.stop_gradient(jnp.clip(stored, 0.01, most) - stored)
 
 
-def _power(distance: np.ndarray, exponent: jax.Array) -> jax.Array:
+def _power(distance: np.ndarray | jax.Array, exponent: jax.Array) -> jax.Array:
     """distance**exponent, whose derivative by the exponent is 0 at distance 0."""
     apart = jnp.asarray(distance, exponent.dtype)
     return jnp.where(apart > 0, jnp.where(apart > 0, apart, 1) ** exponent, 0)
@@ -67,10 +74,10 @@ class Alibi(Distance):
     """x - s_h D with fixed slopes s_h (ALiBi; Press et al., 2022)."""
 
     @nn.compact
-    def __call__(self, queries: int, keys: int):
-        """-> (None, bias [1, H, N, M])."""
+    def __call__(self, queries: int, keys: int, positions=None):
+        """-> (None, bias [1 or B, H, N, M])."""
         slopes = alibi_slopes(self.num_heads).reshape(1, -1, 1, 1)
-        bias = -slopes * self._distances(queries, keys)
+        bias = -slopes * self._distances(queries, keys, positions)
         return None, jnp.asarray(bias, jnp.promote_types(self.param_dtype, "float32"))
 
 
@@ -79,10 +86,10 @@ class KerpleLog(Distance):
     """x - p log(1 + a D) with learned p and a per head (KERPLE; Chi et al., 2022)."""
 
     @nn.compact
-    def __call__(self, queries: int, keys: int):
-        """-> (None, bias [1, H, N, M])."""
+    def __call__(self, queries: int, keys: int, positions=None):
+        """-> (None, bias [1 or B, H, N, M])."""
         p, a = self._number("bias_p", 2.0), self._number("bias_a", 1.0)
-        return None, -p * jnp.log1p(a * self._distances(queries, keys))
+        return None, -p * jnp.log1p(a * self._distances(queries, keys, positions))
 
 
 @DISTANCES.register("kerple_power")
@@ -90,15 +97,15 @@ class KerplePower(Distance):
     """x - a D**p with learned a and p <= 2 per head (KERPLE; Chi et al., 2022)."""
 
     @nn.compact
-    def __call__(self, queries: int, keys: int):
-        """-> (None, bias [1, H, N, M])."""
-        return None, self._bias(self._distances(queries, keys))
+    def __call__(self, queries: int, keys: int, positions=None):
+        """-> (None, bias [1 or B, H, N, M])."""
+        return None, self._bias(self._distances(queries, keys, positions))
 
-    def _bias(self, distance: np.ndarray) -> jax.Array:
+    def _bias(self, distance: np.ndarray | jax.Array) -> jax.Array:
         p, a = self._number("bias_p", 2.0, 2.0), self._number("bias_a", 1.0)
         return -a * _power(distance, p)
 
-    def _gain(self, distance: np.ndarray) -> jax.Array:
+    def _gain(self, distance: np.ndarray | jax.Array) -> jax.Array:
         p, a = self._number("gain_p", 2.0, 2.0), self._number("gain_a", 1.0)
         return jnp.exp(-a * _power(distance, p))
 
@@ -108,9 +115,9 @@ class KerplePowerGain(KerplePower):
     """x exp(-a D**p) with learned a and p <= 2 per head (KERPLE; Chi et al., 2022)."""
 
     @nn.compact
-    def __call__(self, queries: int, keys: int):
-        """-> (gain [1, H, N, M], None)."""
-        return self._gain(self._distances(queries, keys)), None
+    def __call__(self, queries: int, keys: int, positions=None):
+        """-> (gain [1 or B, H, N, M], None)."""
+        return self._gain(self._distances(queries, keys, positions)), None
 
 
 @DISTANCES.register("kerple_power_both")
@@ -118,7 +125,7 @@ class KerplePowerBoth(KerplePower):
     """x exp(-a' D**p') - a D**p, all learned per head (KERPLE; Chi et al., 2022)."""
 
     @nn.compact
-    def __call__(self, queries: int, keys: int):
-        """-> (gain, bias), both [1, H, N, M]."""
-        distance = self._distances(queries, keys)
+    def __call__(self, queries: int, keys: int, positions=None):
+        """-> (gain, bias), both [1 or B, H, N, M]."""
+        distance = self._distances(queries, keys, positions)
         return self._gain(distance), self._bias(distance)

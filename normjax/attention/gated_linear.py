@@ -50,7 +50,7 @@ class LogDecay(nn.Module):
         return jax.nn.log_sigmoid(at_least_float32(x)) / self.normalizer
 
 
-@MIXERS.register("gated_linear", "seq", "grid", "causal", "mask")
+@MIXERS.register("gated_linear", "seq", "grid", "causal", "decode", "mask")
 class GatedLinearAttention(RecurrentMixer):
     """Gated linear attention, GLA (Yang et al., 2024). Causal.
 
@@ -76,7 +76,7 @@ class GatedLinearAttention(RecurrentMixer):
 
     reads: ClassVar[tuple[str, ...]] = ("qk", "vg", "log_decay/down")
 
-    def _mix(self, x, mask, positions, train):
+    def _mix(self, x, mask, positions, train, decode):
         width, dense = self._width(x), {"use_bias": False, **self._dense()}
         keys, values = round(width * self.expand_k), round(width * self.expand_v)
         q, k = self._split(*SplitDense(2, keys, name="qk", **dense)(x))
@@ -86,7 +86,7 @@ class GatedLinearAttention(RecurrentMixer):
         (log_decay,) = self._split(make(x))
         log_decay = decay.within_documents(log_decay, x.shape[:2], mask, positions)
         k, v = only_tokens(k, mask), only_tokens(v, mask)
-        o, _ = decay.chunked(q * q.shape[-1] ** -0.5, k, v, log_decay)
+        o = self._recur(q * q.shape[-1] ** -0.5, k, v, log_decay, decode)
         norm = nn.RMSNorm(self.epsilon, param_dtype=self.param_dtype, name="norm")
         return (norm(o) * jax.nn.silu(at_least_float32(gate))).astype(v.dtype)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from normjax.attention import decay
+from normjax.attention import cache, decay
 from normjax.attention.base import (
     MIXERS,
     SplitDense,
@@ -112,7 +112,7 @@ def _bounded_sqrt_jvp(primals, tangents):
     return jnp.sqrt(x), dx / jnp.sqrt(jnp.maximum(4 * x, _STEEPEST**-2))
 
 
-@MIXERS.register("rg_lru", "seq", "grid", "causal", "mask")
+@MIXERS.register("rg_lru", "seq", "grid", "causal", "decode", "mask")
 class RecurrentBlock(nn.Module):
     """Griffin's recurrent block (De et al., 2024). Causal.
 
@@ -145,6 +145,7 @@ class RecurrentBlock(nn.Module):
         mask: jax.Array | None = None,
         positions: jax.Array | None = None,
         train: bool = False,
+        decode: bool = False,
     ) -> jax.Array:
         """x: [B, L, D] or [B, H, W, D], row by row -> same.
 
@@ -154,6 +155,11 @@ class RecurrentBlock(nn.Module):
           positions: int [B, L], the position of each token in its document; 0 starts
             a document with an empty state. None: one document a row.
           train: unused: one rule.
+          decode: the tokens continue those of the calls before, see `attention.cache`,
+            which holds the state and the last inputs of the convolution.
+
+        Raises:
+          UserError: `decode` with `positions`.
         """
         del train
         shape, x = x.shape, tokens_of(x)
@@ -162,9 +168,20 @@ class RecurrentBlock(nn.Module):
         dense = {"kernel_init": self.kernel_init, **types}
         width = self.features or x.shape[-1]
         gate, u = SplitDense(2, width, name="branches", **dense)(x)
-        u = self._convolve(only_tokens(u, mask), positions)
+        u, taps, state = only_tokens(u, mask), self.conv_width - 1, None
+        if decode:
+            positions = cache.next_positions(self, x.shape[:2], mask, positions)
+            wide = jnp.promote_types(u.dtype, jnp.float32)
+            state = cache.variable(self, "state", (len(u), width), wide)
+            u = cache.with_last(self, "inputs", u, taps)
+        else:
+            u = jnp.pad(u, ((0, 0), (taps, 0), (0, 0)))
+        u = self._convolve(u, positions)
         unit = RGLRU(self.num_heads, self.param_dtype, name="rg_lru")
-        h, _ = unit(u, mask=mask, positions=positions)
+        before = None if state is None else state.value
+        h, last = unit(u, mask=mask, positions=positions, state=before)
+        if state is not None:
+            state.value = last
         o = jax.nn.gelu(gate, approximate=True) * h
         return nn.Dense(shape[-1], name="proj", **dense)(o).reshape(shape)
 
@@ -174,26 +191,30 @@ class RecurrentBlock(nn.Module):
         return {"features": self.features or dim}
 
     def _convolve(self, u: jax.Array, positions: jax.Array | None) -> jax.Array:
-        """Sum over the last `conv_width` positions of the same document."""
+        """Sum over the last `conv_width` positions of the same document.
+
+        Args:
+          u: [B, conv_width - 1 + L, D], with what comes before the L positions.
+        """
         size, channels = self.conv_width, u.shape[-1]
+        length = u.shape[1] - size + 1
         init = nn.initializers.normal((0.01 / size) ** 0.5)
         kernel = self.param("conv_kernel", init, (size, channels), self.param_dtype)
         zeros = nn.initializers.zeros
         bias = self.param("conv_bias", zeros, (channels,), self.param_dtype)
         if positions is None:
-            positions = jnp.arange(u.shape[1])[None]
-        padded = jnp.pad(u, ((0, 0), (size - 1, 0), (0, 0)))
-        y = jnp.zeros_like(u) + bias.astype(u.dtype).reshape(1, 1, -1)
+            positions = jnp.arange(length)[None]
+        y = bias.astype(u.dtype).reshape(1, 1, -1)
         for back in range(size):
             start = size - 1 - back
-            before = padded[:, start : start + u.shape[1]]
+            before = u[:, start : start + length]
             inside = (positions >= back)[..., None]
             tap = kernel[size - 1 - back].astype(u.dtype).reshape(1, 1, -1)
             y = y + jnp.where(inside, before, 0) * tap
         return y
 
 
-@MIXERS.register("local_attention", "seq", "grid", "causal", "mask")
+@MIXERS.register("local_attention", "seq", "grid", "causal", "decode", "mask")
 class LocalAttention(RecurrentMixer):
     """Griffin's attention to the last `window` positions and itself (De et al., 2024).
 
@@ -211,7 +232,7 @@ class LocalAttention(RecurrentMixer):
     reads: ClassVar[tuple[str, ...]] = ("q", "kv")
     proj_bias: ClassVar[bool] = True
 
-    def _mix(self, x, mask, positions, train):
+    def _mix(self, x, mask, positions, train, decode):
         width, dense = self._width(x), {"use_bias": False, **self._dense()}
         (q,) = self._split(nn.Dense(width, name="q", **dense)(x))
         size = q.shape[-1]
@@ -227,7 +248,29 @@ class LocalAttention(RecurrentMixer):
             for t in (q, k)
         )
         k, v = only_tokens(k, mask), only_tokens(v, mask)
-        return self._attend(q, k, v, mask, positions)
+        if not decode:
+            return self._attend(q, k, v, mask, positions)
+        size = min(self.window, x.shape[1])
+        k = cache.with_last(self, "key", k, size)
+        v = cache.with_last(self, "value", v, size)
+        # As many of the last keys are tokens as there have been.
+        known = jnp.arange(k.shape[1])[None, ::-1] <= places[:, -1:]
+        return self._attend_last(q, k, v, known)
+
+    def _attend_last(self, q, k, v, known):
+        """Queries [B, N, H, K] of the last N of the keys [B, M, 1, K]."""
+        before = k.shape[1] - q.shape[1]
+        if q.shape[1] > before:  # blocks cost less than all pairs
+            q = jnp.pad(q, ((0, 0), (before, 0), (0, 0), (0, 0)))
+            return self._attend(q, k, v, known, None)[:, before:]
+        order = jnp.arange(k.shape[1])
+        back = order[before:, None] - order[None]
+        near = (back >= 0) & (back <= self.window)
+        visible = known[:, None, None] & near[None, None]
+        # Heads as further queries: keys and values need no copy for each.
+        heads = q.reshape(len(q), -1, 1, q.shape[3])
+        visible = jnp.repeat(visible, q.shape[2], 2)
+        return softmax_attention(heads, k, v, mask=visible).reshape(q.shape)
 
     def _attend(self, q, k, v, mask, positions):
         """Blocks of `window` queries see their own block of keys and the one before."""

@@ -33,15 +33,14 @@ class Decayed(RecurrentMixer):
         depth = 1 - self.layer / max(self.num_layers - 1, 1) + 1e-5
         return alibi_slopes(self.num_heads) * depth
 
-    def _recurrence(self, q, k, v, mask, positions):
+    def _recurrence(self, q, k, v, mask, positions, decode):
         rates = -jnp.asarray(self._slopes())
         log_decay = decay.within_documents(rates, q.shape[:2], mask, positions)
         k, v = only_tokens(k, mask), only_tokens(v, mask)
-        o, _ = decay.chunked(q, k, v, log_decay)
-        return merge_heads(o)
+        return merge_heads(self._recur(q, k, v, log_decay, decode))
 
 
-@MIXERS.register("lightning", "seq", "grid", "causal", "mask")
+@MIXERS.register("lightning", "seq", "grid", "causal", "decode", "mask")
 class LightningAttention(Decayed):
     """Lightning Attention (Qin et al., 2024). Causal.
 
@@ -65,12 +64,12 @@ class LightningAttention(Decayed):
     def _slopes(self) -> np.ndarray:
         return super()._slopes().astype(np.float32)  # as the released module holds them
 
-    def _mix(self, x, mask, positions, train):
+    def _mix(self, x, mask, positions, train, decode):
         width, dense = self._width(x), {"use_bias": False, **self._dense()}
         heads = self._split(*SplitDense(3, width, name="qkv", **dense)(x))
         q, k = normalized_heads(self, *heads[:2], mask=mask, train=train)
         q, k, v = (jax.nn.silu(t) for t in (q, k, heads[2]))
-        o = self._recurrence(q, k, v, mask, positions)
+        o = self._recurrence(q, k, v, mask, positions, decode)
         norm = {"use_fast_variance": False, "param_dtype": self.param_dtype}
         o = nn.LayerNorm(self.epsilon, name="norm", **norm)(o)
         rank = width // self.num_heads
@@ -79,7 +78,7 @@ class LightningAttention(Decayed):
         return (o * jax.nn.sigmoid(at_least_float32(gate))).astype(v.dtype)
 
 
-@MIXERS.register("transnormer", "seq", "grid", "causal", "mask")
+@MIXERS.register("transnormer", "seq", "grid", "causal", "decode", "mask")
 class TransNormerAttention(Decayed):
     """The mixer of TransNormerLLM (Qin et al., 2023). Causal.
 
@@ -101,7 +100,7 @@ class TransNormerAttention(Decayed):
 
     reads: ClassVar[tuple[str, ...]] = ("qkvu",)
 
-    def _mix(self, x, mask, positions, train):
+    def _mix(self, x, mask, positions, train, decode):
         width, dense = self._width(x), {"use_bias": False, **self._dense()}
         *parts, u = SplitDense(4, width, name="qkvu", **dense)(x)
         q, k, v = self._split(*parts)
@@ -113,7 +112,7 @@ class TransNormerAttention(Decayed):
                 "theta", _theta, (self.num_heads, q.shape[-1]), self.param_dtype
             )
             q, k = linearized(q, places, theta), linearized(k, places, theta)
-        o = self._recurrence(q, k, v, mask, positions)
+        o = self._recurrence(q, k, v, mask, positions, decode)
         norm = nn.RMSNorm(self.epsilon, use_scale=False, name="norm")
         return (norm(o) * at_least_float32(u)).astype(v.dtype)
 

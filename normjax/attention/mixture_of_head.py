@@ -11,7 +11,7 @@ from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32, masked_mean
 
 
-@MIXERS.register("mixture_of_head", "seq", "grid", "causal", "mask")
+@MIXERS.register("mixture_of_head", "seq", "grid", "causal", "decode", "mask")
 class MixtureOfHeadAttention(LinearlyProjected):
     """Softmax attention whose heads are weighed per token (MoH; Jin et al., 2024).
 
@@ -51,7 +51,7 @@ class MixtureOfHeadAttention(LinearlyProjected):
         return self.num_heads - self.shared_heads
 
     def _attend(self, q, k, v, context):
-        o = softmax_attention(q, k, v, mask=context.visible, causal=self.causal)
+        o = softmax_attention(q, k, v, mask=context.visible, causal=context.causal)
         gates = self._gates(context)
         return o * gates[..., None].astype(o.dtype)
 

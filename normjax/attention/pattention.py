@@ -80,7 +80,7 @@ class Pattention(nn.Module):
         return nn.Dense(self.features, name="value", **init)(s)
 
 
-@MIXERS.register("pattention", "seq", "grid", "causal", "mask")
+@MIXERS.register("pattention", "seq", "grid", "causal", "decode", "mask")
 class PattentionMixer(PairwiseMixer):
     """Softmax attention whose four projections are Pattention (Wang et al., 2024).
 
@@ -110,7 +110,7 @@ class PattentionMixer(PairwiseMixer):
         )
 
     def _attend(self, q, k, v, context):
-        return softmax_attention(q, k, v, mask=context.visible, causal=self.causal)
+        return softmax_attention(q, k, v, mask=context.visible, causal=context.causal)
 
     def _finish(self, o: jax.Array, features: int) -> jax.Array:
         o = o.reshape(*o.shape[:2], -1)

@@ -52,7 +52,7 @@ class Pooling(nn.Module):
         return y.astype(self.dtype or x.dtype)
 
 
-@MIXERS.register("identity", "seq", "grid", "causal", "mask")
+@MIXERS.register("identity", "seq", "grid", "causal", "decode", "mask")
 class IdentityMixer(nn.Module):
     """y = x: positions do not meet (Yu et al., 2022). No parameters.
 
@@ -66,8 +66,14 @@ class IdentityMixer(nn.Module):
     reads: ClassVar[tuple[str, ...]] = ()
 
     def __call__(
-        self, x: jax.Array, *, mask: jax.Array | None = None, train: bool = False
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        train: bool = False,
+        decode: bool = False,
     ) -> jax.Array:
-        """x: [..., C] -> same. `mask` and `train` are unused: there is no rule."""
-        del mask, train
+        """x: [..., C] -> same. The rest is unused: there is no rule and no cache."""
+        del mask, positions, train, decode
         return x if self.dtype is None else x.astype(self.dtype)

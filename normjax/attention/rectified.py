@@ -11,7 +11,7 @@ from normjax.attention.sequence import LinearlyProjected
 from normjax.core.moments import at_least_float32
 
 
-@MIXERS.register("rela", "seq", "grid", "causal", "mask")
+@MIXERS.register("rela", "seq", "grid", "causal", "decode", "mask")
 class RectifiedLinearAttention(LinearlyProjected):
     """Rectified linear attention, ReLA (Zhang, Titov and Sennrich, 2021).
 
@@ -33,7 +33,7 @@ class RectifiedLinearAttention(LinearlyProjected):
         einsum = functools.partial(jnp.einsum, preferred_element_type=wide)
         scores = einsum("bhnk,bhmk->bhnm", qh, kh)
         weights = jax.nn.relu(scores * q.shape[-1] ** -0.5)
-        if self.causal:
+        if context.causal:
             order = jnp.tril(jnp.ones(weights.shape[-2:], bool))[None, None]
             visible = order if visible is None else visible & order
         if visible is not None:
@@ -46,7 +46,7 @@ class RectifiedLinearAttention(LinearlyProjected):
         return norm(o)
 
 
-@MIXERS.register("gated_rela", "seq", "grid", "causal", "mask")
+@MIXERS.register("gated_rela", "seq", "grid", "causal", "decode", "mask")
 class GatedRectifiedLinearAttention(RectifiedLinearAttention):
     """ReLA whose norm is gated (Zhang, Titov and Sennrich, 2021).
 

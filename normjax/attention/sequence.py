@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
+from normjax.attention import cache, decay
 from normjax.attention.base import (
     SplitDense,
     merge_heads,
@@ -102,12 +103,17 @@ class Context(NamedTuple):
       x: the tokens that ask, [B, N, D].
       mask: bool [B, M], False at padding, or None.
       visible: which key a query may see, of `visible_keys`; knows nothing of `causal`.
+      causal: query i sees the keys up to i.
+      positions: int [B, N], of queries whose keys are at 0 to M - 1; None: queries are
+        at the places of the keys.
       train: whether the model trains.
     """
 
     x: jax.Array
     mask: jax.Array | None
     visible: jax.Array | None
+    causal: bool
+    positions: jax.Array | None
     train: bool
 
 
@@ -134,6 +140,7 @@ class PairwiseMixer(SequenceMixer):
         mask: jax.Array | None = None,
         positions: jax.Array | None = None,
         train: bool = False,
+        decode: bool = False,
     ) -> jax.Array:
         """x: [B, N, D] or [B, H, W, D] -> same.
 
@@ -145,24 +152,39 @@ class PairwiseMixer(SequenceMixer):
           positions: int [B, N], the position of each token in its document; 0 starts
             a document, and documents do not see each other. None: one document a row.
           train: passed to `qk_norm`.
+          decode: the tokens continue those of the calls before, see `attention.cache`,
+            which holds keys and values of all positions.
 
         Raises:
           UserError: `memory` with `causal`, `rotary_base` or `positions`, which speak
-            of one sequence.
+            of one sequence; `decode` without `causal` or with `positions`.
         """
         ordered = self.causal or self.rotary_base is not None or positions is not None
         if memory is not None and ordered:
             raise UserError("cross-attention knows neither order nor packed documents")
+        if decode and not self.causal:
+            raise UserError("decode=True needs a mixer with causal=True")
         shape, x = x.shape, tokens_of(x)
         mask = None if mask is None else mask.reshape(len(x), -1)
         heads = self._project(x) if memory is None else self._project2(x, memory)
         q, k, v = heads
         q, k = normalized_heads(self, q, k, mask=mask, train=train)
+        grown = None
+        if decode:
+            grown = cache.next_positions(self, x.shape[:2], mask, positions)
+            positions = grown
         if self.rotary_base is not None:
             places = jnp.arange(x.shape[1])[None] if positions is None else positions
             q, k = (rotate_halves(t, places, self.rotary_base) for t in (q, k))
         k, v = only_tokens(k, mask), only_tokens(v, mask)
-        context = Context(x, mask, visible_keys(mask, positions), train)
+        if grown is None:
+            visible = visible_keys(mask, positions)
+            context = Context(x, mask, visible, self.causal, None, train)
+        else:
+            k = cache.by_position(self, "key", k, grown)
+            v = cache.by_position(self, "value", v, grown)
+            visible = cache.earlier(grown, k.shape[1])
+            context = Context(x, mask, visible, False, grown, train)
         o = self._attend(q, k, v, context)
         return self._finish(o, shape[-1]).reshape(shape)
 
@@ -204,7 +226,7 @@ class LinearlyProjected(PairwiseMixer):
 class RecurrentMixer(SequenceMixer):
     """Base of causal mixers with a state of constant size: O(L).
 
-    A subclass has `_mix(x, mask, positions, train)` on tokens [B, L, D].
+    A subclass has `_mix(x, mask, positions, train, decode)` on tokens [B, L, D].
     """
 
     proj_bias: ClassVar[bool] = False
@@ -217,6 +239,7 @@ class RecurrentMixer(SequenceMixer):
         mask: jax.Array | None = None,
         positions: jax.Array | None = None,
         train: bool = False,
+        decode: bool = False,
     ) -> jax.Array:
         """x: [B, L, D] or [B, H, W, D], row by row -> same.
 
@@ -225,11 +248,28 @@ class RecurrentMixer(SequenceMixer):
           positions: int [B, L], the position of each token in its document; 0 starts
             a document with an empty state. None: one document a row.
           train: passed to `qk_norm`.
+          decode: the tokens continue those of the calls before, see `attention.cache`,
+            which holds the state.
+
+        Raises:
+          UserError: `decode` with `positions`.
         """
         shape, x = x.shape, tokens_of(x)
         mask = None if mask is None else mask.reshape(x.shape[:2])
-        o = self._mix(x, mask, positions, train)
+        if decode:
+            positions = cache.next_positions(self, x.shape[:2], mask, positions)
+        o = self._mix(x, mask, positions, train, decode)
         return self._finish(o, shape[-1]).reshape(shape)
 
-    def _mix(self, x, mask, positions, train):
+    def _mix(self, x, mask, positions, train, decode):
         raise NotImplementedError
+
+    def _recur(self, q, k, v, log_decay, decode: bool) -> jax.Array:
+        """o of `decay.chunked`, from the state in the cache on if there is one."""
+        if not decode:
+            return decay.chunked(q, k, v, log_decay)[0]
+        shape = (len(k), *k.shape[2:], v.shape[-1])
+        wide = jnp.result_type(q, k, v, jnp.float32)
+        state = cache.variable(self, "state", shape, wide)
+        o, state.value = decay.chunked(q, k, v, log_decay, state.value)
+        return o

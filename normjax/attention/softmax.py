@@ -6,7 +6,7 @@ from normjax.attention.sequence import LinearlyProjected
 from normjax.core.registry import Spec
 
 
-@MIXERS.register("softmax", "seq", "grid", "causal", "mask")
+@MIXERS.register("softmax", "seq", "grid", "causal", "decode", "mask")
 class SoftmaxAttention(LinearlyProjected):
     """softmax(q k^T / sqrt(K)) v per head, then a projection (Vaswani et al., 2017).
 
@@ -25,7 +25,8 @@ class SoftmaxAttention(LinearlyProjected):
         if self.distance is not None:
             own = {"num_heads": self.num_heads, "param_dtype": self.param_dtype}
             make = DISTANCES.factory(self.distance, **own)
-            gain, bias = make(name="distance")(q.shape[1], k.shape[1])
+            distance = make(name="distance")
+            gain, bias = distance(q.shape[1], k.shape[1], context.positions)
         return softmax_attention(
-            q, k, v, bias=bias, gain=gain, mask=context.visible, causal=self.causal
+            q, k, v, bias=bias, gain=gain, mask=context.visible, causal=context.causal
         )

@@ -49,15 +49,18 @@ class Block(nn.Module):
         train: bool,
         mask: jax.Array | None = None,
         positions: jax.Array | None = None,
+        decode: bool = False,
     ) -> jax.Array:
         """x: [B, L, C] or [B, H, W, C] -> same.
 
         Args:
           train: whether the model trains.
-          mask, positions: as of the mixers; given to those parts that they concern.
+          mask, positions, decode: as of the mixers; given to those parts that they
+            concern.
         """
         valid = {} if mask is None else {"mask": mask}
         known = valid if positions is None else {**valid, "positions": positions}
+        known = {**known, "decode": True} if decode else known
         mixer = _made(self.mixer, name="mixer", dtype=self.dtype)
         arguments = {"activation": self.activation, "dtype": self.dtype}
         mlp = _made(self.mlp, hidden=self.mlp_hidden, name="mlp", **arguments)

@@ -17,7 +17,7 @@ from normjax.models.layers import Factory, trunc_normal
 from normjax.models.placement import Placement, placement_of, stream_obstacle
 
 
-@MODELS.register("decoder", "seq", "causal")
+@MODELS.register("decoder", "seq", "causal", "decode")
 class Decoder(nn.Module):
     """Decoder (LLaMA; Touvron et al., 2023): which token comes next.
 
@@ -59,7 +59,7 @@ class Decoder(nn.Module):
     @nn.nowrap
     def layouts(self) -> set[str]:
         """What the norms get to see."""
-        return {"seq"}
+        return {"seq", "causal"}
 
     @nn.nowrap
     def mixer_layouts(self) -> tuple[set[str], ...]:
@@ -74,6 +74,7 @@ class Decoder(nn.Module):
         *,
         mask: jax.Array | None = None,
         positions: jax.Array | None = None,
+        decode: bool = False,
     ) -> jax.Array:
         """tokens: int [B, L] -> logits of the next ones [B, L, vocab_size], float32.
 
@@ -82,6 +83,8 @@ class Decoder(nn.Module):
           mask: bool [B, L]; False is padding.
           positions: int [B, L], the position of each token in its document; 0 starts
             a document. None: one document a row.
+          decode: the tokens continue the rows of the calls before, whose traces the
+            collection `cache` holds (see `attention.cache`); without `positions`.
         """
         placement = placement_of(self.placement)
         valid = mask if self.mask_norms else None
@@ -94,7 +97,7 @@ class Decoder(nn.Module):
             x = norm(name="embed_norm")(x, mask=valid, train=train)
         for i in range(self.depth):
             block = self._block(i, name=f"blocks_{i}")
-            x = block(x, train, mask, positions)
+            x = block(x, train, mask, positions, decode)
         if placement.final:
             x = norm(name="norm")(x, mask=valid, train=train)
         if self.tied:
@@ -114,7 +117,7 @@ class Decoder(nn.Module):
     @nn.nowrap
     def _block(self, layer: int, **given) -> Block:
         rate = self.drop_path_rate * layer / max(self.depth - 1, 1)
-        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        kind = nn.remat(Block, static_argnums=(2, 5)) if self.remat else Block
         arguments = {
             "norm": self.norm,
             "mixer": self._mixer(layer),

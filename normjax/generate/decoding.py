@@ -1,0 +1,118 @@
+"""Text token by token from a model with a cache."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from normjax.core.collections import CACHE
+from normjax.core.errors import UserError
+from normjax.generate.sampling import check, sample
+
+Cache = dict[str, Any]
+
+
+def init_cache(
+    model: nn.Module, variables: Mapping[str, Any], batch_size: int, length: int
+) -> Cache:
+    """The empty collection `cache` of rows of up to `length` tokens.
+
+    Args:
+      model: called `model(tokens, decode=True)`, such as `models.Decoder`.
+      variables: without a cache.
+    """
+
+    def first(variables, tokens):
+        return model.apply(variables, tokens, decode=True, mutable=[CACHE])
+
+    tokens = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
+    _, state = jax.eval_shape(first, variables, tokens)
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), state.get(CACHE, {}))
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Bytes of a cache, or of its shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+
+
+def extend(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    cache: Cache,
+    tokens: jax.Array,
+    mask: jax.Array | None = None,
+) -> tuple[jax.Array, Cache]:
+    """N more tokens of every row: (logits of the next ones [B, N, V], new cache).
+
+    Args:
+      tokens: int [B, N].
+      mask: bool [B, N]; False is padding, which stands before the first token of a row.
+    """
+    result: Any = model.apply(
+        {**variables, CACHE: cache}, tokens, mask=mask, decode=True, mutable=[CACHE]
+    )
+    logits, state = result
+    return logits, state.get(CACHE, {})
+
+
+def generate(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    tokens: jax.Array,
+    *,
+    length: int,
+    key: jax.Array,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    end_token: int | None = None,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """Up to `length` new tokens of every row: its prompt in one call, then one by one.
+
+    Made for `jax.jit`: no Python between the tokens, one program for all of them.
+
+    Args:
+      model, variables: as of `init_cache`.
+      tokens: int [B, P], the prompts, P >= 1.
+      length: at least 1.  key: of jax.random; the same key gives the same tokens.
+      temperature, top_k, top_p: of `sample`; numbers, not arrays.
+      end_token: a row ends behind it; None: no row ends early.
+      mask: bool [B, P]; False is padding, in front of shorter prompts only.
+
+    Returns:
+      int32 [B, length]; behind the end of a row stands `end_token`.
+
+    Raises:
+      UserError: an empty prompt, a length below 1, or as `sample`.
+    """
+    check(temperature, top_k, top_p)
+    rows, prompt = tokens.shape
+    if length < 1 or prompt < 1:
+        raise UserError(f"{prompt} tokens of prompt, {length} new: at least 1 of each")
+    tokens = tokens.astype(jnp.int32)
+    cache = init_cache(model, variables, rows, prompt + length - 1)
+    if prompt > 1:  # without the last, so that nobody needs these logits
+        before = None if mask is None else mask[:, :-1]
+        _, cache = extend(model, variables, cache, tokens[:, :-1], before)
+    last = 0 if end_token is None else end_token
+
+    def unfinished(state):
+        step, _, _, ended, _ = state
+        return (step < length) & ~jnp.all(ended)
+
+    def advance(state):
+        step, token, cache, ended, text = state
+        logits, cache = extend(model, variables, cache, token[:, None])
+        own = jax.random.fold_in(key, step)
+        token = sample(logits[:, 0], own, temperature, top_k, top_p)
+        token = jnp.where(ended, last, token)
+        if end_token is not None:
+            ended = ended | (token == end_token)
+        return step + 1, token, cache, ended, text.at[:, step].set(token)
+
+    text = jnp.full((rows, length), last, jnp.int32)
+    state = (0, tokens[:, -1], cache, jnp.zeros(rows, bool), text)
+    return jax.lax.while_loop(unfinished, advance, state)[-1]
