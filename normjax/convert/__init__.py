@@ -8,12 +8,14 @@ One table per family says where each array lives and how it is laid out
 """
 
 from normjax.convert.files import read, unwrapped, write
+from normjax.convert.names import reads_images
 from normjax.convert.state import (
     Converted,
     arguments_of,
     channels_of,
     from_torch,
     grouped,
+    size_of,
     to_torch,
 )
 
@@ -24,6 +26,8 @@ __all__ = [
     "from_torch",
     "grouped",
     "read",
+    "reads_images",
+    "size_of",
     "to_torch",
     "unwrapped",
     "write",

@@ -4,9 +4,10 @@ python -m normjax.convert --model=slab_swin_tiny checkpoint.pth runs/a
 python -m normjax.convert --to_torch runs/a weights.safetensors
 
 The first writes a run that `eval.py --workdir=runs/a` opens: the config of the model's
-ImageNet recipe, or of --config=FILE:ARGUMENTS, whose fields --config.field=value sets.
---averaged takes the average of the weights that lies beside them. The second writes a
-state dict in the layout of the family's release, or in that of --layout=NAME.
+recipe, or of --config=FILE:ARGUMENTS, whose fields --config.field=value sets.
+CHECKPOINT is a file, or the folder of a model in several. --averaged takes the average
+of the weights that lies beside them. The second writes a state dict in the layout of
+the family's release, or in that of --layout=NAME.
 """
 
 import sys
@@ -23,14 +24,24 @@ from normjax.models import PRESETS
 from normjax.train.cli import run
 from normjax.train.config import define_config, parse_flags
 
-FAMILIES = ("deit", "swin", "pvt", "cswin")
+RECIPES = {
+    **{
+        family: f"imagenet_{family}.py:variant={{variant}}"
+        for family in ("deit", "swin", "pvt", "cswin")
+    },
+    "llama": "lm_llama.py:variant={size}",
+    "lm": "lm_llama.py:variant={size},norm=rms_norm",
+}
+"""Config of a preset, by a word of its name. The size is the last word, the variant all
+but that word."""
+
 USAGE = "--model=NAME CHECKPOINT WORKDIR, or --to_torch WORKDIR FILE.safetensors"
 
 
 def convert_command(argv: Sequence[str]) -> int:
     """See the head of the file."""
     paths = [Path(argument) for argument in argv[1:] if not argument.startswith("-")]
-    argv = [argv[0], *(a for a in argv[1:] if a.startswith("-")), *_recipe(argv)]
+    argv = [argv[0], *_recipe(argv), *(a for a in argv[1:] if a.startswith("-"))]
 
     def define(values: flags.FlagValues) -> None:
         define_config(values, argv)
@@ -59,13 +70,14 @@ def _recipe(argv: Sequence[str]) -> list[str]:
     if not models or any(a.lstrip("-").startswith("config=") for a in argv):
         return []
     name = models[-1]
-    family = next((f for f in FAMILIES if f in name.split("_")), None)
+    family = next((f for f in RECIPES if f in name.split("_")), None)
     if name not in PRESETS or family is None:
-        known = [n for n in PRESETS if set(n.split("_")) & set(FAMILIES)]
+        known = [n for n in PRESETS if set(n.split("_")) & set(RECIPES)]
         raise UserError(one_of("model", name, known))
-    folder, words = Path(configs.__path__[0]), name.split("_")
+    words = name.split("_")
     variant = "_".join(word for word in words if word != family)
-    return [f"--config={folder / f'imagenet_{family}.py'}:variant={variant}"]
+    recipe = RECIPES[family].format(variant=variant, size=words[-1])
+    return [f"--config={Path(configs.__path__[0]) / recipe}"]
 
 
 def _import(config: Any, checkpoint: Path, workdir: Path, *, averaged: bool) -> None:
@@ -79,11 +91,11 @@ def _import(config: Any, checkpoint: Path, workdir: Path, *, averaged: bool) -> 
     arguments = convert.arguments_of(state, config.model.norm.to_dict())
     with config.unlocked():
         config.model.norm = ConfigDict(arguments["norm"])
-    model = build_model(config, num_classes=arguments["num_classes"])
-    side = config.data.augment.image_size
-    if not side:
-        raise UserError("config.data.augment.image_size is 0: the model needs a size")
-    shape = (side, side, convert.channels_of(state))
+    sizes = {k: v for k, v in arguments.items() if k != "norm"}
+    model = build_model(config, **sizes)
+    shape = ()
+    if convert.reads_images(model):
+        shape = (*_image_size(config), convert.channels_of(state))
     converted = convert.from_torch(model, state, shape)
     start_from(config, converted.variables, workdir)
     rows = [("used", "", converted.used, "")]
@@ -102,12 +114,18 @@ def _export(workdir: Path, file: Path, layout: str | None) -> None:
 
     config = kept_config(workdir)
     variables = saved_variables(workdir)
-    classes = variables["params"]["head"]["kernel"].shape[-1]
-    side = config.data.augment.image_size
-    model = build_model(config, num_classes=classes)
-    state = convert.to_torch(model, variables, (side, side), layout)
+    model = build_model(config, **convert.size_of(variables))
+    size = _image_size(config) if convert.reads_images(model) else ()
+    state = convert.to_torch(model, variables, size, layout)
     convert.write(file, state)
     report.console.print(f"{file}: {len(state)} arrays")
+
+
+def _image_size(config: Any) -> tuple[int, int]:
+    side = config.data.augment.image_size
+    if not side:
+        raise UserError("config.data.augment.image_size is 0: the model needs a size")
+    return side, side
 
 
 if __name__ == "__main__":

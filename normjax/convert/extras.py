@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from normjax.attention.rotary import rotary_frequencies
 from normjax.attention.window import shifted_regions
 from normjax.core.errors import UserError
 
@@ -22,12 +23,31 @@ class Extra(NamedTuple):
     Attributes:
       value: as the published code initialises it.
       reason: why we have none.
-      checked: whether a file must hold exactly this value.
+      tolerance: how far a file's may be from this value, relative; None for anything.
     """
 
     value: np.ndarray
     reason: str
-    checked: bool = False
+    tolerance: float | None = None
+
+    def allows(self, array: np.ndarray) -> bool:
+        """Whether a file may hold `array`."""
+        if self.tolerance is None:
+            return True
+        wide = np.asarray(array, np.float64)
+        return np.allclose(wide, self.value, rtol=self.tolerance, atol=0)
+
+
+class Host(NamedTuple):
+    """What such arrays depend on besides those they come beside.
+
+    Attributes:
+      model: ours.  image_side, patch: of the images and their patches, in pixels.
+    """
+
+    model: Any
+    image_side: int
+    patch: int
 
 
 class Row(NamedTuple):
@@ -37,9 +57,9 @@ class Row(NamedTuple):
       layouts: where.
       beside: pattern of the names that they come beside.
       name: template with the groups of the pattern.
-      make: function of (shape beside, match, side of the images, patch size) to the
-        value; None where there is no such array.
-      reason, checked: as in Extra.
+      make: function of (shape beside, match, host) to the value; None where there is
+        no such array.
+      reason, tolerance: as in Extra.
     """
 
     layouts: str
@@ -47,7 +67,7 @@ class Row(NamedTuple):
     name: str
     make: Callable[..., np.ndarray | None]
     reason: str
-    checked: bool = False
+    tolerance: float | None = None
 
 
 def _side(table: tuple[int, ...]) -> int:
@@ -63,17 +83,29 @@ def relative_position_index(table, *_: Any) -> np.ndarray:
     return (rows * (2 * side - 1) + columns).astype(np.int64)
 
 
-def attention_mask(table, match, image_side: int, patch: int) -> np.ndarray | None:
+def attention_mask(table, match, host: Host) -> np.ndarray | None:
     """-100 between regions of a shifted window; None where nothing is shifted."""
-    if not image_side:
+    if not host.image_side:
         raise UserError("the masks of shifted windows depend on the size of the images")
     side, stage, block = _side(table), int(match["s"]), int(match["i"])
-    grid = image_side // patch >> stage
+    grid = host.image_side // host.patch >> stage
     if block % 2 == 0 or grid <= side:
         return None
     regions = shifted_regions((grid, grid), (side, side), side // 2)
     differ = regions[:, :, None] != regions[:, None]
     return np.where(differ, _MASKED, 0.0).astype(np.float32)
+
+
+def inverse_frequencies(projection, match, host: Host) -> np.ndarray | None:
+    """By which queries and keys turn with their position; None where they do not."""
+    del match
+    own = {k: getattr(host.model, k) for k in ("num_heads", "rotary_base")}
+    own |= host.model.mixer.keywords
+    if own["rotary_base"] is None:
+        return None
+    channels = projection[0] // own["num_heads"]
+    frequencies = rotary_frequencies(channels, own["rotary_base"])
+    return frequencies.astype(np.float32)
 
 
 def _token(shape, *_: Any) -> np.ndarray:
@@ -84,7 +116,7 @@ _BLOCK = r"(layers\.(?P<s>\d+)\.blocks\.(?P<i>\d+)\.)"
 _UNREAD = "nothing reads it"
 ROWS = (
     Row(
-        "deit swin swin_timm pvt cswin",
+        "deit swin swin_timm pvt cswin llama",
         r"(.*)bn\.running_mean",
         r"\1bn.num_batches_tracked",
         lambda *_: np.zeros((), np.int64),
@@ -96,7 +128,7 @@ ROWS = (
         r"\1attn.relative_position_index",
         relative_position_index,
         "recomputed, equal",
-        checked=True,
+        tolerance=0.0,
     ),
     Row(
         "swin",
@@ -104,7 +136,7 @@ ROWS = (
         r"\1attn_mask",
         attention_mask,
         "recomputed, equal",
-        checked=True,
+        tolerance=0.0,
     ),
     Row("deit", r"pos_embed", r"cls_token", _token, _UNREAD),
     Row("cswin", r"(.*attns\.\d+\.)positional_encoding", r"\1scale", _token, _UNREAD),
@@ -122,27 +154,46 @@ ROWS = (
         lambda shape, *_: np.zeros(shape[-1:], np.float32),
         _UNREAD,
     ),
+    Row(
+        "llama",
+        r"(.*)warm",
+        r"\1num_step",
+        lambda *_: np.zeros((), np.int64),
+        "counts the calls within an update",
+    ),
+    Row(
+        "llama",
+        r"(.*self_attn\.)q_proj\.weight",
+        r"\1rotary_emb.inv_freq",
+        inverse_frequencies,
+        "recomputed, equal",
+        tolerance=2**-8,  # files in bfloat16 round it, too
+    ),
 )
 
 
 def extras_of(
-    shapes: Mapping[str, tuple[int, ...]], layout: str, image_side: int
+    model: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    layout: str,
+    image_shape: tuple[int, ...],
 ) -> dict[str, Extra]:
     """What a state dict holds beside the arrays of `shapes`, by name.
 
     Args:
+      model: ours.
       shapes: of the arrays that are variables of ours.
-      image_side: of the images, in pixels.
+      image_shape: [H, ...] of the images; () if unknown.
     """
     patch = shapes.get("patch_embed.proj.weight", (1,))[-1]
-    found = {}
+    host, found = Host(model, image_shape[0] if image_shape else 0, patch), {}
     for row in ROWS:
         for beside, shape in shapes.items() if layout in row.layouts.split() else ():
             match = re.fullmatch(row.beside, beside)
             name = match and match.expand(row.name)
             if match is None or name in shapes:
                 continue
-            value = row.make(shape, match, image_side, patch)
+            value = row.make(shape, match, host)
             if value is not None:
-                found[name] = Extra(value, row.reason, row.checked)
+                found[name] = Extra(value, row.reason, row.tolerance)
     return found

@@ -1,4 +1,4 @@
-"""Checkpoint files: .safetensors and .pth in, .safetensors out."""
+"""Checkpoint files: .safetensors and .pth in, one or a folder; .safetensors out."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,19 +12,29 @@ WEIGHTS = ("model", "state_dict")
 AVERAGED = ("state_dict_ema", "model_ema")
 """Keys under which published files keep their weights, and the average of those."""
 
-SUFFIXES = (".safetensors", ".pth", ".pt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+SHARDS = ("model*.safetensors", "pytorch_model*.bin")
+"""Weights in the folder of one model; the first pattern that is there counts."""
 
 
 def read(path: Path, *, averaged: bool = False) -> dict[str, np.ndarray]:
     """The state dict of a file, without wrapper and without a prefix `module.`.
 
     Args:
-      path: .safetensors, or .pth and .pt, which need torch.
+      path: .safetensors, or .pth, .pt and .bin, which need torch; or a folder of such
+        files that share the arrays of one model (see SHARDS).
       averaged: the exponential average of the weights, which lies beside them.
 
     Raises:
       UserError: no such file, another kind of file, a damaged one, or no weights in it.
     """
+    if path.is_dir():
+        shards = next(filter(None, (sorted(path.glob(p)) for p in SHARDS)), [])
+        if not shards:
+            raise UserError(f"folder {path} holds none of {', '.join(SHARDS)}")
+        states = [read(shard, averaged=averaged) for shard in shards]
+        return {name: array for state in states for name, array in state.items()}
     if path.suffix not in SUFFIXES:
         raise UserError(one_of("kind of checkpoint", path.suffix, SUFFIXES))
     if not path.is_file():

@@ -6,7 +6,8 @@ A row is (our module, their module, kind): fields in braces match numbers, `next
 
 Sources: the released code of DeiT (Touvron et al., 2021; timm has the same names), Swin
 (Liu et al., 2021; timm 1.x under `swin_timm`), PVT (Wang et al., 2021), CSwin (Dong et
-al., 2022), FLatten (Han et al., 2023) and SLAB (Guo et al., 2024).
+al., 2022), FLatten (Han et al., 2023), SLAB (Guo et al., 2024) and LLaMA (Touvron et
+al., 2023) as Hugging Face's transformers keeps it.
 """
 
 from typing import Any
@@ -22,6 +23,17 @@ Q_KV: Kind = {
     "kernel": (("q.weight", "kv.weight"), t.Q_KV_WEIGHT),
     "bias": (("q.bias", "kv.bias"), t.Q_KV_BIAS),
 }
+
+
+def joined(*layers: str) -> Kind:
+    """The table of one linear layer of ours that they keep as several."""
+    names = {k: tuple(f"{layer}.{k}" for layer in layers) for k in ("weight", "bias")}
+    return {
+        "kernel": (names["weight"], t.joined_weight(len(layers))),
+        "bias": (names["bias"], t.joined_bias(len(layers))),
+    }
+
+
 TABLES: Kind = {
     "cls_token": ("cls_token", t.SAME),
     "pos_embed": ("pos_embed", t.TOKENS),
@@ -94,6 +106,7 @@ def _swin(downsample: str, head: str) -> list[Row]:
 
 _PVT_MIXER = f"{_PVT[0]}/mixer", f"{_PVT[1]}.attn"
 _CSWIN_MIXER = f"{_CSWIN[0]}/mixer", f"{_CSWIN[1]}.attns"
+_LLAMA = "blocks_{i}", "model.layers.{i}"
 
 LAYOUTS: dict[str, list[Row]] = {
     "deit": [
@@ -132,4 +145,29 @@ LAYOUTS: dict[str, list[Row]] = {
         (f"{_CSWIN_MIXER[0]}/horizontal", f"{_CSWIN_MIXER[1]}.1", CORE),
         *_END,
     ],
+    "llama": [
+        ("", "model.embed_tokens", {"embed": ("weight", t.SAME)}),
+        (f"{_LLAMA[0]}/norm1", f"{_LLAMA[1]}.input_layernorm", NORM),
+        (f"{_LLAMA[0]}/norm2", f"{_LLAMA[1]}.post_attention_layernorm", NORM),
+        (
+            f"{_LLAMA[0]}/mixer/qkv",
+            f"{_LLAMA[1]}.self_attn",
+            joined("q_proj", "k_proj", "v_proj"),
+        ),
+        (f"{_LLAMA[0]}/mixer/proj", f"{_LLAMA[1]}.self_attn.o_proj", LINEAR),
+        (f"{_LLAMA[0]}/mlp/fc1", f"{_LLAMA[1]}.mlp", joined("gate_proj", "up_proj")),
+        (f"{_LLAMA[0]}/mlp/fc2", f"{_LLAMA[1]}.mlp.down_proj", LINEAR),
+        ("norm", "model.norm", NORM),
+        ("head", "lm_head", LINEAR),
+    ],
 }
+
+TEXT = ("llama",)
+"""Layouts of models that read tokens; those of the others read images."""
+
+SIZES = {
+    "vocab_size": (("model.embed_tokens.weight",), "embed", 0),
+    "num_classes": (("head.weight", "head.fc.weight"), "head/kernel", -1),
+}
+"""Arguments that the data fix of a model: the arrays of theirs that have as many rows,
+the parameter of ours and its axis."""

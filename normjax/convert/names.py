@@ -17,10 +17,11 @@ from normjax.convert import layouts
 from normjax.convert.transforms import Transform
 from normjax.core.collections import TRANSIENT
 from normjax.core.errors import UserError, one_of
-from normjax.models import Pyramid, ViT
+from normjax.models import Decoder, Pyramid, ViT
 from normjax.models.base import in_stages
 from normjax.norms import PRepBN
 
+_LAYOUTS = {ViT: "deit", Decoder: "llama"}
 _PYRAMIDS = {Windowed: "swin", Strided: "pvt", CrossShaped: "cswin"}
 
 Path = tuple[str, ...]
@@ -52,8 +53,8 @@ def layout_of(model: nn.Module, name: str | None = None) -> str:
         if name not in layouts.LAYOUTS:
             raise UserError(one_of("layout", name, layouts.LAYOUTS))
         return name
-    if isinstance(model, ViT):
-        return "deit"
+    if type(model) in _LAYOUTS:
+        return _LAYOUTS[type(model)]
     if isinstance(model, Pyramid):
         mixer = in_stages(model.mixer, len(model.depths))[0].func
         for kind, layout in _PYRAMIDS.items():
@@ -62,10 +63,17 @@ def layout_of(model: nn.Module, name: str | None = None) -> str:
     raise UserError(f"no published layout for this {type(model).__name__}")
 
 
+def reads_images(model: nn.Module) -> bool:
+    """Whether `model` is called with images, not with tokens."""
+    return layout_of(model) not in layouts.TEXT
+
+
 def abstract_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
-    """Shapes and dtypes of the variables for images [H, W, C]."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    """Shapes and dtypes of the variables, for images [H, W, C] where it reads them."""
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    if not reads_images(model):
+        x = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
     return {k: v for k, v in variables.items() if k not in TRANSIENT}
 
 

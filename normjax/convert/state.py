@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from normjax.convert.extras import extras_of
-from normjax.convert.layouts import LAYER_NORM, REPBN
+from normjax.convert.layouts import LAYER_NORM, REPBN, SIZES
 from normjax.convert.names import Entry, abstract_variables, entries_of, layout_of
 from normjax.core.errors import UserError
 
@@ -52,7 +52,7 @@ def from_torch(
     Args:
       model: of `models.build`; see `arguments_of` for what the file decides of it.
       state: arrays by name, without wrapper (see `files.read`).
-      image_shape: [H, W, C] that the model is made for.
+      image_shape: [H, W, C] that the model is made for, if it reads images.
 
     Raises:
       UserError: arrays that are missing, unknown, of another shape or not what they
@@ -62,7 +62,7 @@ def from_torch(
     layout = layout_of(model, "swin_timm" if timm else None)
     entries = entries_of(model, abstract_variables(model, image_shape), layout)
     shapes = {n: s for e in entries for n, s in zip(e.names, e.shapes, strict=True)}
-    extras = extras_of(shapes, layout, image_shape[0])
+    extras = extras_of(model, shapes, layout, image_shape)
     state, filled = _completed(state, entries)
     _refuse("lacks", (name for name in shapes if name not in state))
     known = shapes.keys() | extras.keys()
@@ -73,8 +73,7 @@ def from_torch(
             raise UserError(f"{name} has shape {array.shape} instead of {shape}")
     dropped = {name: extras[name].reason for name in state if name not in shapes}
     for name in dropped:
-        value, _, checked = extras[name]
-        if checked and not np.array_equal(state[name], value):
+        if not extras[name].allows(state[name]):
             raise UserError(f"{name} is not what the model computes for it")
     flat = {entry.path: _ours(entry, state) for entry in entries}
     used = len(shapes) - len(filled)
@@ -90,7 +89,7 @@ def to_torch(
     """The inverse of `from_torch`: a state dict that the published code loads strictly.
 
     Args:
-      image_shape: [H, W, ...] that the model is made for.
+      image_shape: [H, W, ...] that the model is made for, if it reads images.
       layout: a key of `layouts.LAYOUTS`; None for that of the family's own release.
 
     Raises:
@@ -104,39 +103,68 @@ def to_torch(
         for name, array in zip(entry.names, arrays, strict=True):
             state[name] = np.ascontiguousarray(array).reshape(array.shape)
     shapes = {name: array.shape for name, array in state.items()}
-    extras = extras_of(shapes, layout, image_shape[0])
+    extras = extras_of(model, shapes, layout, image_shape)
     return state | {name: extra.value for name, extra in extras.items()}
 
 
 def arguments_of(state: State, norm: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the model that the file decides: its classes and its norms.
+    """Arguments of the model that the file decides: its size and its norms.
 
-    Norms are PRepBN with the schedule of the file's counters, or RepBN where the file
-    has no other branch; running variances go on as PyTorch's.
+    The size is `num_classes` or `vocab_size`. Norms are PRepBN with the schedule of the
+    file's counters, or RepBN where the file has no other branch; running variances go
+    on as PyTorch's. What the preset says of RepBN (its epsilon) stays.
 
     Args:
       norm: the norm of the preset, a dict with `name`.
 
     Raises:
-      UserError: no head, or norms that are not of the preset's kind.
+      UserError: no array that tells the size, or norms that are not of the preset's
+        kind.
     """
-    heads = [state[n] for n in ("head.weight", "head.fc.weight") if n in state]
-    if not heads:
-        raise UserError("the file lacks head.weight: the model's classes are unknown")
+    sizes = {
+        argument: len(state[name])
+        for argument, (names, _, _) in SIZES.items()
+        for name in names
+        if name in state
+    }
+    if not sizes:
+        names = " or ".join(names[0] for names, _, _ in SIZES.values())
+        raise UserError(f"the file lacks {names}: the size of the model is unknown")
     both, plain = _norms(state)
-    name, kind = norm["name"], "prepbn" if both else "repbn" if plain else "layer_norm"
-    if (name in ("prepbn", "repbn")) != (kind != "layer_norm"):
+    name, kind = norm["name"], "prepbn" if both else "repbn" if plain else None
+    if (name in ("prepbn", "repbn")) != (kind is not None):
+        kind = kind or "without running statistics"
         raise UserError(f"the norms of the file are {kind}, those of the model {name}")
-    repbn = {"name": "repbn", "unbiased_running_var": True}
-    arguments: dict[str, Any] = {**norm, "name": kind}
+    return {
+        **sizes,
+        "norm": dict(norm) if kind is None else _rebuilt(norm, kind, state),
+    }
+
+
+def _rebuilt(norm: Mapping[str, Any], kind: str, state: State) -> dict[str, Any]:
+    """The norm of the preset as a PRepBN or RepBN of the file."""
+    repbn = norm if norm["name"] == "repbn" else norm.get("batch_norm", "repbn")
+    repbn = {"name": repbn} if isinstance(repbn, str) else repbn
+    repbn = {**repbn, "unbiased_running_var": True}
     if kind == "repbn":
-        arguments = repbn
-    if kind == "prepbn":
-        arguments |= {"batch_norm": repbn, **_schedule(state)}
-        if "decay_steps" in arguments:  # instead of fractions of a run
-            for fraction in ("warmup_fraction", "decay_fraction"):
-                arguments.pop(fraction, None)
-    return {"num_classes": len(heads[0]), "norm": arguments}
+        return repbn
+    given = norm if norm["name"] == kind else {"name": kind}
+    arguments = {**given, "batch_norm": repbn, **_schedule(state)}
+    if "decay_steps" in arguments:  # instead of fractions of a run
+        for fraction in ("warmup_fraction", "decay_fraction"):
+            arguments.pop(fraction, None)
+    return arguments
+
+
+def size_of(variables: Mapping[str, Any]) -> dict[str, int]:
+    """The argument of the model that says as much as the data fix, by `variables`."""
+    params = flatten_dict(dict(variables["params"]), sep="/")
+    argument, path, axis = next(
+        (argument, path, axis)
+        for argument, (_, path, axis) in SIZES.items()
+        if path in params
+    )
+    return {argument: params[path].shape[axis]}
 
 
 def channels_of(state: State) -> int:
@@ -186,6 +214,7 @@ def _completed(state: State, entries: list[Entry]) -> tuple[dict, dict[str, str]
     Files may leave out the counters, and single norms may be a RepBN alone.
     """
     state, filled = dict(state), {}
+    wanted = {name for entry in entries for name in entry.names}
     for entry in entries:
         if entry.path[-1] != "step":
             continue
@@ -198,6 +227,8 @@ def _completed(state: State, entries: list[Entry]) -> tuple[dict, dict[str, str]
             state.pop(f"{module}.{tracked}", None)
             like = state[f"{module}.norm2.bn.weight"]
             for name, _ in LAYER_NORM.values():
+                if f"{module}.norm1.{name}" not in wanted:
+                    continue
                 value = np.ones_like(like) if name == "weight" else np.zeros_like(like)
                 state[f"{module}.norm1.{name}"] = value
                 filled[f"{module}.norm1.{name}"] = "RepBN alone: as initialised"

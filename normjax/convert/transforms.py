@@ -54,6 +54,18 @@ Q_KV_WEIGHT = Transform(lambda ours: _split(ours.T), lambda t: np.concatenate(t)
 Q_KV_BIAS = Transform(_split, np.concatenate)
 
 
+def joined_weight(count: int) -> Transform:
+    """One layer of ours for `count` of theirs, equally wide: ours is [C, all]."""
+    return Transform(
+        lambda ours: tuple(np.split(ours.T, count)), lambda t: np.concatenate(t).T
+    )
+
+
+def joined_bias(count: int) -> Transform:
+    """The bias of such a layer, [all]."""
+    return Transform(lambda ours: tuple(np.split(ours, count)), np.concatenate)
+
+
 def schedule(warmup_steps: int, decay_steps: int) -> Transform:
     """Counters (warm, iter, total_step) that run down -> updates made so far.
 

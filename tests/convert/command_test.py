@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from normjax import convert
-from normjax.convert.__main__ import convert_command
+from normjax import convert, models
+from normjax.convert.__main__ import _recipe, convert_command
 from normjax.convert.names import abstract_variables
+from normjax.models import PRESETS
 from normjax.train.cli import run
-from normjax.train.config import load_config
+from normjax.train.config import kept_config, load_config
 from normjax.train.evaluate_run import evaluate_run
 from normjax.train.experiment import build_model
 
@@ -36,7 +37,9 @@ def command(capfd, monkeypatch, request):
 @pytest.fixture
 def state(request):
     """A state dict for the small model of CONFIG; modest, finite values."""
-    model = build_model(load_config(str(request.config.rootpath / CONFIG)), num_classes=10)
+    model = build_model(
+        load_config(str(request.config.rootpath / CONFIG)), num_classes=10
+    )
     rng = np.random.default_rng(0)
 
     def value(leaf):
@@ -67,11 +70,83 @@ def test_there_and_back(command, state, tmp_path):
     assert code == 2 and "holds a checkpoint" in errors[0]
 
 
+TEXT_CONFIG = """
+from ml_collections import ConfigDict
+
+from configs.common import language_config
+
+
+def get_config(path):
+    config = language_config()
+    config.data.name, config.data.path = "text_file", path
+    config.data.data_dir = path + ".cache"
+    config.data.text.length = 16
+    config.batch_size = 4
+    config.model = ConfigDict({"name": "slab_llama_350m", "dim": 12, "depth": 1})
+    config.model.num_heads, config.model.mlp_hidden = 3, 16
+    rms_norm = {"name": "rms_norm", "epsilon": 1e-6}
+    repbn = {"name": "repbn", "epsilon": 1e-6, "alpha_init": 0.0, "scale_init": 0.0}
+    prepbn = {"name": "prepbn", "warmup_fraction": 0.1, "decay_fraction": 0.8}
+    config.model.norm = ConfigDict(
+        {**prepbn, "layer_norm": rms_norm, "batch_norm": repbn}
+    )
+    return config
+"""
+
+
+def text_state():
+    """A state dict of the model of TEXT_CONFIG, in the middle of its decay."""
+    sizes = {"dim": 12, "depth": 1, "num_heads": 3, "mlp_hidden": 16}
+    model = models.build("slab_llama_350m", vocab_size=257, **sizes)
+    rng = np.random.default_rng(0)
+
+    def value(leaf):
+        if leaf.dtype == np.int32:
+            return np.asarray(10_000 + 7_000, np.int32)
+        return rng.uniform(0.1, 0.3, leaf.shape).astype(leaf.dtype)
+
+    return convert.to_torch(model, jax.tree.map(value, abstract_variables(model, ())))
+
+
+def test_a_language_model_there_and_back(command, tmp_path):
+    text, config = tmp_path / "text.txt", tmp_path / "llama.py"
+    text.write_text("".join(f"{i} is a number\n\n" for i in range(400)))
+    config.write_text(TEXT_CONFIG)
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    workdir, state = tmp_path / "run", text_state()
+    convert.write(first, state)
+    code, out, errors = command(f"--config={config}:{text}", first, workdir)
+    assert (code, errors) == (0, [])
+    assert "num_step" in out and "inv_freq" in out
+    norm = kept_config(workdir).model.norm
+    assert (norm.decay_steps, norm.batch_norm.epsilon) == (18_000, 1e-6)
+    assert "decay_fraction" not in norm
+    scores = evaluate_run(workdir)
+    assert 0 < scores["unfolded"]["nll"] < 20
+    assert command("--to_torch", workdir, second)[0] == 0
+    back = convert.read(second)
+    assert back.keys() == state.keys()
+    for name in state:
+        np.testing.assert_array_equal(back[name], state[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "name", ["slab_llama_350m", "lm_70m", "lm_130m", "slab_swin_tiny", "deit_small"]
+)
+def test_a_preset_stands_for_its_recipe(name):
+    (flag,) = _recipe(["convert", f"--model={name}", "a.safetensors", "run"])
+    config = load_config(flag.removeprefix("--config="))
+    assert config.model.name == name
+    kept = {k: v for k, v in PRESETS[name].get("norm", {}).items() if "init" not in k}
+    norm = config.model.norm.to_dict()
+    assert {k: norm.get(k, kept[k]) for k in kept} == kept
+
+
 def test_wrong_commands(command, state, tmp_path):
     file = tmp_path / "a.safetensors"
     convert.write(file, state)
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
-    (tmp_path / "a.bin").write_bytes(b"nothing")
+    (tmp_path / "a.ckpt").write_bytes(b"nothing")
     out, config = tmp_path / "run", f"--config={CONFIG}"
     for arguments, fragment in (
         ((), "python -m normjax.convert --model=NAME CHECKPOINT WORKDIR"),
@@ -81,8 +156,9 @@ def test_wrong_commands(command, state, tmp_path):
         ((config, "--model=deit_tiny", file, out), "of --config is slab_deit_tiny"),
         (("--modle=deit_tiny", file, out), "'modle'"),
         ((config, tmp_path / "b.safetensors", out), "no checkpoint"),
+        (("--model=deit_tiny", "--config.seed=1", tmp_path / "b.pt", out), "no check"),
         ((config, tmp_path / "bad.safetensors", out), "is damaged"),
-        ((config, tmp_path / "a.bin", out), "unknown kind of checkpoint '.bin'"),
+        ((config, tmp_path / "a.ckpt", out), "unknown kind of checkpoint '.ckpt'"),
         ((config, "--averaged", file, out), "no averaged weights"),
         ((f"--config={SMALL}", file, out), "the file lacks block1.0.attn.dwc.bias"),
         (("--to_torch", tmp_path, file), "holds no run"),

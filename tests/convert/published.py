@@ -1,8 +1,8 @@
 """Keys and shapes of published state dicts at 224 pixels and 1000 classes, as tables.
 
 Read from models of the released code: one row is a pattern of names with # for their
-numbers, how many there are, and their shapes; LN(C), REPBN(C), PREP(C) are the arrays
-of a norm. PARAMETERS counts what is trained, unread vectors included.
+numbers, how many there are, and their shapes; LN(C), REPBN(C), PREP(C), LLAMA(C) are
+the arrays of a norm. PARAMETERS counts what is trained, unread vectors included.
 """
 
 # ruff: noqa: E501 (tables)
@@ -248,6 +248,21 @@ norm | 1 | LN(512)
 head.weight | 1 | (1000, 512)
 head.bias | 1 | (1000)
 """,
+    "slab_llama_350m": """
+model.embed_tokens.weight | 1 | (32000, 1024)
+model.layers.#.self_attn.q_proj.weight | 18 | (1024, 1024)
+model.layers.#.self_attn.k_proj.weight | 18 | (1024, 1024)
+model.layers.#.self_attn.v_proj.weight | 18 | (1024, 1024)
+model.layers.#.self_attn.o_proj.weight | 18 | (1024, 1024)
+model.layers.#.self_attn.rotary_emb.inv_freq | 18 | (64)
+model.layers.#.mlp.gate_proj.weight | 18 | (4096, 1024)
+model.layers.#.mlp.down_proj.weight | 18 | (1024, 4096)
+model.layers.#.mlp.up_proj.weight | 18 | (4096, 1024)
+model.layers.#.input_layernorm | 18 | LLAMA(1024)
+model.layers.#.post_attention_layernorm | 18 | LLAMA(1024)
+model.norm | 1 | LLAMA(1024)
+lm_head.weight | 1 | (32000, 1024)
+""",
 }
 
 # fmt: off
@@ -266,6 +281,7 @@ PARAMETERS = {
     "slab_pvt_small": 21_683_788, "slab_pvt_medium": 37_267_300,
     "flatten_pvt_tiny": 12_150_504, "slab_cswin_tiny": 21_227_807,
     "slab_cswin_small": 35_494_205, "flatten_cswin_tiny": 21_201_768,
+    "slab_llama_350m": 367_639_589,
 }
 PLAIN_REPBN = {
     "deit_tiny_prepbn": 5_717_441, "swin_tiny_prepbn": 28_288_383,
@@ -275,6 +291,6 @@ KEYS = {
     "deit_tiny": 152, "deit_tiny_prepbn": 377, "slab_deit_tiny": 413,
     "swin_tiny_prepbn": 451, "slab_swin_tiny": 453, "pvt_tiny_prepbn": 392,
     "slab_pvt_tiny": 338, "slab_cswin_tiny": 925, "pvt_tiny": 161,
-    "flatten_pvt_tiny": 168,
+    "flatten_pvt_tiny": 168, "slab_llama_350m": 553,
 }
 # fmt: on

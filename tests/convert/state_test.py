@@ -27,6 +27,12 @@ GROUPS = {
         *(f"norm2.{k}" for k in (*REPBN, "bn.num_batches_tracked")),
     ),
 }
+GROUPS["LLAMA"] = ("num_step", *(k for k in GROUPS["PREP"] if k != "norm1.bias"))
+SCALARS = ("num_step", "num_batches_tracked", *COUNTERS)
+DECODER = {"dim": 12, "depth": 2, "num_heads": 3, "mlp_hidden": 20, "vocab_size": 7}
+TEXT = {"lm_tiny": DECODER, "slab_llama_350m": DECODER}
+"""Presets that read tokens -> a small size."""
+
 NUMBER = re.compile(
     r"(?<=\.)\d+(?=\.)|(?<=embed)\d|(?<=^block)\d|(?<=^stage)\d|(?<=^merge)\d"
 )
@@ -36,11 +42,12 @@ NUMBER = re.compile(
 def shapes_of(preset, layout=None, norm=None):
     """Names and shapes of the preset's state dict at 224 pixels."""
     given = {"norm": norm} if norm else {}
-    model = models.build(preset, num_classes=1000, **given)
+    given |= {} if preset in TEXT else {"num_classes": 1000}
+    model = models.build(preset, **given)
     layout = layout or layout_of(model)
     entries = entries_of(model, abstract_variables(model, (224, 224, 3)), layout)
     shapes = {n: s for e in entries for n, s in zip(e.names, e.shapes, strict=True)}
-    extras = extras_of(shapes, layout, 224)
+    extras = extras_of(model, shapes, layout, (224, 224))
     assert not shapes.keys() & extras.keys()
     return shapes | {name: extra.value.shape for name, extra in extras.items()}
 
@@ -65,7 +72,7 @@ def expanded(table):
         sizes = {size if isinstance(size, tuple) else (size,) for size in sizes}
         for suffix in GROUPS.get(kind, ("",)):
             one = {(1,)} if suffix.endswith("alpha") else sizes
-            scalar = suffix in COUNTERS or suffix.endswith("tracked")
+            scalar = suffix.rpartition(".")[2] in SCALARS
             name = f"{pattern}.{suffix}" if suffix else pattern
             group = groups.setdefault(name, [0, set()])
             group[0] += int(count)
@@ -106,7 +113,7 @@ def row(preset, *values):
     + [row(preset, "repbn", n) for preset, n in PLAIN_REPBN.items()],
 )
 def test_number_of_parameters(preset, norm, expected):
-    buffers = ("running_mean", "running_var", "tracked", "_index", "mask", *COUNTERS)
+    buffers = ("running_mean", "running_var", "inv_freq", "_index", "mask", *SCALARS)
     shapes = shapes_of(preset, norm=norm)
     sizes = [np.prod(s) for name, s in shapes.items() if not name.endswith(buffers)]
     assert sum(map(int, sizes)) == expected
@@ -135,13 +142,15 @@ FAMILIES = {
     "cswin_tiny": SMALL,
     "slab_cswin_tiny": SMALL,
     "flatten_cswin_tiny": SMALL,
+    **TEXT,
 }
 DEIT = {"depth": 2, "dim": 12, "num_heads": 3}
 
 
 def small(preset, **arguments):
     sizes = FAMILIES[preset] or DEIT
-    return models.build(preset, num_classes=5, **{**sizes, **arguments})
+    sizes = sizes if preset in TEXT else {**sizes, "num_classes": 5}
+    return models.build(preset, **{**sizes, **arguments})
 
 
 def random_variables(model, seed=0):
@@ -286,11 +295,15 @@ def test_what_is_refused(preset, edit, message):
 def test_refused_arguments():
     layer_norm = {"head.weight": np.zeros((5, 4)), "norm.weight": np.zeros(4)}
     with pytest.raises(
-        UserError, match="file are layer_norm, those of the model prepbn"
+        UserError, match="without running statistics, those of the model prepbn"
     ):
         convert.arguments_of(layer_norm, {"name": "prepbn"})
-    with pytest.raises(UserError, match=r"lacks head\.weight"):
+    with pytest.raises(UserError, match=r"lacks .* or head\.weight: the size"):
         convert.arguments_of({}, {"name": "layer_norm"})
+    with pytest.raises(UserError, match="are prepbn, those of the model rms_norm"):
+        state = {"head.weight": np.zeros((5, 4)), "norm.norm2.alpha": np.zeros(1)}
+        state["norm.norm1.weight"] = np.zeros(4)
+        convert.arguments_of(state, {"name": "rms_norm"})
     with pytest.raises(UserError, match=r"no place for .*/stem/"):
         model = small("slab_deit_tiny", stem="conv")
         entries_of(model, abstract_variables(model, (32, 32, 3)), "deit")
