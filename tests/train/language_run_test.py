@@ -87,7 +87,7 @@ def test_folded(undisturbed, capsys):
 
 @pytest.mark.parametrize("norm", ["rms_norm", "repbn"])
 def test_padded_and_packed_rows_give_the_same_loss(texts, tmp_path, norm):
-    """Of documents that no packed row cuts: with their ends 32, 16, 48 and 96 tokens."""
+    """Of documents that no packed row cuts: with their ends 32, 16, 48, 96 tokens."""
     text = (texts / "train3.txt").read_bytes() * 2
     for i, length in enumerate((31, 15, 47, 95)):
         (tmp_path / f"{i}.txt").write_bytes(text[i : i + length])
