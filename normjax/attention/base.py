@@ -1,7 +1,5 @@
 """What the mixers share: their registry, head splitting, the linear-attention sums."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -177,12 +175,40 @@ def softmax_attention(
     return jax.lax.platform_dependent(q, k, v, bias, mask, cpu=on_cpu, default=library)
 
 
+def attention_entropy(
+    q: jax.Array,
+    k: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    gain: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+) -> jax.Array:
+    """-sum_j p_j log p_j of the weights p of `softmax_attention`, in nats: a scalar.
+
+    The mean over examples, heads and queries (as sigmaReparam tracks it; Zhai et al.,
+    2023), in at least float32. Arguments as of `softmax_attention`.
+    """
+    logits = _scores(q, k, bias, gain, mask, causal, q.shape[-1] ** -0.5)
+    log_p = jax.nn.log_softmax(logits, -1)
+    return jnp.mean(-jnp.sum(jnp.exp(log_p) * log_p, -1))
+
+
 def _attend(q, k, v, bias, gain, mask, causal, scale):
-    heads_first = (jnp.swapaxes(t, 1, 2) for t in (q, k, v))
+    logits = _scores(q, k, bias, gain, mask, causal, scale)
+    largest = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+    weights, v = jnp.exp(logits - largest), jnp.swapaxes(v, 1, 2)
+    dtype, total = logits.dtype, jnp.sum(weights, -1)[..., None]
+    weights = weights.astype(v.dtype)
+    o = jnp.einsum("bhnm,bhmv->bhnv", weights, v, preferred_element_type=dtype) / total
+    return jnp.swapaxes(o, 1, 2).astype(q.dtype)
+
+
+def _scores(q, k, bias, gain, mask, causal, scale):
+    """[B, H, N, M] in at least float32; hidden ones are very negative."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    einsum = functools.partial(jnp.einsum, preferred_element_type=wide)
-    qh, kh, vh = heads_first
-    logits = einsum("bhnk,bhmk->bhnm", qh * jnp.asarray(scale, q.dtype), kh)
+    q, k = jnp.swapaxes(q, 1, 2) * jnp.asarray(scale, q.dtype), jnp.swapaxes(k, 1, 2)
+    logits = jnp.einsum("bhnk,bhmk->bhnm", q, k, preferred_element_type=wide)
     if gain is not None:
         logits *= gain.astype(wide)
     if bias is not None:
@@ -195,8 +221,4 @@ def _attend(q, k, v, bias, gain, mask, causal, scale):
     if mask is not None:
         # Finite, so that a row without any key has no NaN.
         logits = jnp.where(mask, logits, jnp.finfo(wide).min / 2)
-    largest = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
-    weights = jnp.exp(logits - largest)
-    o = einsum("bhnm,bhmv->bhnv", weights.astype(v.dtype), vh)
-    o = o / jnp.sum(weights, -1)[..., None]
-    return jnp.swapaxes(o, 1, 2).astype(q.dtype)
+    return logits

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from normjax.attention.base import MIXERS, softmax_attention
+from normjax.attention.base import MIXERS
 from normjax.attention.sequence import LinearlyProjected
 from normjax.core.collections import LOSSES
 from normjax.core.errors import UserError
@@ -51,7 +51,7 @@ class MixtureOfHeadAttention(LinearlyProjected):
         return self.num_heads - self.shared_heads
 
     def _attend(self, q, k, v, context):
-        o = softmax_attention(q, k, v, mask=context.visible, causal=context.causal)
+        o = self._softmax(q, k, v, context)
         gates = self._gates(context)
         return o * gates[..., None].astype(o.dtype)
 

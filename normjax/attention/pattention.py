@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from normjax.attention.base import MIXERS, softmax_attention
+from normjax.attention.base import MIXERS
 from normjax.attention.sequence import PairwiseMixer
 from normjax.core.errors import UserError, one_of
 from normjax.core.moments import at_least_float32
@@ -110,7 +110,7 @@ class PattentionMixer(PairwiseMixer):
         )
 
     def _attend(self, q, k, v, context):
-        return softmax_attention(q, k, v, mask=context.visible, causal=context.causal)
+        return self._softmax(q, k, v, context)
 
     def _finish(self, o: jax.Array, features: int) -> jax.Array:
         o = o.reshape(*o.shape[:2], -1)

@@ -11,13 +11,16 @@ from flax.typing import Dtype, Initializer
 from normjax.attention import cache, decay
 from normjax.attention.base import (
     SplitDense,
+    attention_entropy,
     merge_heads,
     normalized_heads,
+    softmax_attention,
     split_heads,
     tokens_of,
     trunc_normal,
 )
 from normjax.attention.rotary import rotate_halves
+from normjax.core.collections import DETAILS
 from normjax.core.errors import UserError
 from normjax.core.moments import align_mask
 
@@ -198,6 +201,14 @@ class PairwiseMixer(SequenceMixer):
 
     def _attend(self, q, k, v, context: Context) -> jax.Array:
         raise NotImplementedError
+
+    def _softmax(self, q, k, v, context: Context, bias=None, gain=None) -> jax.Array:
+        """`softmax_attention` on heads; its entropy for those who ask for details."""
+        seen = {"mask": context.visible, "causal": context.causal}
+        if self.is_mutable_collection(DETAILS):
+            entropy = attention_entropy(q, k, bias=bias, gain=gain, **seen)
+            self.sow(DETAILS, "attention_entropy", entropy)
+        return softmax_attention(q, k, v, bias=bias, gain=gain, **seen)
 
 
 class LinearlyProjected(PairwiseMixer):

@@ -1,6 +1,6 @@
 """Softmax attention, alone and with a factor or bias by the distance of the tokens."""
 
-from normjax.attention.base import MIXERS, softmax_attention
+from normjax.attention.base import MIXERS
 from normjax.attention.distance import DISTANCES
 from normjax.attention.sequence import LinearlyProjected
 from normjax.core.registry import Spec
@@ -27,6 +27,4 @@ class SoftmaxAttention(LinearlyProjected):
             make = DISTANCES.factory(self.distance, **own)
             distance = make(name="distance")
             gain, bias = distance(q.shape[1], k.shape[1], context.positions)
-        return softmax_attention(
-            q, k, v, bias=bias, gain=gain, mask=context.visible, causal=context.causal
-        )
+        return self._softmax(q, k, v, context, bias, gain)

@@ -103,6 +103,23 @@ def test_fluctuation(looked):
     np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
+def test_entropy(looked):
+    model, state, batch, found = looked
+    _, new = run(model, state, batch, state.params)
+    assert set(found["attention_entropy"]) == {"blocks_0/mixer", "blocks_1/mixer"}
+    x = np.asarray(new["intermediates"]["blocks_0"]["norm1"]["__call__"][0], np.float64)
+    kernel = np.asarray(state.params["blocks_0"]["mixer"]["qkv"]["kernel"], np.float64)
+    heads = (x @ kernel).reshape(ROWS, LENGTH, 3, 2, 4)
+    scores = np.einsum("bnhk,bmhk->bhnm", heads[:, :, 0], heads[:, :, 1]) / 2
+    entropies = []
+    for example, head, i in np.ndindex(ROWS, 2, LENGTH):
+        weights = np.exp(scores[example, head, i, : i + 1])
+        p = weights / weights.sum()
+        entropies.append(-(p * np.log(p)).sum())
+    value = found["attention_entropy"]["blocks_0/mixer"]
+    np.testing.assert_allclose(value, np.mean(entropies), rtol=1e-5)
+
+
 def test_log_goes_on_where_a_run_resumes(tmp_path):
     log = LayerLog(tmp_path, 0)
     for step in (2, 4):
