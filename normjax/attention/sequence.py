@@ -205,7 +205,7 @@ class PairwiseMixer(SequenceMixer):
     def _softmax(self, q, k, v, context: Context, bias=None, gain=None) -> jax.Array:
         """`softmax_attention` on heads; its entropy for those who ask for details."""
         seen = {"mask": context.visible, "causal": context.causal}
-        if self.is_mutable_collection(DETAILS):
+        if self.is_mutable_collection(DETAILS) and not self.is_initializing():
             entropy = attention_entropy(q, k, bias=bias, gain=gain, **seen)
             self.sow(DETAILS, "attention_entropy", entropy)
         return softmax_attention(q, k, v, bias=bias, gain=gain, **seen)

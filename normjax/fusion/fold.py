@@ -13,16 +13,17 @@ import numpy as np
 
 from normjax.core.collections import PARAMS
 from normjax.core.folding import FoldSite
+from normjax.fusion.merge import merge, reparameterized
 from normjax.fusion.rewrite import mutable_tree, remove, rewritten, subtree
 from normjax.norms import InferenceAffine, NoNorm
 
 
 class Fold(NamedTuple):
-    """What happens to one norm.
+    """What happens to one norm or reparameterization.
 
     Attributes:
       path: of its variables.  norm: name of its class.
-      into: linear layers that absorb it; empty if it stays.
+      into: layers that absorb it; empty if it stays.
       reason: why it stays; empty if it is folded.
     """
 
@@ -33,8 +34,11 @@ class Fold(NamedTuple):
 
 
 def plan(model: nn.Module, variables: Mapping[str, Any]) -> list[Fold]:
-    """What `fold` does with each norm of `model`, in the order of the model."""
-    return [_judge(site, variables)[0] for site in _sites(model)]
+    """What `fold` does with each reparameterized layer and each norm of `model`."""
+    found = reparameterized(model, variables)
+    merges = [Fold(path, kind, (path,), "") for path, kind in found.items()]
+    model, variables = merge(*_unrolled(model, variables))
+    return merges + [_judge(site, variables)[0] for site in _sites(model)]
 
 
 def fold(
@@ -43,6 +47,7 @@ def fold(
     """Merge every norm that is affine at evaluation into its neighbours.
 
     Exact up to rounding; computed in float64 and stored in the dtype of the weights.
+    Scanned layers are unrolled and reparameterized weights merged first (see `merge`).
     Norms that cannot be folded stay as they are (see `plan`). A model without any that
     can is returned as it is, so folding twice changes nothing.
 
@@ -56,6 +61,7 @@ def fold(
     Raises:
       ValueError: the model does not say where its norms sit.
     """
+    model, variables = merge(*_unrolled(model, variables))
     folded = {name: mutable_tree(tree) for name, tree in variables.items()}
     identities, biased = {}, set()
     for site in _sites(model):
@@ -76,6 +82,12 @@ def fold(
         return model, dict(variables)
     folded_model = rewritten(model, identities, biased)
     return folded_model, {name: tree for name, tree in folded.items() if tree}
+
+
+def _unrolled(model: nn.Module, variables: Mapping[str, Any]):
+    """The model and its variables, with a module of its own for every layer."""
+    unrolled = getattr(model, "unrolled", None)
+    return unrolled(variables) if unrolled else (model, variables)
 
 
 def _sites(model: nn.Module) -> list[FoldSite]:

@@ -1,6 +1,7 @@
 """Causal language model in LLaMA's shape, for any norm, causal mixer and MLP."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -35,6 +36,8 @@ class Decoder(nn.Module):
       drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
       dropout_rate: on the embedding.
       remat: recompute each block in the backward pass instead of storing it.
+      scan_layers: compile one block and run it `depth` times, on variables `blocks`
+        with a first axis of layers; for deep models, whose layers are all alike.
       dtype: of the computation; parameters are float32.
     """
 
@@ -54,6 +57,7 @@ class Decoder(nn.Module):
     drop_path_rate: float = 0.0
     dropout_rate: float = 0.0
     remat: bool = False
+    scan_layers: bool = False
     dtype: Dtype | None = None
 
     @nn.nowrap
@@ -85,6 +89,9 @@ class Decoder(nn.Module):
             a document. None: one document a row.
           decode: the tokens continue the rows of the calls before, whose traces the
             collection `cache` holds (see `attention.cache`); without `positions`.
+
+        Raises:
+          UserError: `scan_layers` of layers that differ.
         """
         placement = placement_of(self.placement)
         valid = mask if self.mask_norms else None
@@ -95,9 +102,7 @@ class Decoder(nn.Module):
         norm = functools.partial(self.norm, dtype=self.dtype)
         if placement.embedding:
             x = norm(name="embed_norm")(x, mask=valid, train=train)
-        for i in range(self.depth):
-            block = self._block(i, name=f"blocks_{i}")
-            x = block(x, train, mask, positions, decode)
+        x = self._stack(x, train, mask, positions, decode)
         if placement.final:
             x = norm(name="norm")(x, mask=valid, train=train)
         if self.tied:
@@ -108,6 +113,44 @@ class Decoder(nn.Module):
             logits = head(x)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
+    def _stack(self, x: jax.Array, *arguments) -> jax.Array:
+        if not self.scan_layers:
+            for i in range(self.depth):
+                x = self._block(i, name=f"blocks_{i}")(x, *arguments)
+            return x
+        first = _comparable(self._block_arguments(0))
+        for i in range(1, self.depth):
+            for name, value in _comparable(self._block_arguments(i)).items():
+                if value != first[name]:
+                    hint = "scan_layers needs layers that are all alike"
+                    raise UserError(f"{name} of layers 0 and {i} differ: {hint}")
+
+        def body(block, x, _):
+            return block(x, *arguments), None
+
+        scan = nn.scan(
+            body,
+            variable_axes={True: 0},
+            split_rngs={True: True},
+            length=self.depth,
+        )
+        return scan(self._block(0, name="blocks"), x, None)[0]
+
+    @nn.nowrap
+    def unrolled(
+        self, variables: Mapping[str, Any]
+    ) -> tuple["Decoder", dict[str, Any]]:
+        """The same model with a module for every layer, and its variables."""
+        if not self.scan_layers:
+            return self, dict(variables)
+        unrolled = {}
+        for collection, tree in variables.items():
+            unrolled[collection] = {k: v for k, v in tree.items() if k != "blocks"}
+            for i in range(self.depth if "blocks" in tree else 0):
+                layer = jax.tree.map(lambda x, i=i: x[i], tree["blocks"])
+                unrolled[collection][f"blocks_{i}"] = layer
+        return self.clone(scan_layers=False), unrolled
+
     @nn.nowrap
     def _mixer(self, layer: int = 0) -> Factory:
         known = {"layer": layer, "num_layers": self.depth, "causal": True}
@@ -116,9 +159,13 @@ class Decoder(nn.Module):
 
     @nn.nowrap
     def _block(self, layer: int, **given) -> Block:
-        rate = self.drop_path_rate * layer / max(self.depth - 1, 1)
         kind = nn.remat(Block, static_argnums=(2, 5)) if self.remat else Block
-        arguments = {
+        return kind(**{**self._block_arguments(layer), **given})
+
+    @nn.nowrap
+    def _block_arguments(self, layer: int) -> dict[str, Any]:
+        rate = self.drop_path_rate * layer / max(self.depth - 1, 1)
+        return {
             "norm": self.norm,
             "mixer": self._mixer(layer),
             "activation": self.activation,
@@ -129,7 +176,6 @@ class Decoder(nn.Module):
             "mask_norms": self.mask_norms,
             "dtype": self.dtype,
         }
-        return kind(**{**arguments, **given})
 
     @nn.nowrap
     def fold_sites(self) -> list[FoldSite]:
@@ -176,3 +222,14 @@ class Decoder(nn.Module):
             mlp_hidden=self.mlp_hidden or 4 * self.dim,
             mixer=functools.partial(self.mixer, **mixer.inner_widths(self.dim)),
         )
+
+
+def _comparable(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Partial functions as what they are made of."""
+
+    def made_of(value):
+        if isinstance(value, functools.partial):
+            return value.func, value.args, value.keywords
+        return value
+
+    return {name: made_of(value) for name, value in arguments.items()}
