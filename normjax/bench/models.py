@@ -1,11 +1,13 @@
 """Size and time of named models: inference, folded and not, and a training step."""
 
 import functools
-from collections.abc import Callable, Sequence
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from normjax import fusion, models
 from normjax.bench.operations import multiply_adds
@@ -17,10 +19,16 @@ from normjax.train import report
 DEFAULT = ("deit_tiny", "slab_deit_tiny")
 SIDE, BATCH, CLASSES = 224, 16, 1000
 ROUNDS = 5
+OURS = "normjax"
+
+Times = dict[tuple[str, str], dict[str, float]]
 
 
 def models_command(argv: Sequence[str]) -> int:
-    """`models [PRESET ...]`: float32, 224 pixels, in turns; ratios to the first."""
+    """`models [PRESET ...]`: float32, 224 pixels, in turns; ratios to the first.
+
+    Where torch is installed, a second table has the models that are written there too.
+    """
     names = argv[1:] or DEFAULT
     for name in names:
         if name not in models.PRESETS:
@@ -28,26 +36,65 @@ def models_command(argv: Sequence[str]) -> int:
     sizes, calls = {}, {}
     for name in names:
         sizes[name], own = measured(name)
-        calls.update({(name, kind): call for kind, call in own.items()})
-    seconds = alternate(calls, ROUNDS)
-    kinds = list(dict.fromkeys(kind for _, kind in calls))
-    times = {name: [1e3 * seconds[name, kind] for kind in kinds] for name in names}
-    rows = [(name, *sizes[name], *times[name]) for name in names]
-    for name in names[1:]:
-        pairs = zip(times[name], times[names[0]], strict=True)
-        rows.append((f"{name} / {names[0]}", "", "", "", *(a / b for a, b in pairs)))
+        calls.update({(name, *key): call for key, call in own.items()})
+    times: Times = {}
+    for (name, way, kind), value in alternate(calls, ROUNDS).items():
+        times.setdefault((name, way), {})[kind] = 1e3 * value
+    kinds = list(times[names[0], OURS])
     head = ("model", "parameters", "GMAC by formula", "GMAC compiled")
     title = f"{SIDE} x {SIDE}, float32, ms (median of {ROUNDS})"
-    report.table(title, (*head, *kinds), rows)
+    report.table(title, (*head, *kinds), model_rows(sizes, times))
+    beside = torch_rows(times)
+    if beside:
+        report.table("the same in torch, nothing folded", ("model", *kinds), beside)
     return 0
 
 
-def measured(name: str) -> tuple[tuple[int, float, float], dict[str, Callable]]:
-    """(parameters, 1e9 multiply-adds by formula and as compiled), what to time."""
+def model_rows(
+    sizes: Mapping[str, tuple[int, float, float]], times: Times
+) -> list[tuple]:
+    """Sizes and times of every model, then ratios to the first.
+
+    Args:
+      sizes: by model.  times: ms by (model, way) and kind.
+    """
+    ours = {name: times[name, OURS] for name in sizes}
+    first, *others = sizes
+    rows: list[tuple] = [(name, *sizes[name], *ours[name].values()) for name in sizes]
+    for name in others:
+        ratios = (t / ours[first][kind] for kind, t in ours[name].items())
+        rows.append((f"{name} / {first}", "", "", "", *ratios))
+    return rows
+
+
+def torch_rows(times: Times) -> list[tuple]:
+    """Times of torch, then ratios of ours to them; none where there is no torch.
+
+    Ours folded stands beside torch's forward pass as well.
+
+    Args:
+      times: ms by (model, way) and kind.
+    """
+    rows, ratios = [], []
+    for (name, way), cells in times.items():
+        if way == OURS:
+            continue
+        ours = times[name, OURS]
+        other = {k.replace("forward", "folded"): t for k, t in cells.items()} | cells
+        rows.append((f"{name}, {way}", *(cells.get(kind, "") for kind in ours)))
+        ratios.append((f"{name} / {way}", *(t / other[k] for k, t in ours.items())))
+    return rows + ratios
+
+
+def measured(name: str) -> tuple[tuple[int, float, float], dict[Any, Callable]]:
+    """(parameters, 1e9 multiply-adds by formula and as compiled), what to time.
+
+    The latter by (way, kind): ways are `OURS` and those of torch.
+    """
     model = models.build(name, num_classes=CLASSES)
     images = jax.random.normal(jax.random.key(1), (BATCH, SIDE, SIDE, 3))
     variables = dict(jax.jit(model.init)(jax.random.key(0), images[:1]))
-    calls: dict[str, Callable] = {}
+    calls: dict[Any, Callable] = {}
     folded_model, folded = fusion.fold(model, variables)
     for kind, apply, given in (
         ("forward", model.apply, variables),
@@ -55,8 +102,9 @@ def measured(name: str) -> tuple[tuple[int, float, float], dict[str, Callable]]:
     ):
         for batch in (1, BATCH):
             call = functools.partial(jax.jit(apply), given, images[:batch])
-            calls[f"{kind} {batch}"] = call
-    calls[f"train {BATCH}"] = _train_call(model, variables, images)
+            calls[OURS, f"{kind} {batch}"] = call
+    calls[OURS, f"train {BATCH}"] = _train_call(model, variables, images)
+    calls.update(_torch_calls(name, images))
     compiled = jax.jit(model.apply).lower(variables, images[:1]).compile()
     costs: Any = compiled.cost_analysis() or {}
     parameters = sum(x.size for x in jax.tree.leaves(variables[PARAMS]))
@@ -79,3 +127,14 @@ def _train_call(model: Any, variables: dict[str, Any], images: jax.Array) -> Cal
         return jax.grad(loss, has_aux=True)(params)
 
     return functools.partial(step, variables[PARAMS], images)
+
+
+def _torch_calls(name: str, images: jax.Array) -> dict[Any, Callable]:
+    """Those of the same model in torch, where there are both."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    from normjax.bench import torch_models
+
+    if name not in torch_models.MODELS:
+        return {}
+    return torch_models.calls(name, np.asarray(images), (1, BATCH))
