@@ -82,6 +82,7 @@ def base_config() -> Any:
     data.workers = 0  # processes that read and augment; 0: threads of this one
 
     config.model = ConfigDict()
+    config.reparam = ()  # dicts of pattern, name, arguments; see normjax.reparam
 
     config.optim = optim = ConfigDict()
     optim.name = "adamw"  # adamw, lion or sgd

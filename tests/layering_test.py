@@ -14,7 +14,7 @@ LAYERS = (
     {"models", "data", "optim", "losses"},
     {"fusion", "adapt", "analysis", "tasks"},
     {"train"},
-    {"bench", "study", "convert"},
+    {"bench", "study", "convert", "generate"},
 )
 LEVEL = {package: level for level, names in enumerate(LAYERS) for package in names}
 CORE_ONLY = {"data", "optim", "losses"}

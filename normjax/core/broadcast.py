@@ -1,7 +1,10 @@
 """Broadcasting over a batch and averaging over positions, fast on CPU as well."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from normjax.core.moments import at_least_float32
 
@@ -27,3 +30,19 @@ def mean_over_positions(x: jax.Array) -> jax.Array:
     weights = jnp.full(tokens.shape[1], 1 / tokens.shape[1], tokens.dtype)
     mean = jnp.einsum("l,blc->bc", weights, tokens, precision="highest")
     return mean.astype(x.dtype)
+
+
+def add_bias(y: Any, bias: jax.Array) -> Any:
+    """y + bias along the last axis, in the dtype of y.
+
+    Args:
+      y: [..., C], or a tree of arrays that are its parts along the last axis.
+      bias: [C].
+    """
+    parts = jax.tree.leaves(y)
+    biases = jnp.split(bias, np.cumsum([part.shape[-1] for part in parts])[:-1])
+    wide = [
+        part + b.astype(part.dtype).reshape((1,) * (part.ndim - 1) + b.shape)
+        for part, b in zip(parts, biases, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(y), wide)

@@ -5,10 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
 
+from normjax.core.broadcast import add_bias
 from normjax.core.collections import PARAMS
 from normjax.core.folding import FoldSite
 
@@ -47,7 +45,7 @@ class RewrittenModel(nn.Module):
             return norm.apply({}, args[0])
         y = call(*args, **kwargs)
         if path in self.biased:
-            y = _add_bias(y, context.module.get_variable(PARAMS, "bias"))
+            y = add_bias(y, context.module.get_variable(PARAMS, "bias"))
         return y
 
     @nn.nowrap
@@ -69,17 +67,6 @@ def rewritten(
         norms, biased = {**dict(model.norms), **norms}, model.biased | biased
         model = model.model
     return RewrittenModel(model, tuple(norms.items()), biased)
-
-
-def _add_bias(y: Any, bias: jax.Array) -> Any:
-    """y + bias, where y may come in parts along its last axis."""
-    parts = jax.tree.leaves(y)
-    biases = jnp.split(bias, np.cumsum([part.shape[-1] for part in parts])[:-1])
-    wide = [
-        part + b.astype(part.dtype).reshape((1,) * (part.ndim - 1) + b.shape)
-        for part, b in zip(parts, biases, strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(y), wide)
 
 
 def mutable_tree(tree: Any) -> Any:

@@ -1,5 +1,13 @@
 """Optimizers: a schedule, a gradient transformation, which parameters take part."""
 
 from normjax.optim.build import OPTIMIZERS, build, learning_rate
+from normjax.optim.clip import adaptive_clip
+from normjax.optim.project import normalize_and_project
 
-__all__ = ["OPTIMIZERS", "build", "learning_rate"]
+__all__ = [
+    "OPTIMIZERS",
+    "adaptive_clip",
+    "build",
+    "learning_rate",
+    "normalize_and_project",
+]

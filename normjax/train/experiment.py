@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from normjax import models, norms, optim
+from normjax import models, norms, optim, reparam
 from normjax.core.errors import UserError
 from normjax.tasks import TASKS, Task
 from normjax.train.config import require, resolve_fractions
@@ -132,7 +132,8 @@ def build_model(config: Any, **arguments: Any) -> nn.Module:
     spec: dict[str, Any] = config.model.to_dict()
     spec["norm"] = resolve_fractions(norms.NORMS, spec["norm"], config.total_steps)
     dtype = DTYPES[require(config, "dtype", tuple(DTYPES))]
-    return models.build(spec, **arguments, dtype=dtype)
+    model = models.build(spec, **arguments, dtype=dtype)
+    return reparam.reparameterize(model, config.to_dict().get("reparam"))
 
 
 def _check_numbers(config: Any) -> None:

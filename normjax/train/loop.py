@@ -266,6 +266,7 @@ class Run:
 
 def _component_names(model: Any) -> str:
     """Classes of its norm and mixers, as far as it has them."""
+    model = getattr(model, "host", model)
     parts = jax.tree.leaves([getattr(model, k, None) for k in ("norm", "mixer")])
     return ", ".join(dict.fromkeys(part.func.__name__ for part in parts))
 

@@ -32,10 +32,18 @@ def values_of(key, shape, dtype, offset, scale, mode):
     return np.asarray(offset + scale * normal, dtype)
 
 
-def constructed(key, shape, dtype, decay_steps):
+COUNTERS = {
+    "warm": "warmup_steps",
+    "iter": "decay_steps",
+    "total_step": "decay_steps",
+}
+
+
+def constructed(key, shape, dtype, norm):
     """A counter as the model makes it; None for what we compute ourselves."""
-    if key.rpartition(".")[2] in ("iter", "total_step"):
-        return np.asarray(decay_steps, dtype)
+    start = COUNTERS.get(key.rpartition(".")[2])
+    if start is not None:
+        return np.asarray(norm.get(start, 0), dtype)
     return np.zeros(shape, dtype) if not shape else None
 
 
@@ -49,7 +57,7 @@ def state_of(meta, data, norm):
         stored = [key.replace(".", "_"), f"attn_mask_{key.replace('.', '_')}"]
         stored.append(key.rpartition(".")[2])
         found = next((data[name] for name in stored if name in data), None)
-        value = constructed(key, shape, dtype, norm.get("decay_steps"))
+        value = constructed(key, shape, dtype, norm)
         value = found if value is None else value
         if value is not None and list(value.shape) == shape:
             state[key] = value.astype(dtype)

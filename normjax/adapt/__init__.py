@@ -1,0 +1,31 @@
+"""Test-time adaptation: pure functions of what a trained network meets.
+
+Norms with other statistics (alpha-BN, UnMix-TNS) and probabilities of a batch corrected
+by each other (LAME).
+"""
+
+from normjax.adapt.lame import (
+    AFFINITIES,
+    affinity,
+    laplacian_adjusted,
+    linear_affinity,
+    nearest_affinity,
+    radial_affinity,
+)
+from normjax.adapt.statistics import (
+    alpha_batch_normalize,
+    split_components,
+    unmix_normalize,
+)
+
+__all__ = [
+    "AFFINITIES",
+    "affinity",
+    "alpha_batch_normalize",
+    "laplacian_adjusted",
+    "linear_affinity",
+    "nearest_affinity",
+    "radial_affinity",
+    "split_components",
+    "unmix_normalize",
+]

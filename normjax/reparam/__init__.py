@@ -1,0 +1,75 @@
+"""Weight reparameterizations: layers that compute with a function of their weights.
+
+    model = reparam.reparameterize(model, {"pattern": "mlp", "name": "sigma_reparam"})
+
+gives a model that is used as before; `REPARAMS` is the table of all of them, and
+`fusion.merge` puts the effective weights into the plain model.
+"""
+
+from normjax.reparam.base import REPARAMS, Reparameterization
+from normjax.reparam.conv_bn import tuned_conv_bn
+from normjax.reparam.elementwise import (
+    ScaleAndShift,
+    WeightCompander,
+    WeightNormalization,
+    compand_weight,
+    scale_and_shift,
+    weight_normalize,
+)
+from normjax.reparam.model import Reparameterized, reparameterize
+from normjax.reparam.rules import (
+    Effective,
+    Rule,
+    Site,
+    attach,
+    effective,
+    rules_of,
+    sites,
+)
+from normjax.reparam.spectral import (
+    SigmaReparam,
+    StableRankNormalization,
+    iterate_left_right,
+    leading_vectors,
+    sigma_reparameterize,
+    spectral_norm,
+    stable_rank_normalize,
+)
+from normjax.reparam.standardize import (
+    ScaledWeightStandardization,
+    WeightStandardization,
+    scaled_standardize_weight,
+    standardize_weight,
+)
+
+__all__ = [
+    "REPARAMS",
+    "Effective",
+    "Reparameterization",
+    "Reparameterized",
+    "Rule",
+    "ScaleAndShift",
+    "ScaledWeightStandardization",
+    "SigmaReparam",
+    "Site",
+    "StableRankNormalization",
+    "WeightCompander",
+    "WeightNormalization",
+    "WeightStandardization",
+    "attach",
+    "compand_weight",
+    "effective",
+    "iterate_left_right",
+    "leading_vectors",
+    "reparameterize",
+    "rules_of",
+    "scale_and_shift",
+    "scaled_standardize_weight",
+    "sigma_reparameterize",
+    "sites",
+    "spectral_norm",
+    "stable_rank_normalize",
+    "standardize_weight",
+    "tuned_conv_bn",
+    "weight_normalize",
+]

@@ -1,0 +1,71 @@
+"""What all reparameterizations share: their registry, their form, units of a kernel."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from normjax.core.registry import Registry
+
+REPARAMS = Registry("reparameterization")
+
+KERNEL, BIAS, SCALE = "kernel", "bias", "scale"
+
+Arrays = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reparameterization:
+    """Effective weights of one layer as a pure function of its raw ones.
+
+    A layer is a dict of arrays by the names of its parameters: a linear layer has
+    `kernel` [..., in, out] (outputs last, everything before them is fan-in) and perhaps
+    `bias` [out]; a norm has `scale` and perhaps `bias`. All is computed in at least
+    float32.
+
+    Attributes:
+      own: names of the parameters that it adds.  held: names of its state.
+      on_norms: whether norms are taken as well, not only layers with a kernel.
+    """
+
+    own: ClassVar[tuple[str, ...]] = ()
+    held: ClassVar[tuple[str, ...]] = ()
+    on_norms: ClassVar[bool] = False
+
+    def create(self, layer: Arrays, key: jax.Array) -> tuple[Arrays, Arrays]:
+        """Own parameters and state, by name, for a layer that has just been made.
+
+        Args:
+          layer: its raw weights.  key: for those that start at random.
+        """
+        del layer, key
+        return {}, {}
+
+    def effective(
+        self, layer: Arrays, own: Arrays, state: Arrays, *, train: bool
+    ) -> tuple[Arrays, Arrays]:
+        """The weights that the layer computes with, and the next state.
+
+        Args:
+          layer: raw weights.  own, state: as from `create`.
+          train: whether the state moves; if not, it comes back as it is.
+        """
+        raise NotImplementedError
+
+
+def fan_in_axes(kernel: jax.Array) -> tuple[int, ...]:
+    """All axes but the last, over which one output unit extends."""
+    return tuple(range(kernel.ndim - 1))
+
+
+def per_unit(vector: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[out] -> [1, ..., 1, out]: no implicit rank promotion."""
+    return vector.reshape((1,) * (kernel.ndim - 1) + vector.shape)
+
+
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """sqrt(x) with gradient 0, not infinite, at 0."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)

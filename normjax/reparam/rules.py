@@ -1,0 +1,207 @@
+"""Which layers of a model are reparameterized, and how: functions of its variables.
+
+What a layer is, is read off the tree of parameters, so neither the model nor the layer
+knows. Own parameters lie beside the raw weights ("blocks_0/mlp/fc1/gamma"), state lies
+at the same path of the collection `spectral_stats`.
+"""
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from flax.core import unfreeze
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from normjax.core.collections import PARAMS, SPECTRAL_STATS
+from normjax.core.errors import UserError
+from normjax.reparam.base import BIAS, KERNEL, REPARAMS, SCALE, Reparameterization
+
+Variables = Mapping[str, Any]
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Which layers are reparameterized, and how.
+
+    Attributes:
+      pattern: regular expression, searched in the path of a layer ("blocks_0/mlp/fc1").
+      reparam: what is done with the layers that it finds and that this can take.
+    """
+
+    pattern: str
+    reparam: Reparameterization
+
+
+class Site(NamedTuple):
+    """One reparameterized layer.
+
+    Attributes:
+      path: names from the root of the parameters.  layer: its raw weights.
+      reparam: what is done with them.
+    """
+
+    path: Path
+    layer: dict[str, jax.Array]
+    reparam: Reparameterization
+
+
+class Effective(NamedTuple):
+    """What a reparameterized model computes with.
+
+    Attributes:
+      params: of the plain model; layers may have a `bias` that it does not give them.
+      state: next value of the collection `spectral_stats`.
+      biased: paths of the layers with such a bias, "blocks_0/mlp/fc1".
+    """
+
+    params: dict[str, Any]
+    state: dict[str, Any]
+    biased: frozenset[str]
+
+
+def rules_of(spec: Any) -> tuple[Rule, ...]:
+    """The rules that a config describes.
+
+    Args:
+      spec: a mapping `{"pattern": ..., "name": key of REPARAMS, **arguments}`, a
+        sequence of them or of rules, or nothing (None or empty).
+
+    Raises:
+      UserError: no pattern, or one that is no regular expression; unknown name or
+        argument.
+    """
+    specs = (spec,) if isinstance(spec, Mapping) else tuple(spec or ())
+    return tuple(s if isinstance(s, Rule) else _rule_of(dict(s)) for s in specs if s)
+
+
+def _rule_of(spec: dict[str, Any]) -> Rule:
+    pattern = spec.pop("pattern", None)
+    if not isinstance(pattern, str):
+        raise UserError(f"a reparameterization needs a 'pattern', got {spec}")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        message = f"pattern {pattern!r} of a reparameterization: {error}"
+        raise UserError(message) from None
+    return Rule(pattern, REPARAMS.factory(spec)())
+
+
+def sites(rules: Sequence[Rule], params: Any) -> list[Site]:
+    """The layers that the rules find, each with the first rule that takes it.
+
+    Args:
+      params: of a plain or of the reparameterized model.
+
+    Raises:
+      UserError: a rule finds no layer, or others took all of them.
+    """
+    found, idle = [], set(rules)
+    for path, node in _nodes(params, ()):
+        for rule in rules:
+            layer = _layer_of(node, rule.reparam)
+            if layer and re.search(rule.pattern, "/".join(path)):
+                found.append(Site(path, layer, rule.reparam))
+                idle.discard(rule)
+                break
+    for rule in rules:
+        if rule in idle:
+            name = type(rule.reparam).__name__
+            raise UserError(
+                f"pattern {rule.pattern!r} of {name} finds no layer that is left to it"
+            )
+    return found
+
+
+def _nodes(tree: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    """Every dict of the tree with its path."""
+    if isinstance(tree, Mapping):
+        yield path, tree
+        for name, child in tree.items():
+            yield from _nodes(child, (*path, name))
+
+
+def _layer_of(node: Any, reparam: Reparameterization) -> dict[str, jax.Array] | None:
+    """The raw weights of a layer that `reparam` can take, or None."""
+    layer = {k: v for k, v in node.items() if k not in reparam.own}
+    if getattr(layer.get(KERNEL), "ndim", 0) > 1:
+        return {k: layer[k] for k in (KERNEL, BIAS) if k in layer}
+    if not reparam.on_norms or SCALE not in layer or not set(layer) <= {SCALE, BIAS}:
+        return None
+    vectors = all(getattr(v, "ndim", 0) == 1 for v in layer.values())
+    return layer if vectors else None
+
+
+def attach(
+    rules: Sequence[Rule], variables: Variables, key: jax.Array
+) -> dict[str, Any]:
+    """Variables of a plain model -> those of the reparameterized one.
+
+    So a trained model is reparameterized: its weights become the raw ones. Whether the
+    effective weights equal them at first is said by each reparameterization.
+
+    Args:
+      variables: of the model; they are not changed.  key: for random initial values.
+
+    Raises:
+      UserError: a rule finds no layer.
+    """
+    params, state = _flat(variables.get(PARAMS, {})), {}
+    for path, layer, reparam in sites(rules, variables.get(PARAMS, {})):
+        own_key = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
+        own, held = reparam.create(layer, own_key)
+        params.update(_at(path, own))
+        state.update(_at(path, held))
+    new = {**variables, PARAMS: unflatten_dict(params)}
+    return {**new, SPECTRAL_STATS: unflatten_dict(state)} if state else new
+
+
+def effective(rules: Sequence[Rule], variables: Variables, *, train: bool) -> Effective:
+    """What the plain model is to compute with; see `Effective`.
+
+    Weights are made in at least float32 and get the dtype of the raw ones.
+
+    Args:
+      variables: of the reparameterized model.  train: whether the state moves.
+
+    Raises:
+      UserError: a rule finds no layer, or a layer lacks its own parameters or state.
+    """
+    params, stored = (
+        _flat(variables.get(PARAMS, {})),
+        _flat(variables.get(SPECTRAL_STATS, {})),
+    )
+    state, biased = {}, set()
+    for path, layer, reparam in sites(rules, variables.get(PARAMS, {})):
+        own = _take(params, path, reparam.own, PARAMS)
+        held = _take(stored, path, reparam.held, SPECTRAL_STATS)
+        weights, held = reparam.effective(layer, own, held, train=train)
+        main = layer[KERNEL] if KERNEL in layer else layer[SCALE]
+        typed = {k: w.astype(layer.get(k, main).dtype) for k, w in weights.items()}
+        params.update(_at(path, typed))
+        state.update(_at(path, held))
+        if BIAS in weights and BIAS not in layer:
+            biased.add("/".join(path))
+    return Effective(unflatten_dict(params), unflatten_dict(state), frozenset(biased))
+
+
+def _flat(tree: Any) -> dict[Path, Any]:
+    return dict(flatten_dict(unfreeze(tree)))  # pyright: ignore[reportArgumentType]
+
+
+def _at(path: Path, arrays: Mapping[str, Any]) -> dict[Path, Any]:
+    return {(*path, name): array for name, array in arrays.items()}
+
+
+def _take(flat: dict[Path, Any], path: Path, names: Sequence[str], collection: str):
+    """The arrays `names` at `path`, removed from `flat`."""
+    for name in names:
+        if (*path, name) not in flat:
+            raise UserError(
+                f"{collection} of {'/'.join(path)} hold no {name!r}: reparam.attach "
+                "makes variables of the plain model into those of a reparameterized one"
+            )
+    return {name: flat.pop((*path, name)) for name in names}
