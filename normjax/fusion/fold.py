@@ -84,9 +84,11 @@ def fold(
     return folded_model, {name: tree for name, tree in folded.items() if tree}
 
 
-def _unrolled(model: nn.Module, variables: Mapping[str, Any]):
+def _unrolled(
+    model: nn.Module, variables: Mapping[str, Any]
+) -> tuple[nn.Module, Mapping[str, Any]]:
     """The model and its variables, with a module of its own for every layer."""
-    unrolled = getattr(model, "unrolled", None)
+    unrolled: Any = getattr(model, "unrolled", None)
     return unrolled(variables) if unrolled else (model, variables)
 
 
