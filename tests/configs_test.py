@@ -27,9 +27,9 @@ FILES = sorted(
     )
 )
 EVERY = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-PYRAMIDS = {"imagenet_swin", "imagenet_pvt", "imagenet_cswin"}
+LARGE = {"imagenet_swin", "imagenet_pvt", "imagenet_cswin", "lm_text", "lm_llama"}
 TRAINED = [
-    pytest.param(path, marks=pytest.mark.slow) if path.stem in PYRAMIDS else path
+    pytest.param(path, marks=pytest.mark.slow) if path.stem in LARGE else path
     for path in FILES
 ]
 

@@ -62,6 +62,7 @@ def named(cases):
     )
 
 
+@pytest.mark.slow
 @named(CASES)
 def test_folded_logits_in_float64(norm, mixer, placement, tied, x64):
     model = build(norm, mixer, placement, tied)
@@ -130,6 +131,7 @@ def test_a_tied_head_and_an_embedding_keep_their_norms():
 TO = pytest.mark.parametrize("to", ["rms_norm", "crms_norm"])
 
 
+@pytest.mark.slow
 @TO
 @pytest.mark.parametrize(
     ("mixer", "placement"), [("softmax", "pre"), ("rela", "scaled")]

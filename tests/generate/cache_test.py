@@ -107,6 +107,7 @@ def test_parts_equal_the_whole(case):
     assert_equal(model, drawn(model), 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("mixer", ["softmax", "gated_linear", "transnormer"])
 def test_parts_equal_the_whole_to_rounding(mixer):

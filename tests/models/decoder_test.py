@@ -319,6 +319,7 @@ def test_gradients_are_finite_and_reach_everything(placement, norm):
     assert all(np.any(np.asarray(g)) for g in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_values_nor_gradients():
     results, tokens = [], jnp.asarray(tokens_of(2))
     positions = jnp.asarray(np.tile(np.arange(LENGTH) % CUT, (2, 1)))

@@ -162,6 +162,7 @@ def test_every_layer_computes_with_the_weights_of_the_equation():
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["small", *SLOW])
 def test_initialisation(host):
     """Raw weights are those of the plain model; the first result is that of apply."""
@@ -221,6 +222,7 @@ def test_power_iteration_finds_the_spectral_norm():
         np.testing.assert_allclose(sigma, np.linalg.norm(kernel, 2), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["small", *SLOW])
 def test_rematerialised_blocks_give_the_same_step(host):
     """Value, every gradient and the state; the state is written once."""
@@ -293,6 +295,7 @@ def test_only_what_the_optimizer_trains_moves():
         assert (np.abs(g).max() > 0) or "bias" in path[-1].key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["vit", "resnet"])
 @pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-12), ("float32", 1e-6)])
 def test_merged_models_compute_the_same(host, dtype, limit):

@@ -134,6 +134,7 @@ def test_nothing_to_draw(tmp_path):
     assert plot_layers(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_a_run_looks_into_its_layers(tmp_path):
     train(tiny_config("norm=repbn", diagnostics_every=3), tmp_path)
     records = read_layers(tmp_path)

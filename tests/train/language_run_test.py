@@ -61,6 +61,7 @@ def test_what_a_run_leaves(undisturbed, texts):
     assert len(rates) == 6 and min(rates) > 0
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(undisturbed, texts, tmp_path, monkeypatch):
     from normjax.train import loop
 
