@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from normjax.core.errors import UserError
+from normjax.tasks import ImageClassification
 from normjax.train import loop, mesh, report
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import keep_config, kept_config
@@ -249,7 +250,7 @@ def test_best_checkpoint_is_kept_over_a_resume(tmp_path, monkeypatch):
         assert loop.train(config, tmp_path) is None
     loop.train(config, tmp_path)
     assert steps_kept(tmp_path) == [2, 4]
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, rank=ImageClassification.rank)
     assert (checkpoints.best(), checkpoints.latest()) == (2, 4)
     checkpoints.close()
 
