@@ -154,7 +154,8 @@ def _cell(values: list[float] | None, study: Study) -> str:
     diverged = sum(map(math.isnan, values))
     if diverged:
         return f"diverged ({diverged} of {len(values)})"
-    text = " ± ".join(study.shown(float(f(values))) for f in (np.mean, np.std))
+    parts = (np.mean, np.std) if len(study.seeds) > 1 else (np.mean,)
+    text = " ± ".join(study.shown(float(f(values))) for f in parts)
     lacking = len(study.seeds) - len(values)
     return f"{text} ({len(values)} seeds)" if lacking else text
 
