@@ -1,14 +1,12 @@
 """Rank-augmented linear attention of feature maps."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.typing import Dtype, Initializer
 
 from normjax.attention.base import (
     MIXERS,
@@ -18,9 +16,9 @@ from normjax.attention.base import (
     softmax_attention,
     split_heads,
     tokens_of,
-    trunc_normal,
 )
 from normjax.attention.cores import depthwise_layer, only_valid
+from normjax.attention.grid import GridMixer
 from normjax.attention.rotary import grid_angles, rotate_pairs, turn_pairs
 from normjax.attention.sequence import only_tokens
 from normjax.core.errors import UserError
@@ -29,27 +27,14 @@ from normjax.core.moments import at_least_float32
 _CACHED = 1024  # positions that stay in the cache of a CPU core
 
 
-class Augmented(nn.Module):
+class Augmented(GridMixer):
     """Base: y = proj(gate * (attention + 5x5 depthwise convolution of v)).
 
     q, k, v and the gate are one projection of the map; queries and keys turn with row
     and column (`rotary.grid_angles`).
 
-    Attributes:
-      num_heads: heads; each has K = D / num_heads channels, a multiple of 4.
-      qkv_features: width D of queries, keys, values and gate; None for that of x.
-      qkv_bias: bias of their projection.
-      qk_norm: factory of a norm applied to queries and keys per head, or None.
-      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+    Attributes: those of GridMixer; K is a multiple of 4.
     """
-
-    num_heads: int
-    qkv_features: int | None = None
-    qkv_bias: bool = True
-    qk_norm: Callable[..., nn.Module] | None = None
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    kernel_init: Initializer = trunc_normal
 
     reads: ClassVar[tuple[str, ...]] = ("qkvo",)
 
@@ -66,10 +51,8 @@ class Augmented(nn.Module):
         Raises:
           UserError: D does not split into heads of a multiple of 4 channels.
         """
-        (_, height, width, features), inner = x.shape, self.qkv_features or x.shape[-1]
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dense = {"kernel_init": self.kernel_init, **types}
-        project = SplitDense(4, inner, self.qkv_bias, name="qkvo", **dense)
+        (_, height, width, features), inner = x.shape, self._width(x)
+        project = SplitDense(4, inner, self.qkv_bias, name="qkvo", **self._dense())
         q, k, v, gate = project(x)
         v = only_valid(v, mask)
         near = depthwise_layer(self, "lepe", v, (5, 5, inner))
@@ -81,13 +64,7 @@ class Augmented(nn.Module):
         q, k = normalized_heads(self, q, k, mask=mask, train=train)
         angles = grid_angles(height, width, size).reshape(height * width, -1)
         o = merge_heads(self._attend(q, k, v, angles, mask)).astype(near.dtype)
-        o = (o.reshape(near.shape) + near) * gate
-        return nn.Dense(features, name="proj", **dense)(o)
-
-    @nn.nowrap
-    def inner_widths(self, dim: int) -> dict[str, int]:
-        """Arguments that keep the inside at width `dim` when the tokens get another."""
-        return {"qkv_features": self.qkv_features or dim}
+        return self._finish((o.reshape(near.shape) + near) * gate, features)
 
     def _attend(self, q, k, v, angles, mask):
         raise NotImplementedError

@@ -1,5 +1,6 @@
 """What all tasks have in common, and the registry of them."""
 
+import abc
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -57,7 +58,7 @@ class Objective(Protocol):
         ...
 
 
-class Task:
+class Task(abc.ABC):
     """One task as a config describes it.
 
     Attributes:
@@ -91,36 +92,37 @@ class Task:
             self._sources[split] = self._open(split)
         return self._sources[split]
 
+    @abc.abstractmethod
     def _open(self, split: str) -> Any:
-        raise NotImplementedError
+        """The `data` source of one split."""
 
+    @abc.abstractmethod
     def model_arguments(self) -> dict[str, Any]:
         """What the data fix of the model."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def row(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of one row of a training batch."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def train_batches(self, **arguments: Any) -> Iterator[dict[str, np.ndarray]]:
         """Endless; `arguments` of `data.train_batches` that the config does not fix."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def eval_batches(
         self, split: str, **arguments: Any
     ) -> Iterator[dict[str, np.ndarray]]:
         """One pass over `split`; `arguments` of `data.eval_batches` as above."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def summarize(self, sums: Mapping[str, Any], split: str) -> dict[str, float]:
         """Scores over `split` from the sums of `Objective.sums`."""
-        raise NotImplementedError
 
     @staticmethod
+    @abc.abstractmethod
     def rank(scores: Mapping[str, float]) -> float:
         """How good a checkpoint with these scores is; more is better."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def describe(self) -> str:
         """The data in a few words."""
-        raise NotImplementedError
