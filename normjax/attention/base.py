@@ -3,8 +3,6 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.dtypes import promote_dtype
-from flax.typing import Dtype, Initializer
 
 from normjax.core.broadcast import repeat_over_batch
 from normjax.core.errors import UserError
@@ -13,50 +11,10 @@ from normjax.core.registry import Registry
 
 MIXERS = Registry("mixer")
 
-trunc_normal = nn.initializers.truncated_normal(0.02)
-
 
 def tokens_of(x: jax.Array) -> jax.Array:
     """[B, ..., C] -> [B, L, C] with the positions in row-major order."""
     return x.reshape(x.shape[0], -1, x.shape[-1])
-
-
-class SplitDense(nn.Module):
-    """One Dense layer whose output comes in parts: x W_i + b_i, W = [W_1 | W_2 ...].
-
-    Variables are those of `nn.Dense(parts * features)`. Multiplying part by part
-    instead of splitting the product saves the copies on CPU; XLA's GPU backend merges
-    the products again where that is faster.
-
-    Attributes:
-      parts, features: number and width of the outputs.
-      use_bias, kernel_init, dtype, param_dtype: as in nn.Dense.
-    """
-
-    parts: int
-    features: int
-    use_bias: bool = True
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    kernel_init: Initializer = trunc_normal
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """x: [..., C] -> `parts` arrays [..., features]."""
-        width = self.parts * self.features
-        shape = (x.shape[-1], width)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        bias = None
-        if self.use_bias:
-            zeros = nn.initializers.zeros
-            bias = self.param("bias", zeros, (width,), self.param_dtype)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        outputs = [x @ part for part in jnp.split(kernel, self.parts, axis=-1)]
-        if bias is not None:
-            wide = bias.reshape((1,) * (x.ndim - 1) + (width,))
-            parts = jnp.split(wide, self.parts, axis=-1)
-            outputs = [y + b for y, b in zip(outputs, parts, strict=True)]
-        return tuple(outputs)
 
 
 def split_heads(x: jax.Array, num_heads: int) -> jax.Array:

@@ -20,9 +20,9 @@ from normjax.attention.base import (
     softmax_attention,
     split_heads,
     tokens_of,
-    trunc_normal,
 )
 from normjax.core.broadcast import repeat_over_batch
+from normjax.core.dense import trunc_normal
 from normjax.core.depthwise import depthwise_conv
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32

@@ -11,7 +11,6 @@ from flax.typing import Dtype, Initializer
 from normjax.attention import decay
 from normjax.attention.base import (
     MIXERS,
-    SplitDense,
     merge_heads,
     normalized_heads,
     split_heads,
@@ -19,6 +18,7 @@ from normjax.attention.base import (
 )
 from normjax.attention.cores import depthwise_layer, only_valid
 from normjax.attention.sequence import RecurrentMixer, only_tokens
+from normjax.core.dense import Dense, SplitDense
 from normjax.core.moments import at_least_float32
 
 _xavier = nn.initializers.variance_scaling(2.0**-5, "fan_avg", "uniform")
@@ -45,8 +45,8 @@ class LogDecay(nn.Module):
         """x: [..., C] -> [..., features], negative, in at least float32."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         dense = {"kernel_init": self.kernel_init, **types}
-        x = nn.Dense(self.rank, use_bias=False, name="down", **dense)(x)
-        x = nn.Dense(self.features, name="up", **dense)(x)
+        x = Dense(self.rank, use_bias=False, name="down", **dense)(x)
+        x = Dense(self.features, name="up", **dense)(x)
         return jax.nn.log_sigmoid(at_least_float32(x)) / self.normalizer
 
 
@@ -147,7 +147,7 @@ class BidirectionalGatedLinearAttention(nn.Module):
         local = tokens_of(jax.nn.silu(local))
         mask = None if mask is None else mask.reshape(local.shape[:2])
         q, k = SplitDense(2, keys, name="qk", **plain)(local)
-        v = nn.Dense(features, name="v", **plain)(local)
+        v = Dense(features, name="v", **plain)(local)
         q, k, v, near = (split_heads(t, self.num_heads) for t in (q, k, v, local))
         q, k = normalized_heads(self, q, k, mask=mask, train=train)
         make = LogDecay(2 * keys, self.gate_rank, name="log_decay", **dense)
@@ -158,13 +158,13 @@ class BidirectionalGatedLinearAttention(nn.Module):
         q, k, v = q * q.shape[-1] ** -0.5, only_tokens(k, mask), only_tokens(v, mask)
         o, _ = decay.chunked(q, k, v, forward)
         reverse, _ = decay.chunked(*(t[:, ::-1] for t in (q, k, v, backward)))
-        share = jax.nn.sigmoid(nn.Dense(features, name="share", **dense)(local))
+        share = jax.nn.sigmoid(Dense(features, name="share", **dense)(local))
         share = at_least_float32(split_heads(share, self.num_heads))
         norm = {"epsilon": self.epsilon, "param_dtype": self.param_dtype}
         o = nn.RMSNorm(name="norm", **norm)((o + reverse[:, ::-1]) / 2) * share
         near = nn.RMSNorm(name="local_norm", **norm)(at_least_float32(near))
         o = merge_heads(o + near * (1 - share)).astype(local.dtype)
-        return nn.Dense(features, name="proj", **plain)(o).reshape(x.shape)
+        return Dense(features, name="proj", **plain)(o).reshape(x.shape)
 
     @nn.nowrap
     def _types(self) -> dict[str, Any]:

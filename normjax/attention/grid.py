@@ -8,13 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from normjax.attention.base import (
-    SplitDense,
-    merge_heads,
-    normalized_heads,
-    split_heads,
-    trunc_normal,
-)
+from normjax.attention.base import merge_heads, normalized_heads, split_heads
+from normjax.core.dense import Dense, SplitDense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.registry import field_names
 
@@ -84,7 +79,7 @@ class GridMixer(nn.Module):
         return merge_heads(q), merge_heads(k)
 
     def _finish(self, o: jax.Array, features: int) -> jax.Array:
-        return nn.Dense(features, name="proj", **self._dense())(o)
+        return Dense(features, name="proj", **self._dense())(o)
 
 
 def partition(x: jax.Array, window: tuple[int, ...]) -> jax.Array:

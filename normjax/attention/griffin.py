@@ -10,14 +10,13 @@ from flax.typing import Dtype, Initializer
 from normjax.attention import cache, decay
 from normjax.attention.base import (
     MIXERS,
-    SplitDense,
     normalized_heads,
     softmax_attention,
     tokens_of,
-    trunc_normal,
 )
 from normjax.attention.rotary import rotate_halves
 from normjax.attention.sequence import RecurrentMixer, documents_of, only_tokens
+from normjax.core.dense import Dense, SplitDense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
 
@@ -183,7 +182,7 @@ class RecurrentBlock(nn.Module):
         if state is not None:
             state.value = last
         o = jax.nn.gelu(gate, approximate=True) * h
-        return nn.Dense(shape[-1], name="proj", **dense)(o).reshape(shape)
+        return Dense(shape[-1], name="proj", **dense)(o).reshape(shape)
 
     @nn.nowrap
     def inner_widths(self, dim: int) -> dict[str, int]:
@@ -234,7 +233,7 @@ class LocalAttention(RecurrentMixer):
 
     def _mix(self, x, mask, positions, train, decode):
         width, dense = self._width(x), {"use_bias": False, **self._dense()}
-        (q,) = self._split(nn.Dense(width, name="q", **dense)(x))
+        (q,) = self._split(Dense(width, name="q", **dense)(x))
         size = q.shape[-1]
         if size % 4:
             raise UserError(f"heads of {size} channels: rotation needs a multiple of 4")

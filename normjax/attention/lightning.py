@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from normjax.attention import decay
-from normjax.attention.base import MIXERS, SplitDense, merge_heads, normalized_heads
+from normjax.attention.base import MIXERS, merge_heads, normalized_heads
 from normjax.attention.distance import alibi_slopes
 from normjax.attention.rotary import linearized
 from normjax.attention.sequence import RecurrentMixer, only_tokens
+from normjax.core.dense import Dense, SplitDense
 from normjax.core.moments import at_least_float32
 
 
@@ -73,8 +74,8 @@ class LightningAttention(Decayed):
         norm = {"use_fast_variance": False, "param_dtype": self.param_dtype}
         o = nn.LayerNorm(self.epsilon, name="norm", **norm)(o)
         rank = width // self.num_heads
-        gate = nn.Dense(rank, name="gate_down", **dense)(x)
-        gate = nn.Dense(width, name="gate_up", **dense)(gate)
+        gate = Dense(rank, name="gate_down", **dense)(x)
+        gate = Dense(width, name="gate_up", **dense)(gate)
         return (o * jax.nn.sigmoid(at_least_float32(gate))).astype(v.dtype)
 
 

@@ -1,12 +1,12 @@
 """Mixture-of-Head attention: heads as experts."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from normjax.attention.base import MIXERS
 from normjax.attention.sequence import LinearlyProjected
 from normjax.core.collections import LOSSES
+from normjax.core.dense import Dense
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32, masked_mean
 
@@ -68,7 +68,7 @@ class MixtureOfHeadAttention(LinearlyProjected):
 
         def probabilities(name, parts):
             dense = {"use_bias": False, "kernel_init": self.kernel_init}
-            dense = nn.Dense(parts, name=name, **dense, **self._types())
+            dense = Dense(parts, name=name, **dense, **self._types())
             return jax.nn.softmax(at_least_float32(dense(context.x)))
 
         parts = []

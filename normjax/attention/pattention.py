@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from normjax.attention.base import MIXERS
 from normjax.attention.sequence import PairwiseMixer
+from normjax.core.dense import Dense
 from normjax.core.errors import UserError, one_of
 from normjax.core.moments import at_least_float32
 
@@ -73,11 +74,11 @@ class Pattention(nn.Module):
             raise UserError(one_of("scores", self.scores, SCORES))
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         dense = {"use_bias": False, **types}
-        keys = nn.Dense(self.num_tokens, kernel_init=self.key_init, name="key", **dense)
+        keys = Dense(self.num_tokens, kernel_init=self.key_init, name="key", **dense)
         s = keys(x)
         s = SCORES[self.scores](at_least_float32(s)).astype(s.dtype)
         init = {"kernel_init": self.value_init, **dense}
-        return nn.Dense(self.features, name="value", **init)(s)
+        return Dense(self.features, name="value", **init)(s)
 
 
 @MIXERS.register("pattention", "seq", "grid", "causal", "decode", "mask")

@@ -10,7 +10,6 @@ import numpy as np
 
 from normjax.attention.base import (
     MIXERS,
-    SplitDense,
     merge_heads,
     normalized_heads,
     softmax_attention,
@@ -21,6 +20,7 @@ from normjax.attention.cores import depthwise_layer, only_valid
 from normjax.attention.grid import GridMixer
 from normjax.attention.rotary import grid_angles, rotate_pairs, turn_pairs
 from normjax.attention.sequence import only_tokens
+from normjax.core.dense import SplitDense
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
 

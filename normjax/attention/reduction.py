@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
-from normjax.attention.base import MIXERS, SplitDense
+from normjax.attention.base import MIXERS
 from normjax.attention.cores import (
     FocusedLinear,
     SimplifiedLinear,
@@ -19,6 +19,7 @@ from normjax.attention.cores import (
     only_valid,
 )
 from normjax.attention.grid import GridMixer
+from normjax.core.dense import Dense, SplitDense
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
 from normjax.core.moments import at_least_float32
@@ -73,7 +74,7 @@ class Reduced(GridMixer):
             does not split into heads.
         """
         core, width, bias = self._own_core(), self._width(x), self.qkv_bias
-        q = nn.Dense(width, use_bias=bias, name="q", **self._dense())(x)
+        q = Dense(width, use_bias=bias, name="q", **self._dense())(x)
         x_kv, mask = self._reduce(only_valid(x, mask), mask, train)
         kv = SplitDense(2, width, use_bias=bias, name="kv", **self._dense())
         k, v = kv(x_kv)
@@ -214,7 +215,7 @@ class LinearSpatialReductionAttention(Reduced):
             mask = share[..., 0] > 0
         width = self._width(x)
         init = nn.initializers.normal(math.sqrt(2 / width))
-        dense = nn.Dense(width, name="sr", **{**self._dense(), "kernel_init": init})
+        dense = Dense(width, name="sr", **{**self._dense(), "kernel_init": init})
         r = self._normalise(dense(pooled.astype(x.dtype)), mask, train)
         return jax.nn.gelu(r, approximate=False), mask
 

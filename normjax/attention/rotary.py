@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from normjax.core.broadcast import computed_once
 from normjax.core.moments import at_least_float32
 
 
@@ -31,7 +32,7 @@ def rotate_halves(
         frequencies, jnp.promote_types(x.dtype, jnp.float32)
     )
     first, second = jnp.split(at_least_float32(x), 2, -1)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    cos, sin = computed_once(jnp.cos(angles)), computed_once(jnp.sin(angles))
     turned = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(turned, -1).astype(x.dtype)
 
@@ -80,4 +81,5 @@ def linearized(x: jax.Array, positions: jax.Array, theta: jax.Array) -> jax.Arra
     """
     x, theta = at_least_float32(x), at_least_float32(theta)
     angles = at_least_float32(positions)[:, :, None, None] * theta[None, None]
-    return jnp.concatenate((x * jnp.cos(angles), x * jnp.sin(angles)), -1)
+    cos, sin = computed_once(jnp.cos(angles)), computed_once(jnp.sin(angles))
+    return jnp.concatenate((x * cos, x * sin), -1)

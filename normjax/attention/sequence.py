@@ -10,17 +10,16 @@ from flax.typing import Dtype, Initializer
 
 from normjax.attention import cache, decay
 from normjax.attention.base import (
-    SplitDense,
     attention_entropy,
     merge_heads,
     normalized_heads,
     softmax_attention,
     split_heads,
     tokens_of,
-    trunc_normal,
 )
 from normjax.attention.rotary import rotate_halves
 from normjax.core.collections import DETAILS
+from normjax.core.dense import Dense, SplitDense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.moments import align_mask
 
@@ -96,7 +95,7 @@ class SequenceMixer(nn.Module):
     def _finish(self, o: jax.Array, features: int) -> jax.Array:
         """[B, L, D] or heads [B, L, H, K] -> [B, L, features]."""
         o, bias = merge_heads(o) if o.ndim == 4 else o, self.proj_bias
-        return nn.Dense(features, use_bias=bias, name="proj", **self._dense())(o)
+        return Dense(features, use_bias=bias, name="proj", **self._dense())(o)
 
 
 class Context(NamedTuple):
@@ -230,7 +229,7 @@ class LinearlyProjected(PairwiseMixer):
     def _project2(self, x: jax.Array, memory: jax.Array) -> tuple[jax.Array, ...]:
         """The same with keys and values of other tokens."""
         dense, width = {"use_bias": self.qkv_bias, **self._dense()}, self._width(x)
-        q = nn.Dense(width, name="q", **dense)(x)
+        q = Dense(width, name="q", **dense)(x)
         return self._split(q, *SplitDense(2, width, name="kv", **dense)(memory))
 
 

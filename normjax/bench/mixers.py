@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from normjax import attention
+from normjax.core.compiler import jit
 from normjax.core.errors import UserError, one_of
 from normjax.core.registry import field_names, required_names
 from normjax.core.timing import alternate
@@ -73,7 +74,7 @@ def _call(module, shape) -> tuple[Any, int] | None:
         variables = jax.jit(module.init)(jax.random.key(1), x)
     except UserError:
         return None
-    compiled = jax.jit(module.apply).lower(variables, jnp.asarray(x)).compile()
+    compiled = jit(module.apply).lower(variables, jnp.asarray(x)).compile()
     analysis = compiled.memory_analysis()
     size = int(getattr(analysis, "temp_size_in_bytes", 0) or 0)
     return functools.partial(compiled, variables, x), size

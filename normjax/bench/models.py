@@ -12,6 +12,7 @@ import numpy as np
 from normjax import fusion, models
 from normjax.bench.operations import multiply_adds
 from normjax.core.collections import PARAMS
+from normjax.core.compiler import jit
 from normjax.core.errors import UserError, one_of
 from normjax.core.timing import alternate
 from normjax.train import report
@@ -101,11 +102,11 @@ def measured(name: str) -> tuple[tuple[int, float, float], dict[Any, Callable]]:
         ("folded", folded_model.apply, folded),
     ):
         for batch in (1, BATCH):
-            call = functools.partial(jax.jit(apply), given, images[:batch])
+            call = functools.partial(jit(apply), given, images[:batch])
             calls[OURS, f"{kind} {batch}"] = call
     calls[OURS, f"train {BATCH}"] = _train_call(model, variables, images)
     calls.update(_torch_calls(name, images))
-    compiled = jax.jit(model.apply).lower(variables, images[:1]).compile()
+    compiled = jit(model.apply).lower(variables, images[:1]).compile()
     costs: Any = compiled.cost_analysis() or {}
     parameters = sum(x.size for x in jax.tree.leaves(variables[PARAMS]))
     formula = multiply_adds(model.apply, variables, images[:1])
@@ -116,7 +117,7 @@ def _train_call(model: Any, variables: dict[str, Any], images: jax.Array) -> Cal
     """Forward in training and the gradient of every parameter."""
     state = {k: v for k, v in variables.items() if k != PARAMS}
 
-    @jax.jit
+    @jit
     def step(params, images):
         def loss(params):
             logits, new = model.apply(

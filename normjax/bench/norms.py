@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from normjax import norms
 from normjax.core.collections import OVERWRITE, PARAMS
+from normjax.core.compiler import jit
 from normjax.core.errors import UserError, one_of
 from normjax.core.registry import required_names
 from normjax.core.timing import alternate
@@ -65,7 +66,7 @@ def measure(names: Sequence[str], shape: tuple[int, ...], dtype: Any) -> list[tu
     """
     x = jax.random.normal(jax.random.key(0), shape, dtype)
     dy = jax.random.normal(jax.random.key(1), shape, dtype)
-    copy = jax.jit(lambda x: x + 1)
+    copy = jit(lambda x: x + 1)
     rows = []
     for name in names:
         calls: dict[str, Callable] = {"floor": functools.partial(copy, x)}
@@ -109,8 +110,8 @@ def _calls(module: nn.Module, x, dy) -> tuple[Callable, Callable]:
         )
         return y, vjp(dy.astype(y.dtype)), new
 
-    forward = functools.partial(jax.jit(apply), trained, state, x)
-    return forward, functools.partial(jax.jit(both), trained, state, x, dy)
+    forward = functools.partial(jit(apply), trained, state, x)
+    return forward, functools.partial(jit(both), trained, state, x, dy)
 
 
 def _torch_call(name: str, shape, dtype) -> Callable | None:

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
 from normjax.core.registry import offer
 from normjax.models.base import MODELS
 from normjax.models.block import Block, sites_of
-from normjax.models.layers import Factory, trunc_normal
+from normjax.models.layers import Factory
 from normjax.models.placement import Placement, placement_of, stream_obstacle
 
 
@@ -109,7 +110,7 @@ class Decoder(nn.Module):
             logits = x @ table.astype(x.dtype).T
         else:
             dense = {"kernel_init": trunc_normal, "dtype": self.dtype}
-            head = nn.Dense(self.vocab_size, use_bias=False, name="head", **dense)
+            head = Dense(self.vocab_size, use_bias=False, name="head", **dense)
             logits = head(x)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 

@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 from flax.typing import Dtype
 
+from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
-from normjax.models.layers import STEMS, Factory, trunc_normal
+from normjax.models.layers import STEMS, Factory
 
 
 @STEMS.register("conv_norm", "grid")
@@ -86,7 +87,7 @@ class PatchMerge(nn.Module):
         x = x.reshape(batch, height // 2, width // 2, 4 * channels)
         x = self.norm(name="norm", dtype=self.dtype)(x, train=train)
         arguments = {"kernel_init": trunc_normal, "dtype": self.dtype}
-        return nn.Dense(self.dim, use_bias=False, name="reduction", **arguments)(x)
+        return Dense(self.dim, use_bias=False, name="reduction", **arguments)(x)
 
     @nn.nowrap
     def fold_sites(self) -> list[FoldSite]:

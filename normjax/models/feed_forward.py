@@ -9,8 +9,9 @@ from flax.typing import Dtype
 
 from normjax.activations import GELU, Identity, ReLU, Sigmoid, SiLU
 from normjax.attention.cores import depthwise_layer
+from normjax.core.dense import Dense, SplitDense, trunc_normal
 from normjax.core.moments import at_least_float32
-from normjax.models.layers import MLPS, Factory, trunc_normal
+from normjax.models.layers import MLPS, Factory
 
 LAYOUTS = ("seq", "grid", "causal", "decode")
 
@@ -46,9 +47,9 @@ class GatedMLP(nn.Module):
         dense = {"kernel_init": trunc_normal, "use_bias": self.use_bias}
         dense |= {"dtype": self.dtype, "param_dtype": self.param_dtype}
         features = self.features or x.shape[-1]
-        gate, value = jnp.split(nn.Dense(2 * width, name="fc1", **dense)(x), 2, -1)
+        gate, value = SplitDense(2, width, name="fc1", **dense)(x)
         gate = (type(self).gate or self.activation)(name="act")(self.mixed(gate))
-        return nn.Dense(features, name="fc2", **dense)(self.product(gate, value))
+        return Dense(features, name="fc2", **dense)(self.product(gate, value))
 
     def mixed(self, gate: jax.Array) -> jax.Array:
         """What becomes of the gate before its activation."""

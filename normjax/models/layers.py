@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
 from normjax.attention.cores import depthwise_layer
+from normjax.core.dense import Dense, linear, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
 from normjax.core.registry import Registry
@@ -19,8 +20,6 @@ Factory = Callable[..., Any]
 
 STEMS = Registry("stem")
 MLPS = Registry("mlp")
-
-trunc_normal = nn.initializers.truncated_normal(0.02)
 
 
 class StochasticDepth(nn.Module):
@@ -59,9 +58,9 @@ class MLP(nn.Module):
         """x: [..., C] -> [..., C]."""
         width = x.shape[-1]
         dense = {"kernel_init": trunc_normal, "dtype": self.dtype}
-        x = nn.Dense(self.hidden, name="fc1", **dense)(x)
+        x = Dense(self.hidden, name="fc1", **dense)(x)
         x = self.activation(name="act")(x)
-        return nn.Dense(width, name="fc2", **dense)(x)
+        return Dense(width, name="fc2", **dense)(x)
 
 
 @MLPS.register("depthwise_mlp", "grid")
@@ -86,11 +85,11 @@ class DepthwiseMLP(nn.Module):
         """x: [B, H, W, C] -> same."""
         width = x.shape[-1]
         dense = {"kernel_init": trunc_normal, "dtype": self.dtype}
-        x = nn.Dense(self.hidden, name="fc1", **dense)(x)
+        x = Dense(self.hidden, name="fc1", **dense)(x)
         x = jax.nn.relu(x) if self.rectify else x
         x = depthwise_layer(self, "dwc", x, (3, 3, self.hidden))
         x = self.activation(name="act")(x)
-        return nn.Dense(width, name="fc2", **dense)(x)
+        return Dense(width, name="fc2", **dense)(x)
 
 
 @STEMS.register("patch", "grid")
@@ -225,5 +224,5 @@ class ZeroMeanDense(nn.Module):
             bias = self.param("bias", zeros, shape[1:], self.param_dtype)
             bias = bias - jnp.mean(bias, keepdims=True)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = x @ kernel
+        y = linear(x, kernel)
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)

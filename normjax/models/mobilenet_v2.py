@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from normjax.core.broadcast import mean_over_positions
+from normjax.core.dense import Dense, trunc_normal
 from normjax.core.folding import FoldSite
 from normjax.models.base import MODELS
 from normjax.models.block import sites_of
 from normjax.models.conv import ConvUnit
-from normjax.models.layers import Factory, StochasticDepth, trunc_normal
+from normjax.models.layers import Factory, StochasticDepth
 
 STAGES = (
     (1, 16, 1, 1),
@@ -138,7 +139,7 @@ class MobileNetV2(nn.Module):
         x = mean_over_positions(self._last(name="last")(x, train=train))
         x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
         init = {"kernel_init": trunc_normal, "dtype": self.dtype}
-        logits = nn.Dense(self.num_classes, name="head", **init)(x)
+        logits = Dense(self.num_classes, name="head", **init)(x)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     @nn.nowrap

@@ -9,12 +9,13 @@ from flax.typing import Dtype
 
 from normjax.attention.cores import sized_table
 from normjax.core.broadcast import mean_over_positions, repeat_over_batch
+from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
 from normjax.core.registry import offer
 from normjax.models.base import MODELS, in_stages
 from normjax.models.block import Block, sites_of
-from normjax.models.layers import Factory, trunc_normal
+from normjax.models.layers import Factory
 from normjax.models.placement import Placement, placement_of
 
 POOLS = ("mean", "cls")
@@ -104,7 +105,7 @@ class Pyramid(nn.Module):
             x = self.norm(name="norm", dtype=self.dtype)(x, train=train)
         x = x[:, 0] if self.pool == "cls" else mean_over_positions(x)
         init = {"kernel_init": trunc_normal, "dtype": self.dtype}
-        logits = nn.Dense(self.num_classes, name="head", **init)(x)
+        logits = Dense(self.num_classes, name="head", **init)(x)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     def _positions(self, x: jax.Array, stage: int) -> jax.Array:

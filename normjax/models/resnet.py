@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from normjax.core.broadcast import mean_over_positions
+from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError, one_of
 from normjax.core.folding import FoldSite
 from normjax.models.base import MODELS
 from normjax.models.block import sites_of
 from normjax.models.conv import ConvUnit
-from normjax.models.layers import Factory, StochasticDepth, trunc_normal
+from normjax.models.layers import Factory, StochasticDepth
 
 BLOCKS = {
     "basic": ((3, 1), (3, 1)),
@@ -164,7 +165,7 @@ class ResNet(nn.Module):
             x = self._block(stage, i, name=name)(x, train)
         x = mean_over_positions(x)
         init = {"kernel_init": trunc_normal, "dtype": self.dtype}
-        logits = nn.Dense(self.num_classes, name="head", **init)(x)
+        logits = Dense(self.num_classes, name="head", **init)(x)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     @nn.nowrap

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from normjax.core.broadcast import mean_over_positions, repeat_over_batch
+from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
 from normjax.core.registry import offer
 from normjax.models.base import MODELS
 from normjax.models.block import Block, sites_of
-from normjax.models.layers import Factory, trunc_normal
+from normjax.models.layers import Factory
 from normjax.models.placement import Placement, placement_of, stream_obstacle
 
 _SHARED = "layers with other norms share the weights next to it"
@@ -87,7 +88,7 @@ class ViT(nn.Module):
             x = self.norm(name="norm", dtype=self.dtype)(x, train=train)
         x = x[:, 0] if self.pool == "cls" else mean_over_positions(x)
         init = {"kernel_init": trunc_normal, "dtype": self.dtype}
-        logits = nn.Dense(self.num_classes, name="head", **init)(x)
+        logits = Dense(self.num_classes, name="head", **init)(x)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     @nn.nowrap

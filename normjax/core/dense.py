@@ -1,0 +1,83 @@
+"""Linear layers, with weight gradients that are fast on CPU as well."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from flax.typing import Dtype, Initializer
+
+trunc_normal = nn.initializers.truncated_normal(0.02)
+
+
+def linear(x: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
+    """x W over the last axis: [..., C], [C, F] -> [..., F].
+
+    On CPU as one matrix product of all positions. The gradient by W of a product with
+    two batch axes makes XLA transpose the larger operand first: that of 32 x 128 x 192
+    by 192 x 1,024 takes 9.5 ms instead of 33. Elsewhere the axes stay, for merging
+    them copies where the length is no multiple of the tile, and a sharded one must not
+    be merged.
+    """
+
+    def plain(x, kernel):
+        return jnp.matmul(x, kernel, precision=precision)
+
+    def flat(x, kernel):
+        rows = x.reshape(-1, x.shape[-1])
+        return plain(rows, kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+    if x.ndim < 3:
+        return plain(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=flat, default=plain)
+
+
+def _dot_general(x, kernel, dimension_numbers, precision=None, **_):
+    """`linear` in the form that Flax calls."""
+    del dimension_numbers
+    return linear(x, kernel, precision)
+
+
+class Dense(nn.Dense):
+    """y = x W + b: `flax.linen.Dense` whose product is `linear`."""
+
+    dot_general: Any = _dot_general
+
+
+class SplitDense(nn.Module):
+    """One Dense layer whose output comes in parts: x W_i + b_i, W = [W_1 | W_2 ...].
+
+    Variables are those of `Dense(parts * features)`. Multiplying part by part instead
+    of splitting the product saves the copies on CPU; XLA's GPU backend merges the
+    products again where that is faster.
+
+    Attributes:
+      parts, features: number and width of the outputs.
+      use_bias, kernel_init, dtype, param_dtype: as in nn.Dense.
+    """
+
+    parts: int
+    features: int
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = trunc_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """x: [..., C] -> `parts` arrays [..., features]."""
+        width = self.parts * self.features
+        shape = (x.shape[-1], width)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = None
+        if self.use_bias:
+            zeros = nn.initializers.zeros
+            bias = self.param("bias", zeros, (width,), self.param_dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        outputs = [linear(x, part) for part in jnp.split(kernel, self.parts, axis=-1)]
+        if bias is not None:
+            wide = bias.reshape((1,) * (x.ndim - 1) + (width,))
+            parts = jnp.split(wide, self.parts, axis=-1)
+            outputs = [y + b for y, b in zip(outputs, parts, strict=True)]
+        return tuple(outputs)
