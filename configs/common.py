@@ -72,6 +72,14 @@ def base_config() -> Any:
     config.auxiliary_loss_weight = 1.0  # of what layers add to the loss
     config.recalibrate_batches = 0  # batches to re-estimate batch statistics from
 
+    # Devices; see docs/scaling.md.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: the rest
+    config.sharding = ConfigDict(  # mesh axis by logical axis; empty: whole
+        {"embed": "fsdp", "mlp": "tensor", "heads": "tensor", "vocab": "tensor"}
+    )
+    config.parallelism = "jit"  # or "pmap": one program per device, along mesh.data
+    config.sync_batch_stats = True  # under pmap: batch statistics of all devices
+
     config.data = data = ConfigDict()
     data.name = ""
     data.path = ""  # of an image_folder or a text_file

@@ -1,4 +1,4 @@
-"""Checkpoints: asynchronous, atomic, restorable on any number of devices."""
+"""Checkpoints: asynchronous, atomic, restorable on any devices and processes."""
 
 import math
 from collections.abc import Callable
@@ -65,15 +65,16 @@ class Checkpoints:
             int(state.step), args=ocp.args.StandardSave(state), metrics=metrics or {}
         )
 
-    def restore(self, step: int, like: Any, sharding: jax.sharding.Sharding) -> Any:
-        """The state saved at `step`, laid out as `sharding` on this run's devices.
+    def restore(self, step: int, like: Any) -> Any:
+        """The state saved at `step`, on this run's devices.
 
         Args:
-          like: a state, or its shapes and dtypes, of the same structure.
+          like: a state, or its shapes, dtypes and shardings, of the same structure; it
+            says where every array goes, wherever it came from.
         """
 
         def abstract(x):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
         target = jax.tree.map(abstract, like)
         return self._manager.restore(step, args=ocp.args.StandardRestore(target))

@@ -18,6 +18,9 @@ from normjax.core.registry import Registry, field_names
 
 CONFIG_FILE = "config.json"
 
+WHERE = ("mesh", "sharding")
+"""Fields that say where a run computes, not what: it may go on with others."""
+
 
 def load_config(spec: str) -> ConfigDict:
     """The locked config of `FILE[:ARGUMENTS]`.
@@ -197,20 +200,28 @@ def resolve_fractions(registry: Registry, spec: dict, total_steps: int) -> dict:
     return resolved
 
 
-def keep_config(config: ConfigDict, workdir: Path) -> None:
+def keep_config(config: ConfigDict, workdir: Path, *, write: bool = True) -> None:
     """Write the config into the workdir, or compare it with the one that is there.
+
+    What is there stays; the fields of `WHERE` may differ from it.
+
+    Args:
+      write: of several processes one writes.
 
     Raises:
       UserError: the workdir belongs to a run with another config, or cannot be written.
     """
     path, mine = Path(workdir) / CONFIG_FILE, _plain(config)
     if path.exists():
-        changed = _differences(_read(path), mine)
+        kept = _read(path)
+        changed = _differences({**kept, **{k: mine.get(k) for k in WHERE}}, mine)
         if changed:
             raise UserError(
                 f"workdir {workdir} holds a run with another config "
                 f"({'; '.join(changed)}): choose another --workdir"
             )
+        return
+    if not write:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

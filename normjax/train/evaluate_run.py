@@ -12,9 +12,9 @@ from normjax.core.timing import alternate
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import kept_config
-from normjax.train.evaluate import make_eval_step
 from normjax.train.experiment import build_experiment
-from normjax.train.mesh import replicated
+from normjax.train.mesh import on_these_devices, replicated
+from normjax.train.programs import jit_eval_step, jit_logits
 
 LATENCY_ROUNDS = 30
 
@@ -33,7 +33,7 @@ def evaluate_run(
     Raises:
       UserError: no run or no checkpoint in `workdir`, or an unknown split.
     """
-    config = kept_config(workdir)
+    config = on_these_devices(kept_config(workdir))
     experiment = build_experiment(config)
     split = str(split or config.data.eval_split)
     checkpoints = Checkpoints(workdir, rank=experiment.task.rank)
@@ -41,19 +41,20 @@ def evaluate_run(
         step = checkpoints.best() if best else checkpoints.latest()
         if step is None:
             raise UserError(f"workdir {workdir} holds no complete checkpoint")
-        like, everywhere = experiment.abstract_state(), replicated(experiment.mesh)
-        state = checkpoints.restore(step, like, everywhere)
+        state = checkpoints.restore(step, experiment.abstract_state())
     finally:
         checkpoints.close()
     variants = {"unfolded": (experiment.model, state.eval_variables())}
     if fold:
-        plan = fusion.plan(*variants["unfolded"])
-        _print_plan(plan)
+        everywhere = replicated(experiment.mesh)
+        whole = jax.jit(lambda v: v, out_shardings=everywhere)(state.eval_variables())
+        variants["unfolded"] = experiment.model, whole
+        _print_plan(fusion.plan(*variants["unfolded"]))
         folded, variables = fusion.fold(*variants["unfolded"])
         variants["folded"] = folded, jax.device_put(variables, everywhere)
     scores = {}
     for name, (model, variables) in variants.items():
-        eval_step = jax.jit(make_eval_step(model.apply, experiment.task.objective))
+        eval_step = jit_eval_step(experiment, model if fold else None)
         scores[name] = experiment.evaluate(eval_step, variables, split)
     title = f"{workdir}, step {step}, split {split}"
     report.score_table(title, "model", experiment.task.columns, scores)
@@ -70,17 +71,14 @@ def _print_plan(plan: list[fusion.Fold]) -> None:
 def _print_comparison(experiment, variants, split: str) -> None:
     """Largest logit difference and equal predictions over the split; latency."""
     objective, functions = experiment.task.objective, {}
+    everywhere = replicated(experiment.mesh)
+    counted = jax.jit(objective.counted, out_shardings=everywhere)
     for name, (model, variables) in variants.items():
-
-        def logits(variables, batch, model=model):
-            x, known = objective.inputs(batch)
-            return model.apply(variables, x, train=False, **known)
-
-        functions[name] = (jax.jit(logits), variables)
+        functions[name] = jit_logits(experiment, model), variables
     largest, equal, count, batch = 0.0, 0, 0, {}
     for batch in experiment.eval_batches(split):
         a, b = (np.asarray(f(v, batch)) for f, v in functions.values())
-        real = np.asarray(objective.counted(batch))
+        real = np.asarray(counted(batch))
         largest = max(largest, float(np.abs(a - b)[real].max(initial=0.0)))
         equal += int((a.argmax(-1) == b.argmax(-1))[real].sum())
         count += int(real.sum())

@@ -1,6 +1,8 @@
 """From a config to the objects of a run; training and evaluation share it."""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,9 +16,13 @@ from normjax.core.errors import UserError
 from normjax.tasks import TASKS, Task
 from normjax.train.config import require, resolve_fractions
 from normjax.train.evaluate import evaluate
-from normjax.train.mesh import make_mesh, replicated, to_devices
+from normjax.train.mesh import make_mesh, split_batch, to_devices
+from normjax.train.per_device import check_mesh
+from normjax.train.placed import Placed
+from normjax.train.sharding import rules_of, state_shardings, with_shardings
 from normjax.train.state import TrainState, create_state
 from normjax.train.step import Recipe
+from normjax.train.votes import abstract_votes
 
 COUNTS = (
     "batch_size",
@@ -31,6 +37,8 @@ COUNTS = (
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
+PARALLELISM = ("jit", "pmap")
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -39,6 +47,7 @@ class Experiment:
     Attributes:
       config: as given.  task: with its data.
       model, optimizer, schedule, recipe: of the step.  mesh: the devices.
+      rules: how parameters lie on the mesh, see `sharding`.
     """
 
     config: Any
@@ -48,19 +57,46 @@ class Experiment:
     schedule: optax.Schedule
     recipe: Recipe
     mesh: Mesh
+    rules: dict[str, str]
+
+    @functools.cached_property
+    def shardings(self) -> TrainState:
+        """How every array of the state lies on the mesh."""
+        return state_shardings(self._shapes, self.mesh, self.rules)
+
+    def placed(self) -> Any:
+        """The model for programs whose parameters lie as `shardings` says: `apply`."""
+        return Placed(self.model, self.mesh, self.shardings.params)
 
     def create_state(self) -> TrainState:
-        """The state before the first step, replicated over the mesh."""
+        """The state before the first step, on the devices."""
         # It runs once: unoptimised code is as good, and compiles ten times faster.
         create = jax.jit(
             self._create,
-            out_shardings=replicated(self.mesh),
+            out_shardings=self.shardings,
             compiler_options={"xla_backend_optimization_level": 0},
         )
         return create()
 
     def abstract_state(self) -> TrainState:
-        """Shapes and dtypes of the state."""
+        """Shapes, dtypes and shardings of the state."""
+        return with_shardings(self._shapes, self.shardings)
+
+    def abstract_batch(self, train: bool = True) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and shardings of a batch of training or of evaluation."""
+        row = self.task.row()
+        if not train:
+            row = {"mask": jax.ShapeDtypeStruct((), jnp.bool_), **row}
+        rows = self.config.batch_size
+        batch = {
+            name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype)
+            for name, x in row.items()
+        }
+        votes = abstract_votes(self.mesh) if train else {}
+        return with_shardings({**batch, **votes}, split_batch(self.mesh))
+
+    @functools.cached_property
+    def _shapes(self) -> TrainState:
         return jax.eval_shape(self._create)
 
     def _create(self) -> TrainState:
@@ -97,14 +133,19 @@ class Experiment:
         }
 
 
-def build_experiment(config: Any) -> Experiment:
+def build_experiment(config: Any, devices: Sequence[Any] | None = None) -> Experiment:
     """Check `config` and build what it describes.
+
+    Args:
+      devices: default: all. Only what runs something needs devices that can.
 
     Raises:
       UserError: a name, value or combination that is not allowed.
     """
     _check_numbers(config)
-    mesh = make_mesh(config.batch_size, config.microbatches)
+    mesh, rules = make_mesh(config, devices), rules_of(config)
+    if require(config, "parallelism", PARALLELISM) == "pmap":
+        check_mesh(mesh)
     task = TASKS[config.task].make(config)
     model = build_model(config, **task.model_arguments())
     recipe = Recipe(
@@ -120,6 +161,7 @@ def build_experiment(config: Any) -> Experiment:
         schedule=optim.learning_rate(config.optim, config.total_steps),
         recipe=recipe,
         mesh=mesh,
+        rules=rules,
     )
 
 

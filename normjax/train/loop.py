@@ -13,13 +13,13 @@ from normjax.core.collections import BATCH_STATS
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import keep_config
-from normjax.train.diagnostics import LayerLog, make_diagnose, plot_layers
-from normjax.train.evaluate import make_eval_step
+from normjax.train.diagnostics import LayerLog, plot_layers
+from normjax.train.distributed import is_first
 from normjax.train.experiment import Experiment, build_experiment
-from normjax.train.mesh import replicated, split_batch
+from normjax.train.programs import jit_diagnose, jit_eval_step, lower_train_step
 from normjax.train.recalibrate import recalibrate
 from normjax.train.signals import Interrupt
-from normjax.train.step import make_train_step
+from normjax.train.votes import Votes
 
 MAX_IN_FLIGHT = 2  # steps that the host may run ahead of the device
 
@@ -44,7 +44,7 @@ def train(config: Any, workdir: Path) -> dict[str, float] | None:
       NonFiniteLoss: training diverged.
     """
     experiment = build_experiment(config)
-    keep_config(config, workdir)
+    keep_config(config, workdir, write=is_first())
     checkpoints = Checkpoints(
         workdir,
         keep_last=config.checkpoint.keep_last,
@@ -58,27 +58,27 @@ def train(config: Any, workdir: Path) -> dict[str, float] | None:
 
 
 class Run:
-    """One process's part of a run; `bench` drives its parts by hand."""
+    """One process's part of a run; `bench` drives its parts by hand.
+
+    All processes compute; the first alone writes what people read.
+    """
 
     def __init__(self, experiment: Experiment, workdir: Path, checkpoints: Checkpoints):
         self.experiment, self.workdir = experiment, workdir
         self.config, self.checkpoints = experiment.config, checkpoints
-        everywhere = replicated(experiment.mesh)
-        objective = experiment.task.objective
-        eval_step = make_eval_step(experiment.model.apply, objective)
-        self.eval_step = jax.jit(eval_step, out_shardings=everywhere)
+        self.eval_step = jit_eval_step(experiment)
         newest = checkpoints.latest()
         if newest is None:
             self.state = experiment.create_state()
         else:
-            like = experiment.abstract_state()
-            self.state = checkpoints.restore(newest, like, everywhere)
+            self.state = checkpoints.restore(newest, experiment.abstract_state())
         self.step = int(self.state.step)
+        self.votes = Votes(experiment.mesh)
         self.looks: LayerLog | None = None
         if self.config.diagnostics_every:
-            diagnose = make_diagnose(experiment.model, objective)
-            self.diagnose = jax.jit(diagnose, out_shardings=everywhere)
-            self.looks = LayerLog(workdir, self.step)
+            self.diagnose = jit_diagnose(experiment)
+            if is_first():
+                self.looks = LayerLog(workdir, self.step)
         self.last: dict[str, float] = {}
         self.seconds, self.steps_timed = 0.0, 0
 
@@ -86,14 +86,15 @@ class Run:
         """Train to the end and evaluate, or None after a signal."""
         step_fn, flops = self.compile()
         self._print_summary(flops)
-        log = report.MetricLog(self.workdir, self.step)
+        log = report.MetricLog(self.workdir, self.step) if is_first() else _NoLog()
         try:
             # A signal after the last step is noted too: what is left takes seconds.
             with Interrupt() as interrupt:
                 self.advance(step_fn, log, interrupt, self.config.total_steps)
                 if self.step == self.config.total_steps:
                     return self._finish(log)
-                self.checkpoints.save(self.state)
+                if self.checkpoints.latest() != self.step:
+                    self.checkpoints.save(self.state)
                 report.console.print(f"stopped at step {self.step}; checkpoint saved")
                 return None
         finally:
@@ -101,38 +102,30 @@ class Run:
 
     def compile(self):
         """The step for this run's shapes; nothing is compiled again in the loop."""
-        e, everywhere = self.experiment, replicated(self.experiment.mesh)
-        step = make_train_step(
-            e.model, e.task.objective, e.optimizer, e.schedule, e.recipe
-        )
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=everywhere)
-        rows, shard = self.config.batch_size, split_batch(e.mesh)
-        batch = {
-            name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=shard)
-            for name, x in e.task.row().items()
-        }
-        compiled = jitted.lower(self.state, batch).compile()
+        compiled = lower_train_step(self.experiment).compile()
         costs = compiled.cost_analysis() or {}
         return compiled, costs.get("flops", 0.0)
 
     def advance(self, step_fn, log, interrupt: Interrupt, until: int) -> None:
         """Train up to step `until`, or until a signal."""
-        config, total = self.config, self.config.total_steps
+        config, total, votes = self.config, self.config.total_steps, self.votes
         pending: collections.deque[tuple[int, Any]] = collections.deque()
         batches = self.experiment.train_batches(self.step)
         bar = report.ProgressBar(total, self.step)
         begin = time.monotonic()
         with bar:
             for batch in _until(batches, until - self.step):
+                batch = votes.cast(batch, interrupt)
                 self.state, metrics = step_fn(self.state, batch)
                 self.step += 1
                 self.steps_timed += 1
                 pending.append((self.step, metrics))
-                if self.looks and self.step % config.diagnostics_every == 0:
+                look = config.diagnostics_every
+                if look and self.step % look == 0:
                     self._look(batch)
                 if len(pending) > MAX_IN_FLIGHT:
                     self._record(*pending.popleft(), log, bar, begin)
-                every = self.step < total and not interrupt.received
+                every = self.step < total and not votes.stop(interrupt)
                 due = self.step % config.eval_every == 0
                 save = self.step % config.checkpoint.every == 0
                 if every and (due or save):
@@ -143,7 +136,7 @@ class Run:
                     if save:
                         self.checkpoints.save(self.state, scores)
                     begin = time.monotonic()
-                if interrupt.received:
+                if votes.stop(interrupt):
                     break
             while pending:
                 self._record(*pending.popleft(), log, bar, begin)
@@ -153,6 +146,7 @@ class Run:
     def _record(self, step: int, metrics, log, bar, begin) -> None:
         """Take the metrics of a step that is done by now."""
         values = {name: float(v) for name, v in jax.device_get(metrics).items()}
+        values = self.votes.read(values)
         for name in ("loss", "grad_norm"):  # a bad gradient spoils what is saved next
             if not math.isfinite(values[name]):
                 raise NonFiniteLoss(self._describe_failure(step, name, values[name]))
@@ -186,8 +180,9 @@ class Run:
 
     def _look(self, batch) -> None:
         """Record what happens inside the layers on `batch`; waits for it."""
-        assert self.looks is not None
-        self.looks.write(self.step, self.diagnose(self.state, batch))
+        layers = self.diagnose(self.state, batch)
+        if self.looks:
+            self.looks.write(self.step, layers)
 
     def _evaluate(self, log, prefix: str = "eval_", split: str = ""):
         split = split or self.config.data.eval_split
@@ -225,27 +220,29 @@ class Run:
     def _recalibrate(self) -> None:
         count = self.config.recalibrate_batches
         batches = _until(self.experiment.train_batches(self.step), count)
-        stats = recalibrate(
-            self.experiment.model,
-            self.state.eval_variables(),
-            batches,
-            self.experiment.task.objective,
-        )
+        e = self.experiment
+        variables = self.state.eval_variables()
+        stats = recalibrate(e.placed(), variables, batches, e.task.objective)
+        shardings = e.shardings.model_state[BATCH_STATS]
+        stats = jax.jit(lambda stats: stats, out_shardings=shardings)(stats)
         model_state = {**self.state.model_state, BATCH_STATS: stats}
         self.state = self.state.replace(model_state=model_state)
 
     def _print_summary(self, flops: float) -> None:
-        config, model = self.config, self.experiment.model
+        config, model, mesh = self.config, self.experiment.model, self.experiment.mesh
         parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
-        groups = "each microbatch" if config.microbatches > 1 else "the global batch"
+        each = "each microbatch" if config.microbatches > 1 else "the global batch"
+        alone = config.parallelism == "pmap" and not config.sync_batch_stats
+        kind, sizes = mesh.devices.flat[0].device_kind, dict(mesh.shape)
+        axes = ", ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
         rows = [
             ("model", f"{config.model.name} ({type(model).__name__})"),
             ("norm, mixer", _component_names(model)),
             ("parameters", parameters),
-            ("FLOPs a step", flops),
-            ("devices", f"{jax.device_count()} x {jax.devices()[0].device_kind}"),
+            ("FLOPs a step and device", flops),
+            ("devices", f"{mesh.size} x {kind}{f' ({axes})' if axes else ''}"),
             ("data", self.experiment.task.describe()),
-            ("batch statistics", f"of {groups}"),
+            ("batch statistics", f"of {each}{' on a device' if alone else ''}"),
             ("steps", f"{self.step:,} of {config.total_steps:,} done"),
         ]
         report.table("run", ("", ""), rows)
@@ -253,6 +250,8 @@ class Run:
     def _print_result(self, rows: dict[str, dict[str, float]]) -> None:
         task = self.experiment.task
         report.score_table(str(self.workdir), "split", task.columns, rows)
+        if not is_first():
+            return
         plot = report.plot_curves(self.workdir, task.curves)
         if self.looks:
             report.console.print(f"layers in {plot_layers(self.workdir)}")
@@ -262,6 +261,16 @@ class Run:
                 f"{self.steps_timed} steps in {self.seconds:.1f} s, {speed}; "
                 f"curves in {plot}"
             )
+
+
+class _NoLog:
+    """The log of a process that writes none."""
+
+    def write(self, step: int, scalars: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _component_names(model: Any) -> str:

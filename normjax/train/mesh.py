@@ -1,29 +1,115 @@
-"""Devices: one mesh, the state replicated, the batch split along `data`."""
+"""Devices: one mesh with the axes data, fsdp and tensor, and batches on it.
 
-from collections.abc import Iterable, Iterator
+Examples are split over `data` and `fsdp` together, parameters over `fsdp` and `tensor`
+(see `sharding`). The devices of a process are neighbours in the mesh, so that process p
+of P holds the p-th P-th of the rows of every batch, whatever the sizes of the axes.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from normjax.core.errors import UserError
+from normjax.core.errors import UserError, one_of
+
+DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
+AXES = (DATA, FSDP, TENSOR)
+BATCH_AXES = (DATA, FSDP)
+
+REST = -1  # the size of an axis that takes what the others leave
 
 
-def make_mesh(batch_size: int, microbatches: int = 1) -> Mesh:
-    """All devices along the axis `data`.
+def make_mesh(config: Any, devices: Sequence[Any] | None = None) -> Mesh:
+    """The devices as `config.mesh` arranges them: a size per axis, -1 for the rest.
+
+    Nothing is put on the devices: they may be those of a machine that is not there
+    (`jax.experimental.topologies`).
+
+    Args:
+      config: with `mesh, batch_size, microbatches`.  devices: default: all.
 
     Raises:
-      UserError: a microbatch does not divide by the number of devices.
+      UserError: an axis that is unknown, sizes that do not make the number of devices,
+        a tensor axis across processes, or a microbatch that does not divide by the
+        devices it is split over.
     """
-    devices = jax.devices()
-    if batch_size % (microbatches * len(devices)):
-        parts = f"{microbatches} microbatches on " if microbatches > 1 else ""
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = axis_sizes(dict(config.mesh), len(devices))
+    mesh = device_mesh(devices, **sizes)
+    own = len(devices) // len({device.process_index for device in devices})
+    if own % sizes[TENSOR]:
         raise UserError(
-            f"config.batch_size {batch_size} does not divide by {parts}"
-            f"{len(devices)} devices"
+            f"config.mesh.tensor={sizes[TENSOR]} must lie within a process: it does "
+            f"not divide the {own} devices of one"
         )
-    return Mesh(np.asarray(devices), ("data",))
+    shards = batch_shards(mesh)
+    if config.batch_size % (config.microbatches * shards):
+        many = config.microbatches > 1
+        parts = f"{config.microbatches} microbatches on " if many else ""
+        raise UserError(
+            f"config.batch_size {config.batch_size} does not divide by {parts}"
+            f"{shards} devices{_of_a_part(mesh)}"
+        )
+    return mesh
+
+
+def on_these_devices(config: Any) -> Any:
+    """`config` of a kept run, on its mesh or, where that cannot be, along `data`."""
+    try:
+        make_mesh(config)
+    except UserError:
+        config.mesh = {DATA: REST}
+    return config
+
+
+def axis_sizes(wanted: dict[str, int], count: int) -> dict[str, int]:
+    """Sizes of all axes on `count` devices; an axis that is not wanted has size 1.
+
+    Raises:
+      UserError: as in `make_mesh`.
+    """
+    for name in wanted:
+        if name not in AXES:
+            raise UserError(one_of("axis of config.mesh:", name, AXES))
+    sizes = {name: wanted.get(name, 1) for name in AXES}
+    text = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    open_axes = [name for name, size in sizes.items() if size == REST]
+    if any(size < 1 and size != REST for size in sizes.values()):
+        raise UserError(f"config.mesh {text}: a size is at least 1, or -1 for the rest")
+    if len(open_axes) > 1:
+        raise UserError(f"config.mesh {text}: only one size can be -1")
+    fixed = int(np.prod([size for size in sizes.values() if size != REST]))
+    if open_axes and count % fixed == 0:
+        return {**sizes, open_axes[0]: count // fixed}
+    if fixed != count or open_axes:
+        verb = "does not divide" if open_axes else "is not"
+        hint = "" if open_axes else "; -1 takes what the other axes leave"
+        raise UserError(
+            f"config.mesh {text}: the product {fixed} {verb} the number of devices, "
+            f"{count}{hint}"
+        )
+    return sizes
+
+
+def device_mesh(
+    devices: Sequence[Any], data: int = REST, fsdp: int = 1, tensor: int = 1
+) -> Mesh:
+    """The mesh of these sizes, the devices of a process next to each other."""
+    by_process = sorted(devices, key=lambda device: device.process_index)
+    grid = np.asarray(by_process, dtype=object).reshape(data, fsdp, tensor)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return mesh.shape[DATA] * mesh.shape[FSDP]
+
+
+def several_processes(mesh: Mesh) -> bool:
+    """Whether the devices belong to more than one process."""
+    return len({device.process_index for device in mesh.devices.flat}) > 1
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -32,8 +118,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-    """The first dim is split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The first dim is split over the axes of the batch."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def to_devices(batches: Iterable[Any], mesh: Mesh, ahead: int = 2) -> Iterator[Any]:
@@ -52,3 +138,9 @@ def to_devices(batches: Iterable[Any], mesh: Mesh, ahead: int = 2) -> Iterator[A
         if len(queue) > ahead:
             yield queue.pop(0)
     yield from queue
+
+
+def _of_a_part(mesh: Mesh) -> str:
+    """What "devices" means where each example is on several of them."""
+    same = mesh.shape[TENSOR]
+    return f" (groups of {same}, config.mesh.tensor)" if same > 1 else ""

@@ -13,7 +13,7 @@ from normjax.tasks.base import Batch, Objective
 
 
 def recalibrate(
-    model: nn.Module,
+    model: Any,
     variables: Mapping[str, Any],
     batches: Iterable[Batch],
     objective: Objective,
@@ -26,6 +26,7 @@ def recalibrate(
     would remember the last few (precise BN, Wu & Johnson, 2021).
 
     Args:
+      model: anything with the `apply` of a Flax module.
       variables: of the model.  batches: what the objective takes, of equal sizes.
 
     Returns:

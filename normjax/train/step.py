@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -34,12 +33,17 @@ class Recipe(NamedTuple):
     auxiliary_loss_weight: float = 1.0
 
 
+Gradients = Callable[..., tuple[dict[str, Any], Any, dict[str, jax.Array]]]
+"""What `make_gradients` gives."""
+
+
 def make_train_step(
-    model: nn.Module,
+    model: Any,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     recipe: Recipe,
+    gradients: Gradients | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The update as a function (state, batch) -> (state, metrics), to be jitted.
 
@@ -48,37 +52,24 @@ def make_train_step(
     optimizer, the clipping and the gradient norm. Schedule counters inside the model
     tick once per update, whatever the number of microbatches.
 
+    Args:
+      model: anything with the `apply` of a Flax module.
+      gradients: default: `make_gradients` of the model.
+
     batch: what the objective takes.
     metrics: float32 scalars "loss", those of the objective, "grad_norm", "lr",
     "auxiliary_loss" where layers sow into "losses", and what the model sows into
     "diagnostics".
     """
-
-    loss_fn = _loss_of(model, objective, recipe)
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
-
-    def microbatch(params, carry, part):
-        """Gradient of one part; `carry` threads the state of the model through."""
-        model_state, overwrite = carry
-        (loss, (new, scalars)), (grads, overwrite) = gradient(
-            (params, overwrite), model_state, *part
-        )
-        return (new, overwrite), (grads, {"loss": loss, **scalars})
+    gradients = gradients or make_gradients(model, objective, recipe)
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         example_key, dropout_key = jax.random.split(key)
         inputs, targets = objective.examples(batch, example_key)
-        carry, count = _separate(state.model_state), recipe.microbatches
-        if count == 1:
-            part = (inputs, targets, dropout_key)
-            carry, (grads, metrics) = microbatch(state.params, carry, part)
-        else:
-            keys = jax.random.split(dropout_key, count)
-            parts = (*_split((inputs, targets), count), keys)
-            carry, (grads, metrics) = _accumulate(
-                microbatch, state.params, carry, parts
-            )
+        model_state, grads, metrics = gradients(
+            state.params, state.model_state, inputs, targets, dropout_key
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics["grad_norm"] = optax.tree.norm(grads)
@@ -86,7 +77,7 @@ def make_train_step(
         new_state = state.replace(
             step=state.step + 1,
             params=params,
-            model_state={**carry[0], **carry[1]},
+            model_state=model_state,
             opt_state=opt_state,
             ema=_average(state.ema, params, state.step, recipe.ema_decay),
         )
@@ -95,14 +86,52 @@ def make_train_step(
     return train_step
 
 
+def make_gradients(
+    model: Any, objective: Objective, recipe: Recipe, share: float = 1.0
+) -> Gradients:
+    """(params, model_state, inputs, targets, key) -> (model_state, grads, metrics).
+
+    The gradient of `share` times the loss, over all microbatches; metrics are those of
+    the whole loss.
+
+    Args:
+      share: what part of the loss the examples at hand are.
+
+    inputs, targets: of `Objective.examples`.  key: of dropout.
+    """
+    loss_fn = _loss_of(model, objective, recipe, share)
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def microbatch(params, carry, part):
+        """Gradient of one part; `carry` threads the state of the model through."""
+        model_state, overwrite = carry
+        (_, (new, metrics)), (grads, overwrite) = gradient(
+            (params, overwrite), model_state, *part
+        )
+        return (new, overwrite), (grads, metrics)
+
+    def gradients(params, model_state, inputs, targets, key):
+        carry, count = _separate(model_state), recipe.microbatches
+        if count == 1:
+            part = (inputs, targets, key)
+            carry, (grads, metrics) = microbatch(params, carry, part)
+        else:
+            keys = jax.random.split(key, count)
+            parts = (*_split((inputs, targets), count), keys)
+            carry, (grads, metrics) = _accumulate(microbatch, params, carry, parts)
+        return {**carry[0], **carry[1]}, grads, metrics
+
+    return gradients
+
+
 def _separate(model_state):
     """What the forward pass writes and what the backward pass writes."""
     overwrite = {k: v for k, v in model_state.items() if k == OVERWRITE}
     return {k: v for k, v in model_state.items() if k != OVERWRITE}, overwrite
 
 
-def _loss_of(model: nn.Module, objective: Objective, recipe: Recipe):
-    """The loss as a function of ((params, overwrite), model_state, batch, key)."""
+def _loss_of(model: Any, objective: Objective, recipe: Recipe, share: float):
+    """share * loss as a function of ((params, overwrite), model_state, batch, key)."""
 
     def loss_fn(trained, model_state, inputs, targets, key):
         (params, overwrite), (x, known) = trained, inputs
@@ -120,9 +149,9 @@ def _loss_of(model: nn.Module, objective: Objective, recipe: Recipe):
         scalars |= _diagnostics(new.pop(DIAGNOSTICS, {}))
         terms = jax.tree.leaves(new.pop(LOSSES, {}))
         if terms:
-            scalars["auxiliary_loss"] = jnp.sum(jnp.stack(terms))
+            scalars["auxiliary_loss"] = jnp.sum(_joined(terms))
             loss += recipe.auxiliary_loss_weight * scalars["auxiliary_loss"]
-        return loss, (new, scalars)
+        return share * loss, (new, {"loss": loss, **scalars})
 
     return loss_fn
 
@@ -173,4 +202,9 @@ def _diagnostics(sown: Any) -> dict[str, jax.Array]:
     by_name: dict[str, list[jax.Array]] = {}
     for path, value in jax.tree_util.tree_leaves_with_path(sown):
         by_name.setdefault(path[-2].key, []).append(value)
-    return {name: jnp.mean(jnp.stack(v)) for name, v in by_name.items()}
+    return {name: jnp.mean(_joined(v)) for name, v in by_name.items()}
+
+
+def _joined(values: list[jax.Array]) -> jax.Array:
+    """Scalars, and vectors of them that scanned layers give, as one vector."""
+    return jnp.concatenate([jnp.ravel(value) for value in values])

@@ -3,6 +3,7 @@
 import collections
 import json
 import os
+import shutil
 import signal
 
 import chex
@@ -12,7 +13,7 @@ import pytest
 
 from normjax.core.errors import UserError
 from normjax.tasks import ImageClassification
-from normjax.train import loop, mesh, report
+from normjax.train import loop, mesh, programs, report
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import keep_config, kept_config
 from normjax.train.evaluate_run import evaluate_run
@@ -28,9 +29,7 @@ def state_of(workdir, step=None):
     checkpoints = Checkpoints(workdir)
     try:
         state = checkpoints.restore(
-            step or checkpoints.latest(),
-            experiment.abstract_state(),
-            mesh.replicated(experiment.mesh),
+            step or checkpoints.latest(), experiment.abstract_state()
         )
     finally:
         checkpoints.close()
@@ -141,7 +140,7 @@ def one_device(monkeypatch):
 def test_one_device_equals_four(undisturbed, tmp_path, one_device):
     scores = loop.train(tiny_config(), tmp_path)
     alone, together = (state_of(w, step=3) for w in (tmp_path, undisturbed[0]))
-    assert np.asarray(mesh.make_mesh(16).devices).size == 1
+    assert build_experiment(tiny_config()).mesh.size == 1
     chex.assert_trees_all_close(alone.params, together.params, atol=2e-5)
     chex.assert_trees_all_close(alone.model_state, together.model_state, atol=2e-5)
     assert scores["nll"] == pytest.approx(undisturbed[1]["nll"], abs=1e-3)
@@ -151,9 +150,7 @@ def test_restore_on_another_number_of_devices(undisturbed, one_device):
     with_one = state_of(undisturbed[0])
     checkpoints = Checkpoints(undisturbed[0])
     experiment = build_experiment(kept_config(undisturbed[0]))
-    restored = checkpoints.restore(
-        6, experiment.abstract_state(), mesh.replicated(experiment.mesh)
-    )
+    restored = checkpoints.restore(6, experiment.abstract_state())
     checkpoints.close()
     assert all(len(x.devices()) == 1 for x in jax.tree.leaves(restored))
     chex.assert_trees_all_equal(jax.tree.map(np.asarray, restored), with_one)
@@ -164,6 +161,37 @@ def test_restored_on_four_equals_restored_on_one(undisturbed, monkeypatch):
     first = jax.devices()[:1]
     monkeypatch.setattr(mesh.jax, "devices", lambda: first)
     chex.assert_trees_all_equal(state_of(undisturbed[0]), on_four)
+
+
+def test_restored_on_another_mesh(undisturbed):
+    config = kept_config(undisturbed[0])
+    config.mesh.update(fsdp=2, tensor=2)
+    experiment = build_experiment(config)
+    checkpoints = Checkpoints(undisturbed[0])
+    restored = checkpoints.restore(6, experiment.abstract_state())
+    checkpoints.close()
+    chex.assert_trees_all_equal(
+        jax.tree.map(np.asarray, restored), state_of(undisturbed[0])
+    )
+    kernel = restored.params["blocks_0"]["mlp"]["fc1"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(8, 8)}
+
+
+def test_where_a_run_computes_may_change(undisturbed):
+    """Not what it computes."""
+    config = tiny_config(mesh__fsdp=4, sharding__mlp="fsdp")
+    keep_config(config, undisturbed[0])
+    assert kept_config(undisturbed[0]).mesh.fsdp == 1
+    with pytest.raises(UserError, match=r"config\.parallelism is jit there and pmap"):
+        keep_config(tiny_config(parallelism="pmap"), undisturbed[0])
+
+
+def test_evaluated_where_the_mesh_does_not_fit(undisturbed, tmp_path):
+    """Here are four devices; the run says that it had eight."""
+    shutil.copytree(undisturbed[0] / "checkpoints", tmp_path / "checkpoints")
+    keep_config(tiny_config(mesh__fsdp=8), tmp_path)
+    scores = evaluate_run(tmp_path)["unfolded"]
+    assert scores == pytest.approx(undisturbed[1], rel=1e-5)
 
 
 def test_recalibration(undisturbed, tmp_path):
@@ -195,7 +223,7 @@ def test_the_average_is_evaluated_and_kept(tmp_path):
 
 def test_loss_that_is_not_finite(tmp_path, monkeypatch):
     """The step is named; the checkpoint before stays the newest one."""
-    make = loop.make_train_step
+    make = programs.make_train_step
 
     def spoiled(*args):
         step = make(*args)
@@ -210,7 +238,7 @@ def test_loss_that_is_not_finite(tmp_path, monkeypatch):
         return train_step
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_train_step", spoiled)
+        patch.setattr(programs, "make_train_step", spoiled)
         with pytest.raises(loop.NonFiniteLoss) as caught:
             loop.train(tiny_config(), tmp_path)
     message = str(caught.value)

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
 
 from normjax import models, norms
 from normjax.core.collections import BATCH_STATS, OVERWRITE
 from normjax.tasks import Classification
 from normjax.train import mesh as meshes
 from normjax.train.checkpoint import Checkpoints
+from normjax.train.sharding import with_shardings
 from normjax.train.step import Recipe, make_train_step
 from tests.norms.power_rows import power_norm, power_norm_gradient
 from tests.norms.unified_rows import unified_norm, unified_norm_gradient
@@ -188,7 +188,7 @@ def test_four_devices_equal_one(name):
     step = step_of(model, optimizer, microbatches=2)
     results = []
     for devices in (1, 4):
-        mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+        mesh = meshes.device_mesh(jax.devices()[:devices])
         state = jax.device_put(started(model, optimizer), meshes.replicated(mesh))
         for i in range(3):
             batch = jax.device_put(toy_batch(seed=i), meshes.split_batch(mesh))
@@ -206,8 +206,8 @@ def test_checkpoint_brings_the_state_back(name, tmp_path):
     checkpoints.save(state)
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path)
-    everywhere = meshes.replicated(Mesh(np.array(jax.devices()), ("data",)))
-    restored = checkpoints.restore(1, jax.eval_shape(lambda: state), everywhere)
+    everywhere = meshes.replicated(meshes.device_mesh(jax.devices()))
+    restored = checkpoints.restore(1, with_shardings(state, everywhere))
     checkpoints.close()
     chex.assert_trees_all_equal(jax.device_get(restored), jax.device_get(state))
     following = [step(s, toy_batch(seed=1))[0] for s in (state, restored)]

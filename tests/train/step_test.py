@@ -298,3 +298,30 @@ def test_terms_that_layers_sow_join_the_loss(weight):
         plain.params["head"]["kernel"] - RATE * weight * start,
         atol=1e-6,
     )
+
+
+def test_what_scanned_layers_sow():
+    """Scalars come as vectors over the layers; each layer counts as any other."""
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            level = self.param("level", nn.initializers.normal(), ())
+            self.sow("diagnostics", "level", level)
+            self.sow("losses", "level", level)
+            return x, None
+
+    class Deep(nn.Module):
+        @nn.compact
+        def __call__(self, images, train=False):
+            rngs = {"params": True}
+            layers = nn.scan(Layer, variable_axes={True: 0}, split_rngs=rngs, length=3)
+            x, _ = layers(name="blocks")(images, None)
+            x, _ = Layer(name="last")(x, None)
+            return Linear(name="inner")(x)
+
+    before = toy_state(Deep(), optax.sgd(RATE))
+    _, metrics = run(Deep(), state=before)
+    levels = [*before.params["blocks"]["level"], before.params["last"]["level"]]
+    np.testing.assert_allclose(metrics["level"], np.mean(levels), rtol=1e-5)
+    np.testing.assert_allclose(metrics["auxiliary_loss"], np.sum(levels), rtol=1e-5)

@@ -1,0 +1,80 @@
+"""The compiled functions of an experiment: one place says how each lies on the mesh."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from normjax.core.compiler import compiler_options
+from normjax.train.diagnostics import make_diagnose
+from normjax.train.evaluate import make_eval_step
+from normjax.train.experiment import Experiment
+from normjax.train.mesh import DATA, batch_shards, replicated
+from normjax.train.per_device import per_device, with_axis_name
+from normjax.train.step import make_gradients, make_train_step
+from normjax.train.votes import with_votes
+
+
+def jit_train_step(experiment: Experiment) -> Any:
+    """(state, batch) -> (state, metrics); the state that is given is used up."""
+    e, objective = experiment, experiment.task.objective
+    model, gradients = e.placed(), None
+    if e.config.parallelism == "pmap":
+        model = with_axis_name(e.model, DATA) if e.config.sync_batch_stats else e.model
+        share = 1 / batch_shards(e.mesh)
+        own = make_gradients(model, objective, e.recipe, share)
+        gradients = per_device(own, e.mesh)
+    step = make_train_step(
+        model, objective, e.optimizer, e.schedule, e.recipe, gradients
+    )
+    outputs = (e.shardings, replicated(e.mesh))
+    step = with_votes(step, e.mesh)
+    return _jit(e, step, donate_argnums=0, out_shardings=outputs)
+
+
+def jit_eval_step(experiment: Experiment, model: nn.Module | None = None) -> Any:
+    """(variables, batch) -> sums of the metrics.
+
+    Args:
+      model: default: the experiment's, its parameters where the state has them; any
+        other is given variables that are whole on every device.
+    """
+    e = experiment
+    apply = e.placed().apply if model is None else model.apply
+    step = make_eval_step(apply, e.task.objective)
+    return _jit(e, step, out_shardings=replicated(e.mesh))
+
+
+def jit_diagnose(experiment: Experiment) -> Any:
+    """(state, batch) -> what happens inside the layers; see `diagnostics`."""
+    e = experiment
+    diagnose = make_diagnose(e.placed(), e.task.objective)
+    return _jit(e, diagnose, out_shardings=replicated(e.mesh))
+
+
+def jit_logits(experiment: Experiment, model: nn.Module) -> Any:
+    """(variables, batch) -> logits of evaluation, whole on every device."""
+
+    def logits(variables, batch):
+        x, known = experiment.task.objective.inputs(batch)
+        return model.apply(variables, x, train=False, **known)
+
+    return _jit(experiment, logits, out_shardings=replicated(experiment.mesh))
+
+
+def lower_train_step(experiment: Experiment) -> jax.stages.Lowered:
+    """The training step for the experiment's shapes; touches no device."""
+    e = experiment
+    return jit_train_step(e).lower(e.abstract_state(), e.abstract_batch())
+
+
+def lower_eval_step(experiment: Experiment) -> jax.stages.Lowered:
+    """The evaluation step for the experiment's shapes; touches no device."""
+    e = experiment
+    variables = e.abstract_state().eval_variables()
+    return jit_eval_step(e).lower(variables, e.abstract_batch(train=False))
+
+
+def _jit(e: Experiment, function: Any, **arguments: Any) -> Any:
+    options = compiler_options(e.mesh.devices.flat[0].platform)
+    return jax.jit(function, compiler_options=options, **arguments)
