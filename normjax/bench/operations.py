@@ -37,6 +37,8 @@ def _of_equation(equation: Any) -> int:
     inner = [_of_jaxpr(j) for j in _inner_jaxprs(params)]
     if name == "cond":
         return max(inner)
+    if name == "shard_map":  # its inside is the program of one device
+        return params["mesh"].size * sum(inner)
     return params.get("length", 1) * sum(inner)
 
 

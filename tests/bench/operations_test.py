@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 from normjax import models
 from normjax.bench.operations import multiply_adds
@@ -73,6 +74,16 @@ PUBLISHED = {
     "flatten_cswin_tiny": 4.324,
 }
 FAST = ("deit_tiny", "slab_deit_tiny", "slab_pvt_tiny")
+
+
+def test_programs_of_one_device_count_for_all_of_them():
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    rows = PartitionSpec("data")
+    product = jax.shard_map(
+        lambda x, w: x @ w, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows
+    )
+    x, w = np.zeros((8, 7), np.float32), np.zeros((7, 3), np.float32)
+    assert multiply_adds(product, x, w) == 8 * 7 * 3
 
 
 @pytest.mark.parametrize(

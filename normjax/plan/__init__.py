@@ -1,0 +1,1 @@
+"""What a run would need and take on machines that need not be there."""
