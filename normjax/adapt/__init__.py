@@ -1,7 +1,8 @@
 """Test-time adaptation: pure functions of what a trained network meets.
 
 Norms with other statistics (alpha-BN, UnMix-TNS) and probabilities of a batch corrected
-by each other (LAME).
+by each other (LAME). `ADAPTATIONS` are these as methods for whole models over a stream
+of batches.
 """
 
 from normjax.adapt.lame import (
@@ -12,6 +13,7 @@ from normjax.adapt.lame import (
     nearest_affinity,
     radial_affinity,
 )
+from normjax.adapt.methods import ADAPTATIONS, Adaptation
 from normjax.adapt.statistics import (
     alpha_batch_normalize,
     split_components,
@@ -19,7 +21,9 @@ from normjax.adapt.statistics import (
 )
 
 __all__ = [
+    "ADAPTATIONS",
     "AFFINITIES",
+    "Adaptation",
     "affinity",
     "alpha_batch_normalize",
     "laplacian_adjusted",

@@ -16,7 +16,7 @@ def repeat_over_batch(table: jax.Array, batch: int) -> jax.Array:
     through it; the gradient is a matrix product where a sum over the leading axis would
     take XLA's CPU backend 20 times as long (measured for 16 maps of 14 x 14 x 192).
     """
-    ones = jnp.ones(batch, table.dtype)
+    ones = jnp.ones((batch,), table.dtype)
     return jnp.einsum("b,...->b...", ones, table, precision="highest")
 
 

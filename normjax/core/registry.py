@@ -13,9 +13,10 @@ NEEDS = frozenset({"mask", "axis_name", "batch_stats", "owg", "rng", "condition"
 reduce over, running batch statistics, state written in the backward pass
 (`_overwrite_with_gradient`), a random key, a conditioning vector."""
 
-ACCEPTS = frozenset({"seq", "grid", "causal", "decode"})
+ACCEPTS = frozenset({"seq", "grid", "causal", "decode", "memory"})
 """Input layouts and uses: `seq` [B, L, D], `grid` [B, H, W, C], `causal` (no position
-sees a later one), `decode` (one position at a time)."""
+sees a later one), `decode` (one position at a time), `memory` (keys and values of other
+tokens)."""
 
 Spec = str | Mapping[str, Any] | Callable[..., Any]
 """How a config names a component: a key, a dict with `name` and keyword arguments, or

@@ -35,8 +35,10 @@ def train_command(argv: Sequence[str]) -> int:
     values = parse_flags(argv, define)
     if values.config is None:
         raise UserError("--config is required, such as --config=configs/digits.py")
+    from normjax.train.distributed import initialize
     from normjax.train.loop import NonFiniteLoss, train
 
+    initialize()
     try:
         scores = train(values.config, _workdir(values))
     except NonFiniteLoss as error:
@@ -46,17 +48,33 @@ def train_command(argv: Sequence[str]) -> int:
 
 
 def eval_command(argv: Sequence[str]) -> int:
-    """`eval.py --workdir=DIR [--split=NAME] [--fold] [--best]`."""
+    """`eval.py --workdir=DIR [--split=NAME] [--fold] [--best]`, or
+
+    `eval.py --workdir=DIR --adapt=NAME[,NAME] [--split=NAME] [--corruption=KIND]
+    [--severity=5] [--stream=iid|correlated]`.
+    """
 
     def define(values: flags.FlagValues) -> None:
         _define_workdir(values)
         flags.DEFINE_string("split", None, "split; default: the config's", values)
         flags.DEFINE_bool("fold", False, "compare with the folded model", values)
         flags.DEFINE_bool("best", False, "best checkpoint, not the newest", values)
+        flags.DEFINE_list("adapt", [], "test-time adaptations to compare", values)
+        flags.DEFINE_string("corruption", "", "of the images, with --adapt", values)
+        flags.DEFINE_integer("severity", 5, "1 to 5", flag_values=values)
+        flags.DEFINE_string("stream", "iid", "order, with --adapt", values)
 
     values = parse_flags(argv, define)
+    from normjax.train.distributed import initialize
     from normjax.train.evaluate_run import evaluate_run
 
+    initialize()
+    if values.adapt:
+        from normjax.train.adapt_run import Stream, adapt_run
+
+        given = (values.split or "", values.corruption, values.severity, values.stream)
+        adapt_run(_workdir(values), values.adapt, Stream(*given))
+        return 0
     evaluate_run(
         _workdir(values), split=values.split, fold=values.fold, best=values.best
     )

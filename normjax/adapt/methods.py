@@ -1,0 +1,262 @@
+"""Ways to adapt a trained image model to a stream of batches, without labels.
+
+An `Adaptation` has `start(variables) -> state` and `predict(apply, variables, state, x)
+-> (logits, state)`, pure functions to be jitted. What is predicted for a batch may use
+the whole batch and what came before it, never what comes after.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from normjax.adapt.lame import affinity, laplacian_adjusted
+from normjax.adapt.statistics import (
+    alpha_batch_normalize,
+    split_components,
+    unmix_normalize,
+)
+from normjax.core.collections import BATCH_STATS, PARAMS
+from normjax.core.dtypes import result_dtype
+from normjax.core.errors import UserError
+from normjax.core.registry import Registry
+from normjax.norms import BatchNorm
+
+ADAPTATIONS = Registry("adaptation")
+
+HEAD = "head"  # the layer whose input are the features, in every image model here
+
+Apply = Callable[..., Any]
+Variables = Mapping[str, Any]
+
+
+class Adaptation(abc.ABC):
+    """See the head of the file."""
+
+    @abc.abstractmethod
+    def start(self, variables: Variables) -> Any:
+        """The state before the first batch.
+
+        Raises:
+          UserError: the model has nothing that this method adapts.
+        """
+
+    @abc.abstractmethod
+    def predict(
+        self, apply: Apply, variables: Variables, state: Any, x: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """Logits [B, K] of x [B, H, W, C], and the state after it."""
+
+
+@ADAPTATIONS.register("source")
+@dataclasses.dataclass(frozen=True)
+class Source(Adaptation):
+    """The model as it was trained."""
+
+    def start(self, variables):
+        del variables
+        return ()
+
+    def predict(self, apply, variables, state, x):
+        return apply(variables, x, train=False), state
+
+
+@ADAPTATIONS.register("alpha_bn")
+@dataclasses.dataclass(frozen=True)
+class AlphaBatchNorm(Adaptation):
+    """BatchNorms with (1 - w) source + w batch statistics (You, Li & Zhao, 2021).
+
+    Attributes:
+      batch_weight: w.
+    """
+
+    batch_weight: float = 0.1
+
+    def start(self, variables):
+        _norms_of(variables)
+        return ()
+
+    def predict(self, apply, variables, state, x):
+        def rule(path, x, statistics):
+            del path
+            return alpha_batch_normalize(
+                x, **statistics, batch_weight=self.batch_weight
+            )
+
+        return _apply_with(rule, apply, variables, x), state
+
+
+@ADAPTATIONS.register("batch_stats")
+@dataclasses.dataclass(frozen=True)
+class BatchStatistics(AlphaBatchNorm):
+    """BatchNorms with the statistics of the batch (Nado et al., 2020)."""
+
+    batch_weight: float = 1.0
+
+
+@ADAPTATIONS.register("unmix_tns")
+@dataclasses.dataclass(frozen=True)
+class UnMixStatistics(Adaptation):
+    """BatchNorms with K components that follow the stream (Tomar et al., 2024).
+
+    Attributes:
+      components: K.  temperature: of the softmax over them.
+      momentum: of the components for batches of 64; of B it is 1 - (1 - momentum)^(B /
+        64).
+      seed: of the first components.
+    """
+
+    components: int = 16
+    temperature: float = 0.07
+    momentum: float = 0.1
+    seed: int = 0
+
+    def start(self, variables):
+        keys = jax.random.key(self.seed)
+        return {
+            path: split_components(
+                jax.random.fold_in(keys, i), s["mean"], s["var"], self.components
+            )
+            for i, (path, s) in enumerate(sorted(_norms_of(variables).items()))
+        }
+
+    def predict(self, apply, variables, state, x):
+        new = dict(state)
+        momentum = 1 - (1 - self.momentum) ** (len(x) / 64)
+
+        def rule(path, x, statistics):
+            keep = ("scale", "bias", "epsilon")
+            y, new[path] = unmix_normalize(
+                x,
+                *new[path],
+                **{name: statistics[name] for name in keep},
+                momentum=momentum,
+                temperature=self.temperature,
+            )
+            return y
+
+        return _apply_with(rule, apply, variables, x), new
+
+
+@ADAPTATIONS.register("lame")
+@dataclasses.dataclass(frozen=True)
+class LaplacianAdjusted(Adaptation):
+    """Probabilities that agree among like examples of a batch (Boudiaf et al., 2022).
+
+    The logits are logarithms of the probabilities; the model stays as it is.
+
+    Attributes:
+      kind, neighbours: of `affinity`.
+    """
+
+    kind: str = "knn"
+    neighbours: int = 5
+
+    def start(self, variables):
+        if HEAD not in variables[PARAMS]:
+            raise UserError(f"adaptation 'lame': the model has no layer {HEAD!r}")
+        return ()
+
+    def predict(self, apply, variables, state, x):
+        found = []
+
+        def listen(call, args, kwargs, context):
+            if context.module.path == (HEAD,) and context.method_name == "__call__":
+                found.append(args[0])
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(listen):
+            logits = apply(variables, x, train=False)
+        kernel = affinity(found[0], self.kind, neighbours=self.neighbours)
+        adjusted = laplacian_adjusted(jax.nn.softmax(logits), kernel)
+        return jnp.log(jnp.maximum(adjusted, 1e-20)), state
+
+
+@ADAPTATIONS.register("tent")
+@dataclasses.dataclass(frozen=True)
+class EntropyMinimization(Adaptation):
+    """Statistics of the batch, scale and bias by the entropy (Wang et al., 2021).
+
+    One step of Adam on the mean entropy of the predictions of each batch; the
+    predictions are those before the step.
+
+    Attributes:
+      learning_rate: of Adam.
+    """
+
+    learning_rate: float = 1e-3
+
+    def start(self, variables):
+        learned = _affine_of(variables)
+        return learned, optax.adam(self.learning_rate).init(learned)
+
+    def predict(self, apply, variables, state, x):
+        learned, moments = state
+
+        def entropy(learned):
+            def rule(path, x, statistics):
+                return alpha_batch_normalize(
+                    x, **{**statistics, **learned[path]}, batch_weight=1.0
+                )
+
+            logits = _apply_with(rule, apply, variables, x)
+            log_p = jax.nn.log_softmax(logits)
+            return -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, -1)), logits
+
+        gradient, logits = jax.grad(entropy, has_aux=True)(learned)
+        updates, moments = optax.adam(self.learning_rate).update(gradient, moments)
+        return logits, (optax.apply_updates(learned, updates), moments)
+
+
+def _norms_of(variables: Variables) -> dict[str, Variables]:
+    """{path: {"mean", "var"}} of every BatchNorm."""
+    found: dict[str, Variables] = {}
+
+    def visit(tree, path):
+        if "mean" in tree and "var" in tree:
+            found["/".join(path)] = tree
+        for name, child in tree.items():
+            if isinstance(child, Mapping):
+                visit(child, (*path, name))
+
+    visit(variables.get(BATCH_STATS, {}), ())
+    if not found:
+        raise UserError("the model has no BatchNorm whose statistics could adapt")
+    return found
+
+
+def _affine_of(variables: Variables) -> dict[str, Any]:
+    """{path: {"scale", "bias"}} of every BatchNorm that learns them."""
+    affine = {}
+    for path in _norms_of(variables):
+        tree: Any = variables[PARAMS]
+        for name in path.split("/"):
+            tree = tree.get(name, {})
+        affine[path] = {k: tree[k] for k in ("scale", "bias") if k in tree}
+    return affine
+
+
+def _apply_with(rule: Any, apply: Apply, variables: Variables, x: jax.Array) -> Any:
+    """The model at evaluation with BatchNorms that compute `rule`.
+
+    rule(path, x, {"mean", "var", "scale", "bias", "epsilon"}) -> y.
+    """
+
+    def exchange(call, args, kwargs, context):
+        norm = context.module
+        if not (isinstance(norm, BatchNorm) and context.method_name == "normalize"):
+            return call(*args, **kwargs)
+        x, ones = args[0], jnp.ones(args[0].shape[-1], jnp.float32)
+        statistics = {k: norm.get_variable(BATCH_STATS, k) for k in ("mean", "var")}
+        statistics["scale"] = norm.get_variable(PARAMS, "scale", ones)
+        statistics["bias"] = norm.get_variable(PARAMS, "bias", 0 * ones)
+        y = rule("/".join(norm.path), x, {**statistics, "epsilon": norm.epsilon})
+        return y, result_dtype(x, statistics["scale"], dtype=norm.dtype)
+
+    with nn.intercept_methods(exchange):
+        return apply(variables, x, train=False)

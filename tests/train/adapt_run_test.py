@@ -1,0 +1,65 @@
+"""eval.py --adapt: streams, orders and refusals."""
+
+import numpy as np
+import pytest
+
+from normjax.adapt import ADAPTATIONS
+from normjax.train.adapt_run import Stream, _batches, adapt_run
+from normjax.train.cli import eval_command, run
+from normjax.train.evaluate_run import evaluate_run
+from normjax.train.experiment import build_experiment
+from normjax.train.loop import train
+from tests.train.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("adapt") / "run"
+    train(tiny_config("norm=batch_norm,mixer=softmax"), path)
+    return path
+
+
+def test_every_adaptation_scores_a_stream(workdir):
+    names = [entry.name for entry in ADAPTATIONS if entry.name != "source"]
+    scores = adapt_run(workdir, names, Stream(batch_size=128))
+    assert list(scores) == ["source", *names]
+    expected = evaluate_run(workdir)["unfolded"]
+    for name, value in expected.items():
+        np.testing.assert_allclose(scores["source"][name], value, rtol=1e-4)
+    assert all(np.isfinite(list(s.values())).all() for s in scores.values())
+    assert scores["batch_stats"]["nll"] != scores["source"]["nll"]
+
+
+def test_streams():
+    experiment = build_experiment(tiny_config())
+
+    def stream(**changes):
+        batches = list(_batches(experiment, Stream(batch_size=100, **changes)))
+        merged = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+        return merged, [len(b["label"]) for b in batches]
+
+    mixed, sizes = stream()
+    assert sizes == [100] * (len(sizes) - 1) + [sum(sizes) % 100 or 100]
+    assert (np.diff(mixed["label"]) < 0).any()
+    ordered, _ = stream(order="correlated")
+    assert (np.diff(ordered["label"]) >= 0).all()
+    sums = [np.sort(m["image"].sum((1, 2, 3))) for m in (mixed, ordered)]
+    np.testing.assert_array_equal(*sums)
+    noisy, _ = stream(corruption="contrast", severity=5)
+    ratio = noisy["image"].std((1, 2, 3)) / mixed["image"].std((1, 2, 3))
+    np.testing.assert_allclose(ratio, 0.15, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--adapt=tnt"], "unknown adaptation 'tnt'"),
+        (["--adapt=tent", "--stream=random"], "stream 'random'"),
+        (["--adapt=tent", "--corruption=fog"], "corruption 'fog'"),
+        (["--adapt=tent", "--severity=9", "--corruption=jpeg"], "1..5, got 9"),
+    ],
+)
+def test_refusals(workdir, capsys, arguments, text):
+    assert run(eval_command, ["eval.py", f"--workdir={workdir}", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert text in line
