@@ -123,7 +123,7 @@ def test_two_steps(path, tmp_path, monkeypatch):
         (tmp_path / "words").write_bytes(b"To be, or not to be.\n" * 200)
         config.data.update(name="text_file", path=str(tmp_path / "words"))
         config.data.text.update(length=16, tokenizer="bytes")
-    elif config.data.name != "digits":
+    elif config.task == "image_classification" and config.data.name != "digits":
         config.data.update(name="image_folder", path=str(tmp_path / "images"))
         make_images(tmp_path / "images")
     config.data.data_dir = str(tmp_path)

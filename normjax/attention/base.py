@@ -39,24 +39,28 @@ def normalized_heads(
     k: jax.Array,
     *,
     mask: jax.Array | None = None,
+    query_mask: jax.Array | None = None,
     train: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Queries and keys [..., H, K] after the `qk_norm` of a mixer, if it has one.
 
     Args:
       module: with `qk_norm`, `dtype` and `param_dtype`; gets `q_norm` and `k_norm`.
-      mask: bool over the positions of the keys; those of queries where it fits them.
+      mask: bool over the positions of the keys.
+      query_mask: the same of the queries; None: `mask` where it fits them.
       train: passed to the norm.
     """
     if module.qk_norm is None:
         return q, k
     types = {"dtype": module.dtype, "param_dtype": module.param_dtype}
-    valid = None if mask is None else mask[..., None, None]
-    fits = valid is not None and valid.shape[:-2] == q.shape[:-2]
-    q = module.qk_norm(name="q_norm", **types)(
-        q, mask=valid if fits else None, train=train
-    )
-    return q, module.qk_norm(name="k_norm", **types)(k, mask=valid, train=train)
+    if query_mask is None and mask is not None and mask.shape == q.shape[:-2]:
+        query_mask = mask
+
+    def normalized(t, name, mask):
+        valid = None if mask is None else mask[..., None, None]
+        return module.qk_norm(name=name, **types)(t, mask=valid, train=train)
+
+    return normalized(q, "q_norm", query_mask), normalized(k, "k_norm", mask)
 
 
 def linear_attention(
@@ -171,8 +175,8 @@ def _scores(q, k, bias, gain, mask, causal, scale):
         logits *= gain.astype(wide)
     if bias is not None:
         bias = bias.astype(wide)
-        same = bias.ndim == logits.ndim and len(bias) == 1
-        logits += repeat_over_batch(bias[0], len(logits)) if same else bias
+        same = bias.ndim == logits.ndim and bias.shape[0] == 1
+        logits += repeat_over_batch(bias[0], logits.shape[0]) if same else bias
     if causal:
         order = jnp.tril(jnp.ones(logits.shape[-2:], bool))[None, None]
         mask = order if mask is None else mask & order

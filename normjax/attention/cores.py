@@ -60,7 +60,7 @@ class Softmax(nn.Module):
         bias = self._bias(q.shape, regions)
         k, v = only_valid(k, mask), only_valid(v, mask)
         heads = (split_heads(tokens_of(t), self.num_heads) for t in (q, k, v))
-        visible = None if mask is None else mask.reshape(len(q), 1, 1, -1)
+        visible = None if mask is None else mask.reshape(q.shape[0], 1, 1, -1)
         o = softmax_attention(*heads, bias=bias, mask=visible)
         return merge_heads(o).reshape(q.shape)
 
@@ -134,7 +134,7 @@ class SimplifiedLinear(nn.Module):
         name, what = "positional_encoding", "table of positions"
         table = sized_table(self, name, shape, zeros, what, self.param_dtype)
         q, k, v, table = promote_dtype(q, k, v, table, dtype=self.dtype)
-        k, dtype = k + repeat_over_batch(table, len(k)), q.dtype
+        k, dtype = k + repeat_over_batch(table, k.shape[0]), q.dtype
         q, k = self._features(q, k)
         k, v = only_valid(k, mask), only_valid(v, mask)
         heads = (split_heads(tokens_of(t), self.num_heads) for t in (q, k, v))

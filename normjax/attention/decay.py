@@ -124,7 +124,9 @@ def chunked(
         return _blocks(chunk, *operands)
 
     def on_cpu(*operands) -> tuple[jax.Array, jax.Array]:
-        small = operands[-1].size <= _CACHED
+        # An exported batch size is no number.
+        known = isinstance(operands[-1].shape[0], int)
+        small = known and operands[-1].size <= _CACHED
         return _steps_in_inference(chunk, *operands) if small else default(*operands)
 
     return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=default)

@@ -11,7 +11,7 @@ from normjax.attention.sequence import LinearlyProjected
 from normjax.core.moments import at_least_float32
 
 
-@MIXERS.register("differential", "seq", "grid", "causal", "decode", "mask")
+@MIXERS.register("differential", "seq", "grid", "causal", "decode", "memory", "mask")
 class DifferentialAttention(LinearlyProjected):
     """Differential attention (Ye et al., 2024).
 

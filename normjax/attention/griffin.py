@@ -171,7 +171,7 @@ class RecurrentBlock(nn.Module):
         if decode:
             positions = cache.next_positions(self, x.shape[:2], mask, positions)
             wide = jnp.promote_types(u.dtype, jnp.float32)
-            state = cache.variable(self, "state", (len(u), width), wide)
+            state = cache.variable(self, "state", (u.shape[0], width), wide)
             u = cache.with_last(self, "inputs", u, taps)
         else:
             u = jnp.pad(u, ((0, 0), (taps, 0), (0, 0)))
@@ -267,7 +267,7 @@ class LocalAttention(RecurrentMixer):
         near = (back >= 0) & (back <= self.window)
         visible = known[:, None, None] & near[None, None]
         # Heads as further queries: keys and values need no copy for each.
-        heads = q.reshape(len(q), -1, 1, q.shape[3])
+        heads = q.reshape(q.shape[0], -1, 1, q.shape[3])
         visible = jnp.repeat(visible, q.shape[2], 2)
         return softmax_attention(heads, k, v, mask=visible).reshape(q.shape)
 

@@ -11,7 +11,7 @@ from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32, masked_mean
 
 
-@MIXERS.register("mixture_of_head", "seq", "grid", "causal", "decode", "mask")
+@MIXERS.register("mixture_of_head", "seq", "grid", "causal", "decode", "memory", "mask")
 class MixtureOfHeadAttention(LinearlyProjected):
     """Softmax attention whose heads are weighed per token (MoH; Jin et al., 2024).
 
@@ -41,10 +41,19 @@ class MixtureOfHeadAttention(LinearlyProjected):
     @property
     def reads(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The linear layers that read the input."""
+        return ("qkv", *self._gate_names)
+
+    @property
+    def cross_reads(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The same beside a memory."""
+        return ("q", *self._gate_names)
+
+    @property
+    def _gate_names(self) -> tuple[str, ...]:
         routed, shared = self._routed > 0, self.shared_heads > 1
         both = self.shared_heads > 0 and routed
         gates = {"routed_gate": routed, "shared_gate": shared, "balance": both}
-        return ("qkv", *(name for name, used in gates.items() if used))
+        return tuple(name for name, used in gates.items() if used)
 
     @property
     def _routed(self) -> int:
@@ -93,9 +102,8 @@ class MixtureOfHeadAttention(LinearlyProjected):
         """The load-balancing term; kept is 0 or 1 and hands on no gradient."""
         if not context.train:
             return
-        mask = context.mask
-        mask = mask if mask is not None and mask.shape == p.shape[:2] else None
-        (mean, _), (share, _) = (masked_mean(t, (0, 1), mask=mask) for t in (p, kept))
+        over = {"axes": (0, 1), "mask": context.mask}
+        (mean, _), (share, _) = (masked_mean(t, **over) for t in (p, kept))
         self.sow(LOSSES, "load", jnp.mean(mean * share) * p.shape[-1] ** 2)
 
 

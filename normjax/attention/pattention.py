@@ -81,7 +81,7 @@ class Pattention(nn.Module):
         return Dense(self.features, name="value", **init)(s)
 
 
-@MIXERS.register("pattention", "seq", "grid", "causal", "decode", "mask")
+@MIXERS.register("pattention", "seq", "grid", "causal", "decode", "memory", "mask")
 class PattentionMixer(PairwiseMixer):
     """Softmax attention whose four projections are Pattention (Wang et al., 2024).
 
@@ -96,6 +96,8 @@ class PattentionMixer(PairwiseMixer):
     scores: str = "l2_norm_gelu"
 
     reads: ClassVar[tuple[str, ...]] = ("q/key", "k/key", "v/key")
+    cross_reads: ClassVar[tuple[str, ...]] = ("q/key",)
+    memory_reads: ClassVar[tuple[str, ...]] = ("k/key", "v/key")
 
     def _layer(self, features: int, tokens: int, name: str) -> Pattention:
         tokens = self.num_tokens or tokens

@@ -60,7 +60,7 @@ class Augmented(GridMixer):
         size = q.shape[-1]
         if size % 4:
             raise UserError(f"heads of {size} channels: rotation needs a multiple of 4")
-        mask = None if mask is None else mask.reshape(len(x), -1)
+        mask = None if mask is None else mask.reshape(x.shape[0], -1)
         q, k = normalized_heads(self, q, k, mask=mask, train=train)
         angles = grid_angles(height, width, size).reshape(height * width, -1)
         o = merge_heads(self._attend(q, k, v, angles, mask)).astype(near.dtype)
@@ -113,10 +113,10 @@ def _rank_augmented(size, q, k, v, turn, mask):
 
     def split(t):
         """[B, L, ...] -> [L / size, B, size, ...]."""
-        return jnp.moveaxis(t.reshape(len(t), -1, size, *t.shape[2:]), 1, 0)
+        return jnp.moveaxis(t.reshape(t.shape[0], -1, size, *t.shape[2:]), 1, 0)
 
     def joined(t):
-        return jnp.moveaxis(t, 0, 1).reshape(len(q), -1, *t.shape[3:])
+        return jnp.moveaxis(t, 0, 1).reshape(q.shape[0], -1, *t.shape[3:])
 
     known = jnp.ones(q.shape[:2], bool) if mask is None else mask
     count = jnp.maximum(jnp.sum(known, 1), 1).astype(turn[0].dtype).reshape(-1, 1, 1)

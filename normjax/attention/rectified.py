@@ -11,7 +11,7 @@ from normjax.attention.sequence import LinearlyProjected
 from normjax.core.moments import at_least_float32
 
 
-@MIXERS.register("rela", "seq", "grid", "causal", "decode", "mask")
+@MIXERS.register("rela", "seq", "grid", "causal", "decode", "memory", "mask")
 class RectifiedLinearAttention(LinearlyProjected):
     """Rectified linear attention, ReLA (Zhang, Titov and Sennrich, 2021).
 
@@ -46,7 +46,7 @@ class RectifiedLinearAttention(LinearlyProjected):
         return norm(o)
 
 
-@MIXERS.register("gated_rela", "seq", "grid", "causal", "decode", "mask")
+@MIXERS.register("gated_rela", "seq", "grid", "causal", "decode", "memory", "mask")
 class GatedRectifiedLinearAttention(RectifiedLinearAttention):
     """ReLA whose norm is gated (Zhang, Titov and Sennrich, 2021).
 

@@ -127,7 +127,7 @@ class Strided(Reduced):
         arguments = {**self._dense(), "kernel_init": init}
         conv = nn.Conv(width, (side, side), side, "VALID", name="sr", **arguments)
         if mask is not None:
-            cells = (len(x), rows // side, side, columns // side, side)
+            cells = (x.shape[0], rows // side, side, columns // side, side)
             mask = jnp.any(mask.reshape(cells), (2, 4))
         return self._normalise(conv(x), mask, train), mask
 

@@ -103,7 +103,7 @@ class Context(NamedTuple):
 
     Attributes:
       x: the tokens that ask, [B, N, D].
-      mask: bool [B, M], False at padding, or None.
+      mask: bool [B, N], False at their padding, or None.
       visible: which key a query may see, of `visible_keys`; knows nothing of `causal`.
       causal: query i sees the keys up to i.
       positions: int [B, N], of queries whose keys are at 0 to M - 1; None: queries are
@@ -133,6 +133,9 @@ class PairwiseMixer(SequenceMixer):
     causal: bool = False
     rotary_base: float | None = None
 
+    cross_reads: ClassVar[tuple[str, ...]] = ("q",)
+    memory_reads: ClassVar[tuple[str, ...]] = ("kv",)
+
     @nn.compact
     def __call__(
         self,
@@ -140,6 +143,7 @@ class PairwiseMixer(SequenceMixer):
         *,
         memory: jax.Array | None = None,
         mask: jax.Array | None = None,
+        query_mask: jax.Array | None = None,
         positions: jax.Array | None = None,
         train: bool = False,
         decode: bool = False,
@@ -151,6 +155,7 @@ class PairwiseMixer(SequenceMixer):
             x. Queries then have a projection of their own beside that of the others.
           mask: bool over the keys, [B, M], [B, N] or [B, H, W]; False is padding, which
             no token sees.
+          query_mask: bool [B, N], the same of x beside a `memory`, for statistics.
           positions: int [B, N], the position of each token in its document; 0 starts
             a document, and documents do not see each other. None: one document a row.
           train: passed to `qk_norm`.
@@ -170,7 +175,10 @@ class PairwiseMixer(SequenceMixer):
         mask = None if mask is None else mask.reshape(len(x), -1)
         heads = self._project(x) if memory is None else self._project2(x, memory)
         q, k, v = heads
-        q, k = normalized_heads(self, q, k, mask=mask, train=train)
+        if memory is not None and query_mask is None:
+            query_mask = jnp.ones(x.shape[:2], bool)
+        asking = mask if memory is None else query_mask
+        q, k = normalized_heads(self, q, k, mask=mask, query_mask=asking, train=train)
         grown = None
         if decode:
             grown = cache.next_positions(self, x.shape[:2], mask, positions)
@@ -181,12 +189,12 @@ class PairwiseMixer(SequenceMixer):
         k, v = only_tokens(k, mask), only_tokens(v, mask)
         if grown is None:
             visible = visible_keys(mask, positions)
-            context = Context(x, mask, visible, self.causal, None, train)
+            context = Context(x, asking, visible, self.causal, None, train)
         else:
             k = cache.by_position(self, "key", k, grown)
             v = cache.by_position(self, "value", v, grown)
             visible = cache.earlier(grown, k.shape[1])
-            context = Context(x, mask, visible, False, grown, train)
+            context = Context(x, asking, visible, False, grown, train)
         o = self._attend(q, k, v, context)
         return self._finish(o, shape[-1]).reshape(shape)
 

@@ -6,7 +6,7 @@ from normjax.attention.sequence import LinearlyProjected
 from normjax.core.registry import Spec
 
 
-@MIXERS.register("softmax", "seq", "grid", "causal", "decode", "mask")
+@MIXERS.register("softmax", "seq", "grid", "causal", "decode", "memory", "mask")
 class SoftmaxAttention(LinearlyProjected):
     """softmax(q k^T / sqrt(K)) v per head, then a projection (Vaswani et al., 2017).
 

@@ -1,8 +1,9 @@
 """Data: images and text without TensorFlow, a resumable order, augmentation, batches.
 
-`open_images` and `open_text` give a random-access source, `train_batches` and
-`eval_batches` iterate over it; `augment` describes per-image transforms on the host,
-and `normjax.data.mix` (imported by name, it needs jax) mixes examples on the device.
+`open_images`, `open_text` and `open_transduction` give a random-access source,
+`train_batches` and `eval_batches` iterate over it; `augment` describes per-image
+transforms on the host, and `normjax.data.mix` (imported by name, it needs jax) mixes
+examples on the device.
 """
 
 from normjax.data import augment
@@ -11,9 +12,11 @@ from normjax.data.pipeline import eval_batches, train_batches
 from normjax.data.rows import image_shape
 from normjax.data.sources import ImageSource, open_images
 from normjax.data.text import TextSource, open_text
+from normjax.data.transduction import ReversedCase, open_transduction
 
 __all__ = [
     "ImageSource",
+    "ReversedCase",
     "TextSource",
     "augment",
     "eval_batches",
@@ -21,6 +24,7 @@ __all__ = [
     "image_shape",
     "open_images",
     "open_text",
+    "open_transduction",
     "permutation",
     "train_batches",
 ]

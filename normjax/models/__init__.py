@@ -1,7 +1,8 @@
 """Models, assembled from norm, mixer and activation factories.
 
 `build("deit_tiny", norm="repbn", num_classes=10)` gives a Flax module that is called
-`model(images, train=...) -> logits`; a `decoder` is called with tokens.
+`model(images, train=...) -> logits`; a `decoder` is called with tokens, an
+`encoder_decoder` with tokens and `source`.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from normjax.models.base import MODELS, in_stages
 from normjax.models.conv import ConvPoolStem, ConvUnitStem
 from normjax.models.decoder import Decoder
 from normjax.models.embed import ConvNorm, PatchMerge
+from normjax.models.encoder_decoder import EncoderDecoder
 from normjax.models.feed_forward import GatedMLP
 from normjax.models.layers import MLPS, STEMS
 from normjax.models.mobilenet_v2 import MobileNetV2
@@ -36,6 +38,7 @@ __all__ = [
     "ConvPoolStem",
     "ConvUnitStem",
     "Decoder",
+    "EncoderDecoder",
     "GatedMLP",
     "MobileNetV2",
     "PatchMerge",

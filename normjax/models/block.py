@@ -1,13 +1,15 @@
 """The layer of transformers: a token mixer and an MLP, each a residual branch."""
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 from flax.typing import Dtype
 
+from normjax.attention.sequence import only_tokens
 from normjax.core.folding import FoldSite
 from normjax.models.layers import MLP, Factory, StochasticDepth
 from normjax.models.placement import Spots, residual
@@ -20,6 +22,22 @@ def _made(part: Any, **arguments: Any) -> Any:
     return part if isinstance(part, nn.Module) else part(**arguments)
 
 
+class Part(NamedTuple):
+    """One branch of a block, as folding sees it.
+
+    Attributes:
+      norm, path: names of its norm and its layer.  layer: unbound.
+      reads: paths inside the layer of all that reads the norm's output.
+      last: path inside the layer of what gives the branch's output.
+    """
+
+    norm: str
+    path: str
+    layer: Any
+    reads: tuple[str, ...]
+    last: str
+
+
 class Block(nn.Module):
     """One transformer layer: a token mixer and an MLP, each a residual branch.
 
@@ -30,6 +48,7 @@ class Block(nn.Module):
       spots: where the norms of both branches sit.
       mlp: factory of the MLP, or the module that blocks share.
       mask_norms: norms get the mask as well, so that padding does not count in them.
+      blank_padding: norms read 0 at padding, for those whose gradient counts it.
     """
 
     norm: Factory
@@ -40,6 +59,7 @@ class Block(nn.Module):
     spots: Spots
     mlp: Any = MLP
     mask_norms: bool = True
+    blank_padding: bool = False
     dtype: Dtype | None = None
 
     @nn.compact
@@ -58,18 +78,39 @@ class Block(nn.Module):
           mask, positions, decode: as of the mixers; given to those parts that they
             concern.
         """
-        valid = {} if mask is None else {"mask": mask}
-        known = valid if positions is None else {**valid, "positions": positions}
+        known = {} if mask is None else {"mask": mask}
+        known = known if positions is None else {**known, "positions": positions}
         known = {**known, "decode": True} if decode else known
-        mixer = _made(self.mixer, name="mixer", dtype=self.dtype)
+        mix = functools.partial(self._mixing(), train=train, **known)
+        branches = (("norm1", mix), ("norm2", self._feeding()))
+        return self._residuals(x, branches, train, mask)
+
+    def _mixing(self) -> nn.Module:
+        return _made(self.mixer, name="mixer", dtype=self.dtype)
+
+    def _feeding(self) -> nn.Module:
         arguments = {"activation": self.activation, "dtype": self.dtype}
-        mlp = _made(self.mlp, hidden=self.mlp_hidden, name="mlp", **arguments)
-        branches = (("norm1", lambda h: mixer(h, train=train, **known)), ("norm2", mlp))
+        return _made(self.mlp, hidden=self.mlp_hidden, name="mlp", **arguments)
+
+    def _residuals(
+        self,
+        x: jax.Array,
+        branches: Iterable[tuple[str, Callable[[jax.Array], jax.Array]]],
+        train: bool,
+        mask: jax.Array | None,
+    ) -> jax.Array:
+        """x after one residual branch after the other.
+
+        Args:
+          branches: pairs of the name of a branch's norm and its layer.
+        """
+        valid = {"mask": mask} if self.mask_norms and mask is not None else {}
         for name, layer in branches:
 
             def norm(suffix, h, name=name):
+                h = only_tokens(h, mask) if self.blank_padding else h
                 make = self.norm(name=name + suffix, dtype=self.dtype)
-                return make(h, train=train, **(valid if self.mask_norms else {}))
+                return make(h, train=train, **valid)
 
             def branch(h, layer=layer):
                 return StochasticDepth(self.drop_path)(layer(h), train=train)
@@ -78,14 +119,20 @@ class Block(nn.Module):
         return x
 
     @nn.nowrap
+    def _parts(self) -> tuple[Part, ...]:
+        mixer = self.mixer(parent=None)
+        mlp = self.mlp(hidden=1, activation=self.activation, parent=None)
+        return (
+            Part("norm1", "mixer", mixer, mixer.reads, "proj"),
+            Part("norm2", "mlp", mlp, mlp.reads, "fc2"),
+        )
+
+    @nn.nowrap
     def fold_sites(self) -> list[FoldSite]:
         """Every norm of the block with the linear layers around it."""
         sites, norm = [], self.norm(parent=None)
-        mixer = self.mixer(parent=None)
-        mlp = self.mlp(hidden=1, activation=self.activation, parent=None)
-        branches = ("norm1", "mixer", mixer, "proj"), ("norm2", "mlp", mlp, "fc2")
-        for name, path, layer, last in branches:
-            readers = tuple(f"{path}/{read}" for read in layer.reads)
+        for name, path, layer, reads, last in self._parts():
+            readers = tuple(f"{path}/{read}" for read in reads)
             if self.spots.input:
                 scale = self.spots.scale
                 sites.append(FoldSite(name, norm, readers=readers, scale=scale))
@@ -96,6 +143,55 @@ class Block(nn.Module):
                 sites.append(FoldSite(name, norm, obstacle=_STREAM))
             sites.extend(sites_of(path, layer))
         return sites
+
+
+class CrossBlock(Block):
+    """A Block that looks at other tokens between its mixer and its MLP.
+
+    The layer of decoders in encoder-decoders (Vaswani et al., 2017): a third residual
+    branch, `norm_cross` and `cross`, in between.
+
+    Attributes: those of Block and
+      cross: factory of the mixer whose keys and values are made of the memory.
+    """
+
+    cross: Any = None
+
+    @nn.compact
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        x: jax.Array,
+        train: bool,
+        mask: jax.Array | None,
+        memory: jax.Array,
+        memory_mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """x: [B, N, C] -> same.
+
+        Args:
+          train: whether the model trains.
+          mask: bool [B, N]; False is padding of x.
+          memory: [B, M, C], what the cross-attention reads besides x.
+          memory_mask: bool [B, M]; False is padding, which no token sees.
+        """
+        known = {} if mask is None else {"mask": mask}
+        mix = functools.partial(self._mixing(), train=train, **known)
+        cross = self.cross(name="cross", dtype=self.dtype)
+        seen = {"memory": memory, "mask": memory_mask, "query_mask": mask}
+        look = functools.partial(cross, train=train, **seen)
+        branches = (
+            ("norm1", mix),
+            ("norm_cross", look),
+            ("norm2", self._feeding()),
+        )
+        return self._residuals(x, branches, train, mask)
+
+    @nn.nowrap
+    def _parts(self) -> tuple[Part, ...]:
+        mix, feed = super()._parts()
+        cross = self.cross(parent=None)
+        look = Part("norm_cross", "cross", cross, cross.cross_reads, "proj")
+        return mix, look, feed
 
 
 def sites_of(path: str, module: Any) -> Iterable[FoldSite]:

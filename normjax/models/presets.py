@@ -182,6 +182,7 @@ _PREPBN_LLAMA = {
     },
 }
 _BYTES = 257  # and the end of a document
+_LETTERS = 53  # small and capital ones, and the end
 _LLAMA_TOKENS = 32_000
 
 
@@ -202,6 +203,9 @@ PRESETS: dict[str, Arguments] = {
     "lm_130m": _llama(768, 12, 12, 2048, vocab_size=_LLAMA_TOKENS),
     "slab_llama_350m": _llama(
         1024, 18, 8, 4096, vocab_size=_LLAMA_TOKENS, norm=_PREPBN_LLAMA
+    ),
+    "transduction_tiny": _llama(
+        96, 2, 4, 256, name="encoder_decoder", vocab_size=_LETTERS
     ),
     "transnormer_tiny": _llama(
         192,

@@ -119,7 +119,7 @@ class Pyramid(nn.Module):
             return x
         name, what = f"pos_embed_{stage}", "table of positions"
         table = sized_table(self, name, x.shape[1:], trunc_normal, what)
-        return x + repeat_over_batch(table.astype(x.dtype), len(x))
+        return x + repeat_over_batch(table.astype(x.dtype), x.shape[0])
 
     @nn.nowrap
     def _embed_norm(self) -> Factory:

@@ -142,7 +142,7 @@ class ViT(nn.Module):
             token = jnp.broadcast_to(token, (x.shape[0], 1, self.dim))
             x = jnp.concatenate([token.astype(x.dtype), x], axis=1)
         table = self.param("pos_embed", trunc_normal, (1, *x.shape[1:]))
-        x = x + repeat_over_batch(table[0].astype(x.dtype), len(x))
+        x = x + repeat_over_batch(table[0].astype(x.dtype), x.shape[0])
         return nn.Dropout(self.dropout_rate)(x, deterministic=not train)
 
     @nn.nowrap

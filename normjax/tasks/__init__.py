@@ -7,6 +7,7 @@ scores what the model answers. `TASKS` holds them by name; a config names one.
 from normjax.tasks.base import TASKS, Column, Objective, Task
 from normjax.tasks.classification import Classification, ImageClassification
 from normjax.tasks.language import LanguageModeling, NextToken
+from normjax.tasks.transduction import SourceToTarget, Transduction
 
 __all__ = [
     "TASKS",
@@ -16,5 +17,7 @@ __all__ = [
     "LanguageModeling",
     "NextToken",
     "Objective",
+    "SourceToTarget",
     "Task",
+    "Transduction",
 ]

@@ -13,6 +13,7 @@ KINDS = (
     "ragged-all-to-all",
 )
 
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _CALL = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
@@ -22,7 +23,8 @@ def collective_bytes(compiled_text: str) -> dict[str, int]:
 
     An all-reduce counts the array that is reduced, an all-gather the whole that is
     gathered, a reduce-scatter the part that is left. A collective in the body of a loop
-    counts once, however often the loop runs.
+    counts once, however often the loop runs, and so does one that the compiler has
+    spread over several fusions (by its channel).
 
     Args:
       compiled_text: `Compiled.as_text()`, HLO behind the partitioner.
@@ -31,10 +33,13 @@ def collective_bytes(compiled_text: str) -> dict[str, int]:
       every kind that occurs, of `KINDS`.
     """
     found: dict[str, int] = {}
+    channels: set[str] = set()
     for line in compiled_text.splitlines():
-        call = _CALL.search(line)
-        if call is None:
+        call, channel = _CALL.search(line), _CHANNEL.search(line)
+        if call is None or (channel and channel[1] in channels):
             continue
+        if channel:
+            channels.add(channel[1])
         result, kind, start = call.groups()
         sizes = [_bytes_of(*shape) for shape in _SHAPE.findall(result)]
         if start and kind in ("all-gather", "collective-permute"):

@@ -13,6 +13,7 @@ TEXT = """
 ENTRY %main (p: f32[4]) -> f32[4] {
   %p = f32[4]{0} parameter(0), metadata={op_name="all-reduce of nothing"}
   %ar = f32[3,5]{1,0} all-reduce(%p), channel_id=1, to_apply=%add
+  %again = f32[3,5]{1,0} all-reduce(%p), channel_id=1, to_apply=%add
   %two = (f32[8]{0}, /*index=1*/bf16[2,8]{1,0}) all-reduce(%p, %ar), to_apply=%add
   %scalar = pred[] all-reduce(%p), to_apply=%or
   %start = bf16[64]{0} all-reduce-start(%p), to_apply=%add
