@@ -28,6 +28,7 @@ FILES = sorted(
 )
 EVERY = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 LARGE = {"imagenet_swin", "imagenet_pvt", "imagenet_cswin", "lm_text", "lm_llama"}
+LARGE |= {"cifar10", "transduction"}
 TRAINED = [
     pytest.param(path, marks=pytest.mark.slow) if path.stem in LARGE else path
     for path in FILES

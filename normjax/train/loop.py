@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from normjax.core.collections import BATCH_STATS
+from normjax.core.compiler import compiler_options
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import keep_config
@@ -102,7 +103,9 @@ class Run:
 
     def compile(self):
         """The step for this run's shapes; nothing is compiled again in the loop."""
-        compiled = lower_train_step(self.experiment).compile()
+        platform = self.experiment.mesh.devices.flat[0].platform
+        options: Any = compiler_options(platform)
+        compiled = lower_train_step(self.experiment).compile(options)
         costs = compiled.cost_analysis() or {}
         return compiled, costs.get("flops", 0.0)
 

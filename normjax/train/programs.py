@@ -5,7 +5,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from normjax.core.compiler import compiler_options
 from normjax.train.diagnostics import make_diagnose
 from normjax.train.evaluate import make_eval_step
 from normjax.train.experiment import Experiment
@@ -29,7 +28,7 @@ def jit_train_step(experiment: Experiment) -> Any:
     )
     outputs = (e.shardings, replicated(e.mesh))
     step = with_votes(step, e.mesh)
-    return _jit(e, step, donate_argnums=0, out_shardings=outputs)
+    return jax.jit(step, donate_argnums=0, out_shardings=outputs)
 
 
 def jit_eval_step(experiment: Experiment, model: nn.Module | None = None) -> Any:
@@ -42,14 +41,14 @@ def jit_eval_step(experiment: Experiment, model: nn.Module | None = None) -> Any
     e = experiment
     apply = e.placed().apply if model is None else model.apply
     step = make_eval_step(apply, e.task.objective)
-    return _jit(e, step, out_shardings=replicated(e.mesh))
+    return jax.jit(step, out_shardings=replicated(e.mesh))
 
 
 def jit_diagnose(experiment: Experiment) -> Any:
     """(state, batch) -> what happens inside the layers; see `diagnostics`."""
     e = experiment
     diagnose = make_diagnose(e.placed(), e.task.objective)
-    return _jit(e, diagnose, out_shardings=replicated(e.mesh))
+    return jax.jit(diagnose, out_shardings=replicated(e.mesh))
 
 
 def jit_logits(experiment: Experiment, model: nn.Module) -> Any:
@@ -59,7 +58,7 @@ def jit_logits(experiment: Experiment, model: nn.Module) -> Any:
         x, known = experiment.task.objective.inputs(batch)
         return model.apply(variables, x, train=False, **known)
 
-    return _jit(experiment, logits, out_shardings=replicated(experiment.mesh))
+    return jax.jit(logits, out_shardings=replicated(experiment.mesh))
 
 
 def lower_train_step(experiment: Experiment) -> jax.stages.Lowered:
@@ -73,8 +72,3 @@ def lower_eval_step(experiment: Experiment) -> jax.stages.Lowered:
     e = experiment
     variables = e.abstract_state().eval_variables()
     return jit_eval_step(e).lower(variables, e.abstract_batch(train=False))
-
-
-def _jit(e: Experiment, function: Any, **arguments: Any) -> Any:
-    options = compiler_options(e.mesh.devices.flat[0].platform)
-    return jax.jit(function, compiler_options=options, **arguments)

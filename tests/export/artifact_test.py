@@ -71,6 +71,7 @@ def test_wrong_artifacts():
         ("transnormer_tiny", (16,)),
     ],
 )
+@pytest.mark.slow
 def test_models_take_a_batch_size_that_is_no_number(preset, shape):
     text = len(shape) == 1
     size = {"vocab_size": 5} if text else {"num_classes": 5}

@@ -20,6 +20,7 @@ def workdir(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold", [False, True])
 def test_artifact_computes_the_logits(workdir, tmp_path, fold, capsys):
     file = tmp_path / "model.stablehlo"

@@ -29,8 +29,12 @@ def slow(name):
 
 MEMORY = sorted(e.name for e in MIXERS if "memory" in e.tags)
 MASKED = sorted(e.name for e in NORMS if {"mask", "causal"} <= e.tags)
-OFTEN = ("batch_norm", "power_norm")
+OFTEN = ("batch_norm", "power_norm", "softmax", "mixture_of_head", "pattention")
 """The others are among the slow tests."""
+
+
+def marked(names):
+    return [name if name in OFTEN else slow(name) for name in names]
 
 
 def small(**changes):
@@ -147,7 +151,7 @@ def test_value_equals_the_oracle(placement, tied, base, x64):
         np.testing.assert_allclose(logits[row, :n], expected, 1e-11, 1e-11)
 
 
-@pytest.fixture(params=MEMORY, scope="module")
+@pytest.fixture(params=marked(MEMORY), scope="module")
 def mixed(request):
     """(model, variables) with one of the mixers everywhere, and a norm that folds."""
     model = small(mixer=request.param, norm="repbn", depth=1)
@@ -236,7 +240,7 @@ def training(model, variables):
     return step
 
 
-@pytest.mark.parametrize("name", [n if n in OFTEN else slow(n) for n in MASKED])
+@pytest.mark.parametrize("name", marked(MASKED))
 def test_padding_reaches_no_token_no_statistics_and_no_gradient(name):
     """Not even where the backward pass of a norm averages over all positions."""
     steps = {k: 1 for k in required_names(NORMS[name].make)}

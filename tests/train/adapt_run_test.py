@@ -19,6 +19,7 @@ def workdir(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_every_adaptation_scores_a_stream(workdir):
     names = [entry.name for entry in ADAPTATIONS if entry.name != "source"]
     scores = adapt_run(workdir, names, Stream(batch_size=128))

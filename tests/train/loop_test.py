@@ -137,6 +137,7 @@ def one_device(monkeypatch):
     monkeypatch.setattr(mesh.jax, "devices", lambda: first)
 
 
+@pytest.mark.slow
 def test_one_device_equals_four(undisturbed, tmp_path, one_device):
     scores = loop.train(tiny_config(), tmp_path)
     alone, together = (state_of(w, step=3) for w in (tmp_path, undisturbed[0]))

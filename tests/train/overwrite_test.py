@@ -182,6 +182,7 @@ def test_remat_writes_the_same_state(name):
     chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_four_devices_equal_one(name):
     model, optimizer = small_vit(SPECS[name]), optax.sgd(RATE)

@@ -135,6 +135,7 @@ def steps_of(config, devices, count=3):
     return losses, jax.device_get(state)
 
 
+@pytest.mark.slow
 def test_three_steps_on_a_mesh_and_per_device():
     config = functools.partial(tiny_config, "norm=repbn", microbatches=2)
     losses, state = steps_of(config(), 1)
