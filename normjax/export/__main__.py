@@ -45,9 +45,10 @@ def export_command(argv: Sequence[str]) -> int:
         if name not in PLATFORMS:
             raise UserError(one_of("platform", name, PLATFORMS))
     from normjax.train.experiment import build_experiment
+    from normjax.train.mesh import on_these_devices
     from normjax.train.start import saved_variables
 
-    config = kept_config(Path(values.workdir))
+    config = on_these_devices(kept_config(Path(values.workdir)))
     experiment = build_experiment(config)
     model, variables = experiment.model, saved_variables(Path(values.workdir))
     if values.fold:

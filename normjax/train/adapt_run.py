@@ -19,6 +19,7 @@ from normjax.tasks.classification import metric_sums, summarize
 from normjax.train import report
 from normjax.train.config import kept_config
 from normjax.train.experiment import build_experiment
+from normjax.train.mesh import on_these_devices
 from normjax.train.start import saved_variables
 
 STREAMS = ("iid", "correlated")
@@ -58,7 +59,7 @@ def adapt_run(
     methods = {name: ADAPTATIONS[name].make() for name in ("source", *names)}
     if stream.order not in STREAMS:
         raise UserError(one_of("stream", stream.order, STREAMS))
-    config = kept_config(workdir)
+    config = on_these_devices(kept_config(workdir))
     if config.task != "image_classification":
         raise UserError(f"--adapt needs a run on images, not of task {config.task!r}")
     experiment = build_experiment(config)
