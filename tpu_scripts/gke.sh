@@ -146,7 +146,6 @@ manifest() {
 launch() {
   local text
   command_words
-  warn_if_single_host $((HOSTS * conf_gke_slices))
   [ -n "$conf_bucket" ] || note "warning: no bucket is set, so checkpoints end with their pod"
   text=$(manifest)
   if dry; then

@@ -226,11 +226,3 @@ command_words() {
     wrong "nothing to run: set command=... in launch.conf, or end with -- COMMAND ARG..."
   fi
 }
-
-# Several processes that know nothing of each other would train the same run several
-# times, into one workdir.
-warn_if_single_host() { # PROCESSES
-  if [ "$1" -gt 1 ] && ! grep -rqs 'distributed\.initialize' "$ROOT/normjax" "$ROOT/train.py"; then
-    note "warning: $1 hosts, but train.py does not join them into one run: see docs/launch.md"
-  fi
-}

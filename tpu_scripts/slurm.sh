@@ -27,7 +27,6 @@ launch() {
     "--time=$conf_slurm_time" "--signal=B:USR1@$conf_slurm_warn")
   local more
   command_words
-  warn_if_single_host "$conf_slurm_nodes"
   [ -z "$conf_slurm_partition" ] || flags+=("--partition=$conf_slurm_partition")
   [ -z "$conf_slurm_account" ] || flags+=("--account=$conf_slurm_account")
   read -ra more <<<"$conf_slurm_args"

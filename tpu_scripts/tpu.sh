@@ -284,8 +284,6 @@ launch() {
   local code=0 force=()
   command_words
   wait_for_workers
-  field tpu-vm 'networkEndpoints.len()' 1
-  warn_if_single_host "$REPLY"
   if [ -z "$conf_bucket" ] && [ "$conf_spot" = true ]; then
     note "warning: no bucket is set, so checkpoints are lost when this spot machine is preempted"
   fi

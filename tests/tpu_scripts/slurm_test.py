@@ -49,14 +49,6 @@ def test_status_and_delete(cloud):
     assert error == "error: name 'a b' is no job name: letters, digits, _ . -\n"
 
 
-def test_hosts_that_know_nothing_of_each_other(cloud):
-    words = ("launch", "--name=a", "--slurm_nodes=2", "--", "true")
-    warning = "2 hosts, but train.py does not join them into one run"
-    assert warning in cloud.run("slurm.sh", *words).stderr
-    (cloud.root / "normjax/hosts.py").write_text("jax.distributed.initialize()")
-    assert warning not in cloud.run("slurm.sh", *words).stderr
-
-
 def job(cloud, *words):
     srun = cloud.bin / "srun"
     srun.write_text('#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
