@@ -21,6 +21,7 @@ from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
 
 _SHARPNESS = 8.0
+_BLOCK = 512  # positions that a CPU works through at a time
 _STEEPEST = 1000.0  # bound of the derivative of a square root near 0, as released
 
 
@@ -64,35 +65,72 @@ class RGLRU(nn.Module):
         width, dtype = x.shape[-1], x.dtype
         if width % self.num_heads:
             raise UserError(f"width {width} does not split into {self.num_heads} heads")
+        weights = {
+            "recurrence": self._gate("recurrence_gate", width),
+            "input": self._gate("input_gate", width),
+            "rate": self.param("a_param", _a_param, (width,), self.param_dtype),
+        }
         x = only_tokens(at_least_float32(x), mask)
-        r, i = self._gate("recurrence_gate", x), self._gate("input_gate", x)
-        a_param = self.param("a_param", _a_param, (width,), self.param_dtype)
-        rate = jax.nn.softplus(at_least_float32(a_param)).reshape(1, 1, -1)
-        log_a = -_SHARPNESS * r * rate
-        a, kept = jnp.exp(log_a), _bounded_sqrt(-jnp.expm1(2 * log_a))
         if positions is None and state is None:  # the first token starts
             tokens = jnp.ones(x.shape[:2], bool) if mask is None else mask
             positions = jnp.cumsum(tokens, axis=1) - 1
-        if positions is not None:
-            starts = (positions == 0)[..., None]
-            a, kept = jnp.where(starts, 0, a), jnp.where(starts, 1, kept)
-        if mask is not None:
-            a = jnp.where(mask[..., None], a, 1)
-        h, last = decay.diagonal(a, kept * i * x, state)
+        starts = None if positions is None else positions == 0
+        if state is None:
+            state = jnp.zeros((x.shape[0], width), x.dtype)
+        operands = (weights, x, starts, mask, state)
+        h, last = jax.lax.platform_dependent(
+            *operands, cpu=_gated_recurrence_in_blocks, default=_gated_recurrence
+        )
         return h.astype(dtype), last
 
-    def _gate(self, name: str, x: jax.Array) -> jax.Array:
-        heads, block = self.num_heads, x.shape[-1] // self.num_heads
-        normal = nn.initializers.normal(block**-0.5)
-        kernel = self.param(
-            f"{name}_kernel", normal, (heads, block, block), self.param_dtype
-        )
-        zeros = nn.initializers.zeros
-        bias = self.param(f"{name}_bias", zeros, (heads, block), self.param_dtype)
-        parts = x.reshape(*x.shape[:-1], heads, block)
-        y = jnp.einsum("blhi,hij->blhj", parts, at_least_float32(kernel))
-        y = y + at_least_float32(bias)[None, None]
-        return jax.nn.sigmoid(y.reshape(x.shape))
+    def _gate(self, name: str, width: int) -> tuple[jax.Array, jax.Array]:
+        heads, block = self.num_heads, width // self.num_heads
+        normal, zeros = nn.initializers.normal(block**-0.5), nn.initializers.zeros
+        shape = (heads, block, block)
+        kernel = self.param(f"{name}_kernel", normal, shape, self.param_dtype)
+        bias = self.param(f"{name}_bias", zeros, shape[:2], self.param_dtype)
+        return kernel, bias
+
+
+def _gated_recurrence(weights, x, starts, mask, state):
+    """(h, the last h) of RGLRU; x [B, L, D], starts and mask [B, L] or None."""
+    r, i = _gate(weights["recurrence"], x), _gate(weights["input"], x)
+    rate = jax.nn.softplus(at_least_float32(weights["rate"])).reshape(1, 1, -1)
+    log_a = -_SHARPNESS * r * rate
+    a, kept = jnp.exp(log_a), _bounded_sqrt(-jnp.expm1(2 * log_a))
+    if starts is not None:
+        a = jnp.where(starts[..., None], 0, a)
+        kept = jnp.where(starts[..., None], 1, kept)
+    if mask is not None:
+        a = jnp.where(mask[..., None], a, 1)
+    return decay.diagonal(a, kept * i * x, state)
+
+
+def _gated_recurrence_in_blocks(weights, x, starts, mask, state):
+    """The same in blocks of positions whose intermediate arrays stay in the cache."""
+    length = x.shape[1]
+    count = length // _BLOCK
+    if count < 2 or length % _BLOCK:
+        return _gated_recurrence(weights, x, starts, mask, state)
+
+    def split(t):
+        """[B, L, ...] -> [count, B, _BLOCK, ...]."""
+        return jnp.moveaxis(t.reshape(t.shape[0], count, _BLOCK, *t.shape[2:]), 1, 0)
+
+    def block(state, part):
+        h, last = _gated_recurrence(weights, *part, state)
+        return last, h
+
+    last, h = jax.lax.scan(block, state, jax.tree.map(split, (x, starts, mask)))
+    return jnp.moveaxis(h, 0, 1).reshape(x.shape), last
+
+
+def _gate(weights, x):
+    """sigmoid(W x + b), W block-diagonal."""
+    kernel, bias = (at_least_float32(w) for w in weights)
+    parts = x.reshape(*x.shape[:-1], *bias.shape)
+    y = jnp.einsum("blhi,hij->blhj", parts, kernel) + bias[None, None]
+    return jax.nn.sigmoid(y.reshape(x.shape))
 
 
 def _a_param(key, shape, dtype):

@@ -24,7 +24,7 @@ from normjax.core.dense import SplitDense
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
 
-_CACHED = 1024  # positions that stay in the cache of a CPU core
+_CACHED = 512  # positions that stay in the cache of a CPU core
 
 
 class Augmented(GridMixer):
