@@ -47,8 +47,8 @@ class Block(nn.Module):
       mlp_hidden: width inside the MLP.  drop_path: rate of stochastic depth.
       spots: where the norms of both branches sit.
       mlp: factory of the MLP, or the module that blocks share.
-      mask_norms: norms get the mask as well, so that padding does not count in them.
-      blank_padding: norms read 0 at padding, for those whose gradient counts it.
+      mask_norms: norms get the mask as well, so that padding does not count in them,
+        and read 0 there, for the backward pass of some averages over all positions.
     """
 
     norm: Factory
@@ -59,7 +59,6 @@ class Block(nn.Module):
     spots: Spots
     mlp: Any = MLP
     mask_norms: bool = True
-    blank_padding: bool = False
     dtype: Dtype | None = None
 
     @nn.compact
@@ -104,13 +103,13 @@ class Block(nn.Module):
         Args:
           branches: pairs of the name of a branch's norm and its layer.
         """
-        valid = {"mask": mask} if self.mask_norms and mask is not None else {}
+        valid = mask if self.mask_norms else None
+        known = {} if valid is None else {"mask": valid}
         for name, layer in branches:
 
             def norm(suffix, h, name=name):
-                h = only_tokens(h, mask) if self.blank_padding else h
                 make = self.norm(name=name + suffix, dtype=self.dtype)
-                return make(h, train=train, **valid)
+                return make(only_tokens(h, valid), train=train, **known)
 
             def branch(h, layer=layer):
                 return StochasticDepth(self.drop_path)(layer(h), train=train)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from normjax.attention.sequence import only_tokens
 from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
@@ -102,10 +103,10 @@ class Decoder(nn.Module):
         x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
         norm = functools.partial(self.norm, dtype=self.dtype)
         if placement.embedding:
-            x = norm(name="embed_norm")(x, mask=valid, train=train)
+            x = norm(name="embed_norm")(only_tokens(x, valid), mask=valid, train=train)
         x = self._stack(x, train, mask, positions, decode)
         if placement.final:
-            x = norm(name="norm")(x, mask=valid, train=train)
+            x = norm(name="norm")(only_tokens(x, valid), mask=valid, train=train)
         if self.tied:
             logits = x @ table.astype(x.dtype).T
         else:

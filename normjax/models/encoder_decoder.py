@@ -166,7 +166,6 @@ class EncoderDecoder(nn.Module):
             "drop_path": self.drop_path_rate * layer / max(self.depth - 1, 1),
             "spots": self._spots(layer),
             "mask_norms": self.mask_norms,
-            "blank_padding": self.mask_norms,
             "dtype": self.dtype,
         }
 
