@@ -4,6 +4,9 @@ python -m normjax.bench loop --config=configs/digits.py   what the loop adds to 
 python -m normjax.bench norms [NAME ...]                  norms beside flax and torch
 python -m normjax.bench mixers [NAME ...]                 time and memory by tokens
 python -m normjax.bench models [PRESET ...]               inference and training step
+python -m normjax.bench fold [PRESET[:NORM] ...]          folded beside no norms at all
+python -m normjax.bench conv_bn [PRESET ...]              the modes of ConvBN blocks
+python -m normjax.bench decoders [PRESET ...]             tokens a second, folded or not
 """
 
 import importlib
@@ -13,7 +16,7 @@ from collections.abc import Sequence
 from normjax.core.errors import UserError, one_of
 from normjax.train.cli import run
 
-COMMANDS = ("loop", "norms", "mixers", "models")
+COMMANDS = ("loop", "norms", "mixers", "models", "decoders", "fold", "conv_bn")
 
 
 def bench_command(argv: Sequence[str]) -> int:

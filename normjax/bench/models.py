@@ -1,19 +1,19 @@
 """Size and time of named models: inference, folded and not, and a training step."""
 
 import functools
-import importlib.util
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from normjax import fusion, models
-from normjax.bench.operations import multiply_adds
+from normjax.bench.torch_process import torch_calls
 from normjax.core.collections import PARAMS
 from normjax.core.compiler import jit
 from normjax.core.errors import UserError, one_of
+from normjax.core.operations import multiply_adds
 from normjax.core.timing import alternate
 from normjax.train import report
 
@@ -38,8 +38,10 @@ def models_command(argv: Sequence[str]) -> int:
     for name in names:
         sizes[name], own = measured(name)
         calls.update({(name, *key): call for key, call in own.items()})
+    with torch_calls(names, SIDE, (1, BATCH)) as others:
+        seconds = alternate({**calls, **others}, ROUNDS)
     times: Times = {}
-    for (name, way, kind), value in alternate(calls, ROUNDS).items():
+    for (name, way, kind), value in seconds.items():
         times.setdefault((name, way), {})[kind] = 1e3 * value
     kinds = list(times[names[0], OURS])
     head = ("model", "parameters", "GMAC by formula", "GMAC compiled")
@@ -90,13 +92,16 @@ def torch_rows(times: Times) -> list[tuple]:
 def measured(name: str) -> tuple[tuple[int, float, float], dict[Any, Callable]]:
     """(parameters, 1e9 multiply-adds by formula and as compiled), what to time.
 
-    The latter by (way, kind): ways are `OURS` and those of torch.
+    The latter by (`OURS`, kind).
     """
     model = models.build(name, num_classes=CLASSES)
     images = jax.random.normal(jax.random.key(1), (BATCH, SIDE, SIDE, 3))
     variables = dict(jax.jit(model.init)(jax.random.key(0), images[:1]))
     calls: dict[Any, Callable] = {}
-    folded_model, folded = fusion.fold(model, variables)
+    with warnings.catch_warnings():
+        # Nothing was trained: decays stand at their start.
+        warnings.simplefilter("ignore", fusion.UnfinishedDecay)
+        folded_model, folded = fusion.fold(model, variables)
     for kind, apply, given in (
         ("forward", model.apply, variables),
         ("folded", folded_model.apply, folded),
@@ -105,7 +110,6 @@ def measured(name: str) -> tuple[tuple[int, float, float], dict[Any, Callable]]:
             call = functools.partial(jit(apply), given, images[:batch])
             calls[OURS, f"{kind} {batch}"] = call
     calls[OURS, f"train {BATCH}"] = _train_call(model, variables, images)
-    calls.update(_torch_calls(name, images))
     compiled = jit(model.apply).lower(variables, images[:1]).compile()
     costs: Any = compiled.cost_analysis() or {}
     parameters = sum(x.size for x in jax.tree.leaves(variables[PARAMS]))
@@ -128,14 +132,3 @@ def _train_call(model: Any, variables: dict[str, Any], images: jax.Array) -> Cal
         return jax.grad(loss, has_aux=True)(params)
 
     return functools.partial(step, variables[PARAMS], images)
-
-
-def _torch_calls(name: str, images: jax.Array) -> dict[Any, Callable]:
-    """Those of the same model in torch, where there are both."""
-    if importlib.util.find_spec("torch") is None:
-        return {}
-    from normjax.bench import torch_models
-
-    if name not in torch_models.MODELS:
-        return {}
-    return torch_models.calls(name, np.asarray(images), (1, BATCH))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from normjax.bench.operations import multiply_adds
+from normjax.core.operations import multiply_adds
 from normjax.plan.chips import GIB, Chip, chip_of
 from normjax.plan.roofline import Roofline, roofline, utilisation
 from normjax.plan.tasks import SUFFIX

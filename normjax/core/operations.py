@@ -1,4 +1,4 @@
-"""Multiply-adds of a function by formula, from its trace."""
+"""What a function computes, counted from its trace: nothing is compiled."""
 
 import math
 from collections.abc import Callable
@@ -17,6 +17,19 @@ def multiply_adds(function: Callable, *args: Any) -> int:
       function: traced with `args`, arrays or `jax.ShapeDtypeStruct`.
     """
     return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def operations(function: Callable, *args: Any) -> int:
+    """Arithmetic operations of a call as XLA counts them, elementwise ones included.
+
+    A multiply-add is two; roots, exponentials and other transcendental functions are
+    not counted. Counted before XLA optimises: without fusion and the like.
+
+    Args:
+      function: traced with `args`, arrays or `jax.ShapeDtypeStruct`.
+    """
+    costs: Any = jax.jit(function).lower(*args).cost_analysis()
+    return int((costs or {}).get("flops", 0))
 
 
 def _of_jaxpr(jaxpr: Any) -> int:

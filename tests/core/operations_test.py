@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from normjax import models
-from normjax.bench.operations import multiply_adds
+from normjax.core.operations import multiply_adds
 
 
 def test_products_convolutions_loops_and_branches():
