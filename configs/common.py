@@ -67,7 +67,8 @@ def base_config() -> Any:
     config.batch_size = 128
     config.total_steps = 1000
     config.microbatches = 1
-    config.dtype = "float32"  # of the computation: float32 or bfloat16
+    # Of the computation: float32, bfloat16, or auto: bfloat16 on accelerators.
+    config.dtype = "auto"
     config.ema_decay = 0.0  # 0: no average of the parameters
     config.auxiliary_loss_weight = 1.0  # of what layers add to the loss
     config.recalibrate_batches = 0  # batches to re-estimate batch statistics from
@@ -104,6 +105,7 @@ def base_config() -> Any:
     optim.trainable = ".*"  # regular expression; "norm" trains only the norms
 
     config.log_every = 50
+    config.profile_steps = 0  # to trace, see normjax.train.profile; 0: none
     config.diagnostics_every = 0  # steps between looks into the layers; 0: never
     config.eval_every = 500
     config.checkpoint = checkpoint = ConfigDict()

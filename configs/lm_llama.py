@@ -51,7 +51,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.text.length = 256
     config.batch_size = 512
     config.total_steps = STEPS[variant]
-    config.dtype = "bfloat16"
     config.eval_every = config.checkpoint.every = 1000
     config.model.name = PRESETS[variant]
     norm = {"name": choice["norm"]}

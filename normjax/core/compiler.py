@@ -1,10 +1,13 @@
-"""Options of XLA, per platform, that make what we compile faster."""
+"""How XLA compiles for us: options per platform, and what is kept on disk."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 OPTIONS = {
     # By default XLA's CPU backend gives matrix products to YNNPACK together with
@@ -34,3 +37,30 @@ def jit(function: Callable, **arguments: Any) -> Any:
     """`jax.jit` with the options of the platform that JAX runs on by default."""
     options = compiler_options(jax.default_backend())
     return jax.jit(function, compiler_options=options, **arguments)
+
+
+@contextlib.contextmanager
+def compiled_code_in(folder: Path) -> Iterator[None]:
+    """What is compiled meanwhile is kept in `folder`, and read from there if it is.
+
+    A cache that the user has chosen, as by JAX_COMPILATION_CACHE_DIR, stays.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        yield
+        return
+    settings = {
+        "jax_compilation_cache_dir": str(folder.absolute()),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        _set(settings)
+        yield
+    finally:
+        _set(before)
+
+
+def _set(settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # it would go on with the folder of before

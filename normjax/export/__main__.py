@@ -44,7 +44,7 @@ def export_command(argv: Sequence[str]) -> int:
     for name in values.platforms:
         if name not in PLATFORMS:
             raise UserError(one_of("platform", name, PLATFORMS))
-    from normjax.train.experiment import build_experiment
+    from normjax.train.experiment import build_experiment, computation_dtype
     from normjax.train.mesh import on_these_devices
     from normjax.train.start import saved_variables
 
@@ -52,7 +52,8 @@ def export_command(argv: Sequence[str]) -> int:
     experiment = build_experiment(config)
     model, variables = experiment.model, saved_variables(Path(values.workdir))
     if values.fold:
-        model, variables = fusion.fold(model, variables)
+        with report.warnings_in_lines():
+            model, variables = fusion.fold(model, variables)
     objective = experiment.task.objective
     row = input_row(objective, experiment.task.row())
     predict = predictor(model, jax.device_put(variables), objective)
@@ -64,7 +65,8 @@ def export_command(argv: Sequence[str]) -> int:
         again = load(Path(files[0]).read_bytes())
         batches = _batches(experiment, row)
         difference = largest_difference(predict, again, batches)
-        bound = TOLERANCE if config.dtype == "float32" else TOLERANCE_BFLOAT16
+        exact = computation_dtype(config) == np.float32
+        bound = TOLERANCE if exact else TOLERANCE_BFLOAT16
         if not difference <= bound:
             message = f"read back, the logits of {files[0]} differ by {difference:.2e}"
             print(f"error: {message}", file=sys.stderr)

@@ -1,10 +1,9 @@
 """The runs of a study, its table and its plot."""
 
-import contextlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from normjax.core.compiler import compiled_code_in
 from normjax.core.errors import UserError
 from normjax.train import report
 from normjax.train.diagnostics import TITLES, by_depth, read_layers
@@ -70,7 +70,8 @@ def run_study(
         )
     # A whole table first, then the next seed.
     todo = [(cell, seed) for seed in study.seeds for cell in wanted]
-    with _compiled_code_in(workdir / "cache"):
+    # Seeds differ in data only: the second compilation of a step is read from disk.
+    with compiled_code_in(workdir / "cache"):
         for i, (cell, seed) in enumerate(todo, 1):
             folder = workdir / "/".join(cell) / str(seed)
             result = _run_once(study.runs[cell], seed, folder)
@@ -78,23 +79,6 @@ def run_study(
             name = f"{'/'.join(cell)} seed {seed}"
             report.console.print(f"{i}/{len(todo)}  {name}: {shown}")
     return _summarize(study, workdir)
-
-
-@contextlib.contextmanager
-def _compiled_code_in(folder: Path) -> Iterator[None]:
-    """Seeds differ in data only: the second compilation of a step is read from disk."""
-    settings = {
-        "jax_compilation_cache_dir": str(folder.absolute()),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    try:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
 
 
 def _run_once(config: ConfigDict, seed: int, folder: Path) -> dict[str, Any]:

@@ -1,13 +1,37 @@
-"""Checkpoints: asynchronous, atomic, restorable on any devices and processes."""
+"""Checkpoints: asynchronous, atomic, checked, restorable on any devices and processes.
 
+Each one carries the checksums of its arrays. One that cannot be read, or whose arrays
+are not those that were written, is named and passed over; nothing is deleted for it.
+"""
+
+import datetime
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
+
+from normjax.core.errors import UserError
+from normjax.train import report
+from normjax.train.checksums import checksums
+from normjax.train.distributed import from_first, in_any, is_first
+from normjax.train.workdir import CHECKPOINTS
+
+T = TypeVar("T")
+
+_CHECKSUMS = "checksums"
+
+
+class RunFailed(RuntimeError):
+    """A run that cannot go on; its checkpoints stay. One line; commands exit with 1."""
+
+
+class Damaged(UserError):
+    """A checkpoint that cannot be read, or reads as other than it was written."""
 
 
 def _all_equal(scores: dict[str, float]) -> float:
@@ -42,12 +66,15 @@ class Checkpoints:
             policies.LatestN(keep_last),
             policies.BestN(get_metric_fn=score, n=keep_best),
         ]
-        self._manager = ocp.CheckpointManager(
-            Path(workdir).absolute() / "checkpoints",
+        self._workdir = workdir
+        self._manager = _Manager(
+            Path(workdir).absolute() / CHECKPOINTS,
+            item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep),
                 best_fn=score,  # without it the metrics would not be stored
                 enable_async_checkpointing=True,
+                step_name_format=_Names(),
             ),
         )
 
@@ -60,10 +87,27 @@ class Checkpoints:
         return self._manager.best_step()
 
     def save(self, state: Any, metrics: dict[str, float] | None = None) -> None:
-        """Write `state` in the background. An earlier failed write raises here."""
-        self._manager.save(
-            int(state.step), args=ocp.args.StandardSave(state), metrics=metrics or {}
+        """Write `state` in the background.
+
+        Raises:
+          RunFailed: it cannot be written, or an earlier one could not.
+        """
+        self._try(
+            lambda: self._manager.save(
+                int(state.step),
+                args=ocp.args.StandardSave(state),
+                metrics=metrics or {},
+                custom_metadata={_CHECKSUMS: checksums(state)},
+            )
         )
+
+    def check(self) -> None:
+        """Notice a failure in the background; costs nothing.
+
+        Raises:
+          RunFailed: a checkpoint could not be written.
+        """
+        self._try(self._manager.check_for_errors)
 
     def restore(self, step: int, like: Any) -> Any:
         """The state saved at `step`, on this run's devices.
@@ -71,28 +115,169 @@ class Checkpoints:
         Args:
           like: a state, or its shapes, dtypes and shardings, of the same structure; it
             says where every array goes, wherever it came from.
+
+        Raises:
+          Damaged: in all processes alike.
         """
 
         def abstract(x):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
-        target = jax.tree.map(abstract, like)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        return self._load(step, lambda _: jax.tree.map(abstract, like))
 
-    def read(self, step: int) -> dict[str, Any]:
-        """The fields of the state saved at `step`, on the host."""
+    def restore_newest(self, like: Any, *, set_aside: bool = False) -> Any:
+        """The newest state that is not damaged, or None where there is none at all.
+
+        Says which checkpoints were passed over.
+
+        Args:
+          like: as in `restore`.
+          set_aside: rename the damaged ones, so that the run, which goes on from an
+            earlier step, can write its own in their place.
+
+        Raises:
+          UserError: all are damaged.
+        """
+        state, damaged = self._newest(lambda step: self.restore(step, like))
+        if set_aside and damaged:
+            if is_first():
+                for step in damaged:
+                    folder = self._folder(step)
+                    folder.rename(_unused(folder.with_name(f"{step}.damaged")))
+            from_first(0)
+            self._manager.reload()
+        return state
+
+    def read_newest(self) -> dict[str, Any] | None:
+        """The fields of the newest state that is not damaged, on the host.
+
+        Raises:
+          UserError: all are damaged.
+        """
         one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
         def abstract(x):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one)
 
-        folder, handler = self._manager.directory, ocp.StandardCheckpointHandler()
-        with ocp.CheckpointManager(folder, item_handlers=handler) as reader:
-            saved: Any = reader.item_metadata(step)
-            args = ocp.args.StandardRestore(jax.tree.map(abstract, saved.tree))
-            return jax.device_get(reader.restore(step, args=args))
+        def target(folder):
+            saved: Any = ocp.StandardCheckpointHandler().metadata(folder)
+            return jax.tree.map(abstract, saved.tree)
+
+        state, _ = self._newest(lambda step: self._load(step, target))
+        return jax.device_get(state)
 
     def close(self) -> None:
-        """Wait until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait until everything is written.
+
+        Raises:
+          RunFailed: as `save`.
+        """
+        try:
+            self._try(self._manager.wait_until_finished)
+        finally:
+            self._manager.close()
+
+    def _folder(self, step: int) -> Path:
+        return Path(self._manager.directory) / str(step)
+
+    def _load(self, step: int, target: Callable[[Any], Any]) -> Any:
+        """Read a checkpoint and compare it with its checksums.
+
+        Not by the manager, whose barriers a process that fails would never reach.
+        """
+        state, wrong, kept = None, None, {}
+        try:
+            folder = self._manager.directory / str(step)
+            metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+            kept = dict((metadata["custom_metadata"] or {}).get(_CHECKSUMS) or {})
+            args = ocp.args.StandardRestore(target(folder / "default"))
+            handler = ocp.StandardCheckpointHandler()
+            state = handler.restore(folder / "default", args=args)
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # tensorstore, JSON, the file system: of any kind
+            wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        if in_any(wrong is not None):
+            raise Damaged(
+                f"checkpoint {step} of {self._workdir} is damaged "
+                f"({wrong or 'another process cannot read it'})"
+            )
+        if not kept:
+            _print(f"checkpoint {step} of {self._workdir} carries no checksums")
+            return state
+        found = checksums(state)
+        changed = [name for name in found if found[name] != kept.get(name)]
+        if changed:
+            raise Damaged(
+                f"checkpoint {step} of {self._workdir} is damaged (the checksums of "
+                f"{len(changed)} arrays differ, such as {changed[0]})"
+            )
+        return state
+
+    def _newest(self, load: Callable[[int], T]) -> tuple[T | None, list[int]]:
+        """The newest that loads, and the steps of those that did not."""
+        damaged: dict[int, Damaged] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = load(step)
+            except Damaged as error:
+                damaged[step] = error
+                continue
+            for error in damaged.values():
+                _print(f"warning: {error}: kept, but passed over for checkpoint {step}")
+            return state, list(damaged)
+        if damaged:
+            raise UserError(
+                f"{'; '.join(map(str, damaged.values()))}: there is no other; to begin "
+                "again, choose another --workdir"
+            )
+        return None, []
+
+    def _try(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except Exception as error:  # of the file system and of tensorstore
+            self._manager.reload()
+            raise RunFailed(
+                f"workdir {self._workdir}: a checkpoint could not be written "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:160]}); "
+                f"newest complete one: {self.latest()}"
+            ) from error
+
+
+class _Manager(ocp.CheckpointManager):
+    """One that does not fail over scores that cannot be read."""
+
+    def metrics(self, step: int) -> Any:
+        try:
+            return super().metrics(step)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            return None
+
+
+class _Step(ocp.path.step.Metadata):
+    """One that does not fail over a damaged time, which nothing here needs."""
+
+    @property
+    def commit_timestamp(self) -> datetime.datetime:
+        return datetime.datetime.fromtimestamp(0, datetime.UTC)
+
+
+_STANDARD_NAMES: Any = type(ocp.path.step.standard_name_format())
+
+
+class _Names(_STANDARD_NAMES):
+    """Orbax's usual names of folders."""
+
+    def find_all(self, base_path: Any) -> Iterator[_Step]:
+        return (_Step(found.step, found.path) for found in super().find_all(base_path))
+
+
+def _unused(path: Path) -> Path:
+    """`path`, or with a number behind it."""
+    names = (path.with_name(f"{path.name}-{n}") for n in range(2, 1000))
+    return next(p for p in (path, *names) if not p.exists())
+
+
+def _print(line: str) -> None:
+    report.console.print(line, soft_wrap=True)

@@ -1,5 +1,6 @@
 """The commands behind train.py and eval.py: flags in, exit code out."""
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again and it goes o
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Run a command; a wrong input becomes one line on stderr and exit code 2."""
     keep_freed_memory()
+    # Orbax logs the tracebacks of what it raises, too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         return command(argv)
     except UserError as error:
@@ -35,13 +38,14 @@ def train_command(argv: Sequence[str]) -> int:
     values = parse_flags(argv, define)
     if values.config is None:
         raise UserError("--config is required, such as --config=configs/digits.py")
+    from normjax.train.checkpoint import RunFailed
     from normjax.train.distributed import initialize
-    from normjax.train.loop import NonFiniteLoss, train
+    from normjax.train.loop import train
 
     initialize()
     try:
         scores = train(values.config, _workdir(values))
-    except NonFiniteLoss as error:
+    except RunFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
     return EXIT_INTERRUPTED if scores is None else 0

@@ -18,8 +18,8 @@ from normjax.core.registry import Registry, field_names
 
 CONFIG_FILE = "config.json"
 
-WHERE = ("mesh", "sharding")
-"""Fields that say where a run computes, not what: it may go on with others."""
+FREE = ("mesh", "sharding", "profile_steps")
+"""Fields that change nothing in the result of a run: it may go on with others."""
 
 
 def load_config(spec: str) -> ConfigDict:
@@ -203,7 +203,7 @@ def resolve_fractions(registry: Registry, spec: dict, total_steps: int) -> dict:
 def keep_config(config: ConfigDict, workdir: Path, *, write: bool = True) -> None:
     """Write the config into the workdir, or compare it with the one that is there.
 
-    What is there stays; the fields of `WHERE` may differ from it.
+    What is there stays; the fields of `FREE` may differ from it.
 
     Args:
       write: of several processes one writes.
@@ -214,7 +214,8 @@ def keep_config(config: ConfigDict, workdir: Path, *, write: bool = True) -> Non
     path, mine = Path(workdir) / CONFIG_FILE, _plain(config)
     if path.exists():
         kept = _read(path)
-        changed = _differences({**kept, **{k: mine.get(k) for k in WHERE}}, mine)
+        same = {name: mine.get(name) for name in FREE}
+        changed = _differences({**kept, **same}, mine)
         if changed:
             raise UserError(
                 f"workdir {workdir} holds a run with another config "

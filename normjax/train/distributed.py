@@ -11,13 +11,16 @@ With none of them there is one process.
 """
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from normjax.core.errors import UserError
 from normjax.train import report
+
+T = TypeVar("T")
 
 ADDRESS = "JAX_COORDINATOR_ADDRESS"
 COUNT, INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -58,6 +61,41 @@ def initialize() -> None:
 def is_first() -> bool:
     """Whether this process writes and prints for all."""
     return jax.process_index() == 0
+
+
+def on_first(work: Callable[[], T]) -> T | None:
+    """What `work` gives in the first process, None in the others, which wait for it.
+
+    Raises:
+      UserError: `work` did; in all processes.
+    """
+    result, error = None, None
+    if is_first():
+        try:
+            result = work()
+        except UserError as reason:
+            error = reason
+    if from_first(int(error is not None)):
+        raise error or UserError("the first process refused to start")
+    return result
+
+
+def from_first(value: int) -> int:
+    """The first process's value, in all of them; waits for it."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def in_any(value: bool) -> bool:
+    """Whether `value` is true in any process; waits for all of them."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(value)).any())
 
 
 def arguments_of(environ: Mapping[str, str]) -> dict[str, Any] | None:

@@ -26,37 +26,41 @@ def evaluate_run(
 
     Args:
       split: default: the config's `eval_split`.
-      fold: evaluate the folded model as well; print what was folded, the largest
-        difference of a logit and the latency of both.
+      fold: evaluate the folded model as well; print what was folded, the sizes, the
+        largest difference of a logit and the latency of both.
       best: the checkpoint with the best scores instead of the newest.
 
     Raises:
-      UserError: no run or no checkpoint in `workdir`, or an unknown split.
+      UserError: no run or no sound checkpoint in `workdir`, or an unknown split.
     """
     config = on_these_devices(kept_config(workdir))
     experiment = build_experiment(config)
     split = str(split or config.data.eval_split)
     checkpoints = Checkpoints(workdir, rank=experiment.task.rank)
     try:
-        step = checkpoints.best() if best else checkpoints.latest()
+        step, like = checkpoints.best() if best else None, experiment.abstract_state()
         if step is None:
-            raise UserError(f"workdir {workdir} holds no complete checkpoint")
-        state = checkpoints.restore(step, experiment.abstract_state())
+            state = checkpoints.restore_newest(like)
+        else:
+            state = checkpoints.restore(step, like)
     finally:
         checkpoints.close()
+    if state is None:
+        raise UserError(f"workdir {workdir} holds no complete checkpoint")
     variants = {"unfolded": (experiment.model, state.eval_variables())}
     if fold:
         everywhere = replicated(experiment.mesh)
         whole = jax.jit(lambda v: v, out_shardings=everywhere)(state.eval_variables())
         variants["unfolded"] = experiment.model, whole
         _print_plan(fusion.plan(*variants["unfolded"]))
-        folded, variables = fusion.fold(*variants["unfolded"])
+        with report.warnings_in_lines():
+            folded, variables = fusion.fold(*variants["unfolded"])
         variants["folded"] = folded, jax.device_put(variables, everywhere)
     scores = {}
     for name, (model, variables) in variants.items():
         eval_step = jit_eval_step(experiment, model if fold else None)
         scores[name] = experiment.evaluate(eval_step, variables, split)
-    title = f"{workdir}, step {step}, split {split}"
+    title = f"{workdir}, step {int(state.step)}, split {split}"
     report.score_table(title, "model", experiment.task.columns, scores)
     if fold:
         _print_comparison(experiment, variants, split)
@@ -64,13 +68,33 @@ def evaluate_run(
 
 
 def _print_plan(plan: list[fusion.Fold]) -> None:
-    rows = [(f.path, f.norm, ", ".join(f.into) or f"stays: {f.reason}") for f in plan]
+    def where(f: fusion.Fold) -> str:
+        rest = f"; {f.remains} stays" if f.remains else ""
+        return f"{', '.join(f.into)}{rest}" if f.into else f"stays: {f.reason}"
+
+    rows = [(f.path, f.norm, where(f)) for f in plan]
     report.table("norms", ("norm", "kind", "folded into"), rows)
+
+
+def _print_sizes(experiment, variants) -> None:
+    """What both models hold, and compute for one example."""
+    row = {
+        name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
+        for name, x in experiment.task.row().items()
+    }
+    x, known = jax.eval_shape(experiment.task.objective.inputs, row)
+    rows = [
+        (name, *fusion.size_of(model, variables, x, **known))
+        for name, (model, variables) in variants.items()
+    ]
+    columns = ("model", "parameters", "state", "multiply-adds", "operations")
+    report.table("size, and work for one example", columns, rows)
 
 
 def _print_comparison(experiment, variants, split: str) -> None:
     """Largest logit difference and equal predictions over the split; latency."""
     objective, functions = experiment.task.objective, {}
+    _print_sizes(experiment, variants)
     everywhere = replicated(experiment.mesh)
     counted = jax.jit(objective.counted, out_shardings=everywhere)
     for name, (model, variables) in variants.items():

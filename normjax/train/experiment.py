@@ -35,7 +35,8 @@ COUNTS = (
 )
 """Fields that must be at least 1."""
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
+"""Of the computation; "auto" is bfloat16 on accelerators and float32 on CPU."""
 
 PARALLELISM = ("jit", "pmap")
 
@@ -147,7 +148,8 @@ def build_experiment(config: Any, devices: Sequence[Any] | None = None) -> Exper
     if require(config, "parallelism", PARALLELISM) == "pmap":
         check_mesh(mesh)
     task = TASKS[config.task].make(config)
-    model = build_model(config, **task.model_arguments())
+    platform = mesh.devices.flat[0].platform
+    model = build_model(config, platform, **task.model_arguments())
     recipe = Recipe(
         microbatches=config.microbatches,
         ema_decay=config.ema_decay,
@@ -165,17 +167,27 @@ def build_experiment(config: Any, devices: Sequence[Any] | None = None) -> Exper
     )
 
 
-def build_model(config: Any, **arguments: Any) -> nn.Module:
+def build_model(config: Any, platform: str = "", **arguments: Any) -> nn.Module:
     """The model of `config.model`; fractions of the run become steps.
 
     Args:
+      platform: that it is to compute on, "cpu", "gpu" or "tpu"; default: JAX's.
       **arguments: of the model, which the data fix.
     """
     spec: dict[str, Any] = config.model.to_dict()
     spec["norm"] = resolve_fractions(norms.NORMS, spec["norm"], config.total_steps)
-    dtype = DTYPES[require(config, "dtype", tuple(DTYPES))]
+    dtype = computation_dtype(config, platform)
     model = models.build(spec, **arguments, dtype=dtype)
     return reparam.reparameterize(model, config.to_dict().get("reparam"))
+
+
+def computation_dtype(config: Any, platform: str = "") -> Any:
+    """What `config.dtype` is on a platform, by default on JAX's."""
+    dtype = DTYPES[require(config, "dtype", tuple(DTYPES))]
+    if dtype is not None:
+        return dtype
+    on_cpu = (platform or jax.default_backend()) == "cpu"
+    return jnp.float32 if on_cpu else jnp.bfloat16
 
 
 def _check_numbers(config: Any) -> None:

@@ -1,6 +1,7 @@
 """Train a model: the loop around the jitted step."""
 
 import collections
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -10,22 +11,24 @@ from typing import Any
 import jax
 
 from normjax.core.collections import BATCH_STATS
-from normjax.core.compiler import compiler_options
+from normjax.core.compiler import compiled_code_in, compiler_options
 from normjax.train import report
-from normjax.train.checkpoint import Checkpoints
+from normjax.train.checkpoint import Checkpoints, RunFailed
 from normjax.train.config import keep_config
 from normjax.train.diagnostics import LayerLog, plot_layers
-from normjax.train.distributed import is_first
+from normjax.train.distributed import is_first, on_first
 from normjax.train.experiment import Experiment, build_experiment
+from normjax.train.profile import Profile
 from normjax.train.programs import jit_diagnose, jit_eval_step, lower_train_step
 from normjax.train.recalibrate import recalibrate
 from normjax.train.signals import Interrupt
 from normjax.train.votes import Votes
+from normjax.train.workdir import check_room, held
 
 MAX_IN_FLIGHT = 2  # steps that the host may run ahead of the device
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(RunFailed):
     """The loss is not a finite number any more; the last checkpoint is untouched."""
 
 
@@ -43,17 +46,30 @@ def train(config: Any, workdir: Path) -> dict[str, float] | None:
     Raises:
       UserError: a wrong config, data set or workdir; nothing is overwritten.
       NonFiniteLoss: training diverged.
+      RunFailed: the workdir cannot be written any more.
     """
     experiment = build_experiment(config)
+    with held(workdir):
+        try:
+            return _train(experiment, workdir)
+        except OSError as error:
+            raise RunFailed(f"workdir {workdir}: {error}") from error
+
+
+def _train(experiment: Experiment, workdir: Path) -> dict[str, float] | None:
+    config, kept = experiment.config, experiment.config.checkpoint
+    state = experiment.abstract_state()
+    on_first(lambda: check_room(workdir, state, kept.keep_last + kept.keep_best))
     keep_config(config, workdir, write=is_first())
     checkpoints = Checkpoints(
         workdir,
-        keep_last=config.checkpoint.keep_last,
-        keep_best=config.checkpoint.keep_best,
+        keep_last=kept.keep_last,
+        keep_best=kept.keep_best,
         rank=experiment.task.rank,
     )
     try:
-        return Run(experiment, workdir, checkpoints).run()
+        with _compiled_code(experiment, workdir):
+            return Run(experiment, workdir, checkpoints).run()
     finally:
         checkpoints.close()
 
@@ -68,11 +84,10 @@ class Run:
         self.experiment, self.workdir = experiment, workdir
         self.config, self.checkpoints = experiment.config, checkpoints
         self.eval_step = jit_eval_step(experiment)
-        newest = checkpoints.latest()
-        if newest is None:
+        like = experiment.abstract_state()
+        self.state = checkpoints.restore_newest(like, set_aside=True)
+        if self.state is None:
             self.state = experiment.create_state()
-        else:
-            self.state = checkpoints.restore(newest, experiment.abstract_state())
         self.step = int(self.state.step)
         self.votes = Votes(experiment.mesh)
         self.looks: LayerLog | None = None
@@ -80,6 +95,8 @@ class Run:
             self.diagnose = jit_diagnose(experiment)
             if is_first():
                 self.looks = LayerLog(workdir, self.step)
+        steps, folder = self.config.profile_steps, workdir / "profile"
+        self.profile = Profile(folder, steps, self.step, self.config.total_steps)
         self.last: dict[str, float] = {}
         self.seconds, self.steps_timed = 0.0, 0
 
@@ -100,6 +117,7 @@ class Run:
                 return None
         finally:
             log.close()
+            self.profile.close()
 
     def compile(self):
         """The step for this run's shapes; nothing is compiled again in the loop."""
@@ -119,7 +137,9 @@ class Run:
         with bar:
             for batch in _until(batches, until - self.step):
                 batch = votes.cast(batch, interrupt)
-                self.state, metrics = step_fn(self.state, batch)
+                self.profile.at(self.step, self.state)
+                with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
+                    self.state, metrics = step_fn(self.state, batch)
                 self.step += 1
                 self.steps_timed += 1
                 pending.append((self.step, metrics))
@@ -141,6 +161,7 @@ class Run:
                     begin = time.monotonic()
                 if votes.stop(interrupt):
                     break
+            self.profile.at(self.step, self.state)
             while pending:
                 self._record(*pending.popleft(), log, bar, begin)
         self.seconds += time.monotonic() - begin
@@ -264,6 +285,16 @@ class Run:
                 f"{self.steps_timed} steps in {self.seconds:.1f} s, {speed}; "
                 f"curves in {plot}"
             )
+
+
+def _compiled_code(experiment: Experiment, workdir: Path) -> Any:
+    """Keeps what is compiled, so that the next start of the run need not compile.
+
+    Not on CPU: machines that share a folder may differ in their instructions.
+    """
+    if experiment.mesh.devices.flat[0].platform == "cpu":
+        return contextlib.nullcontext()
+    return compiled_code_in(workdir / "compiled")
 
 
 class _NoLog:

@@ -12,14 +12,21 @@ from normjax.core.errors import UserError
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import keep_config
 from normjax.train.state import TrainState
+from normjax.train.workdir import held
 
 
 def start_from(config: Any, variables: dict[str, Any], workdir: Path) -> None:
     """Write a run before its first step, whose model has `variables`.
 
     Raises:
-      UserError: the workdir holds a checkpoint, or the config of another run.
+      UserError: the workdir holds a checkpoint, or the config of another run; or one
+        is at work in it.
     """
+    with held(workdir):
+        _write_start(config, variables, workdir)
+
+
+def _write_start(config: Any, variables: dict[str, Any], workdir: Path) -> None:
     keep_config(config, workdir)
     checkpoints = Checkpoints(workdir)
     try:
@@ -45,15 +52,14 @@ def saved_variables(workdir: Path) -> dict[str, Any]:
     """What the newest checkpoint of a run is evaluated with, on the host.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or none that is not damaged.
     """
     checkpoints = Checkpoints(workdir)
     try:
-        step = checkpoints.latest()
-        if step is None:
-            raise UserError(f"workdir {workdir} holds no complete checkpoint")
-        state = checkpoints.read(step)
+        state = checkpoints.read_newest()
     finally:
         checkpoints.close()
+    if state is None:
+        raise UserError(f"workdir {workdir} holds no complete checkpoint")
     params = state["params"] if state.get("ema") is None else state["ema"]
     return {PARAMS: params, **state["model_state"]}

@@ -1,6 +1,7 @@
-"""Options of XLA: known ones are kept, others left out."""
+"""Options of XLA: known ones are kept, others left out. Compiled code on disk."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from normjax.core import compiler
@@ -19,3 +20,19 @@ def test_unknown_options_are_left_out(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_platform_without_options():
     assert compiler.compiler_options("some_other") == {}
+
+
+def test_compiled_code_is_kept_in_the_folder_of_the_moment(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    for name, function in (("first", jnp.sinh), ("second", jnp.cosh)):
+        with compiler.compiled_code_in(tmp_path / name):
+            jax.jit(lambda x, f=function: f(x))(jnp.ones(3))
+        assert list((tmp_path / name).iterdir()), name
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_a_cache_of_the_user_stays(tmp_path):
+    theirs, ours = (compiler.compiled_code_in(tmp_path / n) for n in ("theirs", "ours"))
+    with theirs, ours:
+        jax.jit(lambda x: jnp.tanh(x))(jnp.ones(3))
+    assert not (tmp_path / "ours").exists()

@@ -2,8 +2,9 @@
 
 import os
 
-import jax
 import pytest
+
+from normjax.core.compiler import compiled_code_in
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,14 +21,5 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory):
     """Runs of one config compile their step once for all tests of a module."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+    with compiled_code_in(tmp_path_factory.mktemp("compiled")):
+        yield

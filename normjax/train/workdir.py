@@ -1,0 +1,116 @@
+"""The folder of a run: one run at a time, room for its checkpoints."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+
+from normjax.core.errors import UserError
+from normjax.train import report
+from normjax.train.distributed import on_first
+
+LOCK_FILE = "run.lock"
+CHECKPOINTS = "checkpoints"
+
+
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """Make the folder, if need be, and keep other runs out of it while entered.
+
+    The operating system holds the lock (flock), so that a run that is killed leaves
+    none. The first process of a run takes it for all; reading needs none.
+
+    Raises:
+      UserError: another run has the folder, in all processes; or it cannot be written.
+    """
+    file = on_first(lambda: _take(Path(workdir)))
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.truncate(0)
+            file.close()
+
+
+def _take(workdir: Path) -> TextIO:
+    path = workdir / LOCK_FILE
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(f"workdir {workdir}: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = _describe_holder(file.read())
+        file.close()
+        raise UserError(
+            f"workdir {workdir} is in use by {holder}: wait until it ends, stop it, or "
+            "choose another --workdir"
+        ) from None
+    except OSError as error:
+        report.console.print(
+            f"warning: the file system of {workdir} has no locks ({error.strerror}): a "
+            "second run there would not be noticed",
+            soft_wrap=True,
+        )
+    now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+    file.truncate(0)
+    file.write(json.dumps(mine))
+    file.flush()
+    return file
+
+
+def _describe_holder(text: str) -> str:
+    try:
+        holder = json.loads(text)
+        return "process {pid} on {host} since {since}".format(**holder)
+    except (ValueError, KeyError, TypeError):
+        return "another run"
+
+
+def check_room(workdir: Path, state: Any, keep: int) -> None:
+    """Check that the folder can be written and that the checkpoints will fit in.
+
+    To be called in the first process.
+
+    Args:
+      state: shapes and dtypes of what is saved.
+      keep: checkpoints that stay; one more is written before the oldest goes.
+
+    Raises:
+      UserError: with what is there and what is needed.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=workdir) as probe:
+            probe.write(b"\0")
+            probe.flush()
+            os.fsync(probe.fileno())
+        free = shutil.disk_usage(workdir).free
+    except OSError as error:
+        raise UserError(f"workdir {workdir}: {error.strerror}") from error
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    there = len(list(Path(workdir).glob(f"{CHECKPOINTS}/[0-9]*")))
+    copies = max(1, keep + 1 - there)
+    if free < copies * size:
+        raise UserError(
+            f"workdir {workdir} has {_megabytes(free)} free and needs "
+            f"{_megabytes(copies * size)} for {copies} more checkpoints of "
+            f"{_megabytes(size)}: make room, or lower config.checkpoint.keep_last or "
+            "keep_best"
+        )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
