@@ -7,15 +7,24 @@ import pytest
 from normjax.core import compiler
 
 
-def test_options_compile():
-    options = compiler.compiler_options("cpu")
-    assert set(options) <= set(compiler.OPTIONS["cpu"])
+@pytest.mark.parametrize("platform", compiler.OPTIONS)
+def test_options_compile(platform):
+    """Names and values of all platforms are checked by every compiler."""
+    options = compiler.compiler_options(platform)
+    assert set(options) <= set(compiler.OPTIONS[platform])
     assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
 
 
 def test_unknown_options_are_left_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(compiler.OPTIONS, "cpu", {"xla_cpu_no_such_option": "1"})
     assert compiler.compiler_options.__wrapped__("cpu") == {}
+
+
+def test_values_that_are_wrong_are_not(monkeypatch: pytest.MonkeyPatch):
+    known = "xla_gpu_enable_latency_hiding_scheduler"
+    monkeypatch.setitem(compiler.OPTIONS, "cpu", {known: "perhaps"})
+    with pytest.raises(jax.errors.JaxRuntimeError, match=known):
+        compiler.compiler_options.__wrapped__("cpu")
 
 
 def test_a_platform_without_options():
