@@ -14,8 +14,8 @@ LAYERS = (
     {"models", "data", "optim", "losses"},
     {"fusion", "adapt", "analysis", "tasks"},
     {"train"},
-    {"bench", "study", "convert", "generate", "export"},
-    {"plan"},
+    {"study", "convert", "generate", "export", "prune"},
+    {"plan", "bench"},
 )
 LEVEL = {package: level for level, names in enumerate(LAYERS) for package in names}
 CORE_ONLY = {"data", "optim", "losses"}

@@ -1,6 +1,8 @@
 """Size and time of named models: inference, folded and not, and a training step."""
 
+import contextlib
 import functools
+import importlib.util
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax import fusion, models
-from normjax.bench.torch_process import torch_calls
+from normjax.bench.process import OURS, model_process
 from normjax.core.collections import PARAMS
 from normjax.core.compiler import jit
 from normjax.core.errors import UserError, one_of
@@ -20,7 +22,6 @@ from normjax.train import report
 DEFAULT = ("deit_tiny", "slab_deit_tiny")
 SIDE, BATCH, CLASSES = 224, 16, 1000
 ROUNDS = 5
-OURS = "normjax"
 
 Times = dict[tuple[str, str], dict[str, float]]
 
@@ -35,11 +36,15 @@ def models_command(argv: Sequence[str]) -> int:
         if name not in models.PRESETS:
             raise UserError(one_of("model", name, models.PRESETS))
     sizes, calls = {}, {}
-    for name in names:
-        sizes[name], own = measured(name)
-        calls.update({(name, *key): call for key, call in own.items()})
-    with torch_calls(names, SIDE, (1, BATCH)) as others:
-        seconds = alternate({**calls, **others}, ROUNDS)
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            for way in (OURS, *_torch_ways(name)):
+                process = model_process(way, name, SIDE, (1, BATCH))
+                size, own = stack.enter_context(process)
+                calls.update({(name, way, kind): call for kind, call in own.items()})
+                if way == OURS:
+                    sizes[name] = size
+        seconds = alternate(calls, ROUNDS)
     times: Times = {}
     for (name, way, kind), value in seconds.items():
         times.setdefault((name, way), {})[kind] = 1e3 * value
@@ -89,32 +94,51 @@ def torch_rows(times: Times) -> list[tuple]:
     return rows + ratios
 
 
-def measured(name: str) -> tuple[tuple[int, float, float], dict[Any, Callable]]:
+def measured(
+    name: str, images: Any, batches: Sequence[int]
+) -> tuple[tuple[int, float, float], dict[str, Callable]]:
     """(parameters, 1e9 multiply-adds by formula and as compiled), what to time.
 
-    The latter by (`OURS`, kind).
+    The latter by its kind: forward passes, those of the folded model, a training step
+    of all images. All wait for their result.
+
+    Args:
+      images: [B, H, W, 3].  batches: how many of them at once.
     """
-    model = models.build(name, num_classes=CLASSES)
-    images = jax.random.normal(jax.random.key(1), (BATCH, SIDE, SIDE, 3))
+    model, images = models.build(name, num_classes=CLASSES), jnp.asarray(images)
     variables = dict(jax.jit(model.init)(jax.random.key(0), images[:1]))
-    calls: dict[Any, Callable] = {}
     with warnings.catch_warnings():
         # Nothing was trained: decays stand at their start.
         warnings.simplefilter("ignore", fusion.UnfinishedDecay)
         folded_model, folded = fusion.fold(model, variables)
+    calls: dict[str, Callable] = {}
     for kind, apply, given in (
         ("forward", model.apply, variables),
         ("folded", folded_model.apply, folded),
     ):
-        for batch in (1, BATCH):
+        for batch in batches:
             call = functools.partial(jit(apply), given, images[:batch])
-            calls[OURS, f"{kind} {batch}"] = call
-    calls[OURS, f"train {BATCH}"] = _train_call(model, variables, images)
+            calls[f"{kind} {batch}"] = call
+    calls[f"train {len(images)}"] = _train_call(model, variables, images)
     compiled = jit(model.apply).lower(variables, images[:1]).compile()
     costs: Any = compiled.cost_analysis() or {}
     parameters = sum(x.size for x in jax.tree.leaves(variables[PARAMS]))
     formula = multiply_adds(model.apply, variables, images[:1])
-    return (parameters, formula / 1e9, costs.get("flops", 0) / 2e9), calls
+    size = (parameters, formula / 1e9, costs.get("flops", 0) / 2e9)
+    return size, {kind: _waiting(call) for kind, call in calls.items()}
+
+
+def _waiting(call: Callable) -> Callable:
+    return lambda: jax.block_until_ready(call())
+
+
+def _torch_ways(name: str) -> tuple[str, ...]:
+    """In which a model can be timed in torch; none where it is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        return ()
+    from normjax.bench import torch_models
+
+    return torch_models.WAYS if name in torch_models.MODELS else ()
 
 
 def _train_call(model: Any, variables: dict[str, Any], images: jax.Array) -> Callable:

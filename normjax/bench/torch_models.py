@@ -331,15 +331,15 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def calls(
-    name: str, images: np.ndarray, batches: Sequence[int]
-) -> dict[tuple[str, str], Callable[[], Any]]:
-    """What to time of a model, by (way, kind): ways are those of `WAYS`.
+    way: str, name: str, images: np.ndarray, batches: Sequence[int]
+) -> dict[str, Callable[[], Any]]:
+    """What to time of a model by its kind.
 
     Forward passes at evaluation for each number of images, and for all of them the
     forward pass in training with the gradient of every parameter. A thread per core.
 
     Args:
-      images: [B, H, W, 3].
+      way: of `WAYS`.  name: of `MODELS`.  images: [B, H, W, 3].
     """
     torch.set_num_threads(os.cpu_count() or 1)
     # Channels last in memory: the patch convolutions of torch take half the time.
@@ -347,14 +347,13 @@ def calls(
     evaluated, trained = MODELS[name]().eval(), MODELS[name]().train()
     # Graphs of fixed shapes: the second batch would make its size a variable.
     compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
-    found: dict[tuple[str, str], Callable[[], Any]] = {}
-    for way, made in zip(WAYS, (lambda function: function, compiled), strict=True):
-        for batch in batches:
-            call = functools.partial(_forward, made(evaluated), given[:batch])
-            found[way, f"forward {batch}"] = call
-        loss = made(lambda images: trained(images).square().mean())
-        call = functools.partial(_step, loss, trained, given)
-        found[way, f"train {len(given)}"] = call
+    made = compiled if way == "torch.compile" else (lambda function: function)
+    found: dict[str, Callable[[], Any]] = {
+        f"forward {batch}": functools.partial(_forward, made(evaluated), given[:batch])
+        for batch in batches
+    }
+    loss = made(lambda images: trained(images).square().mean())
+    found[f"train {len(given)}"] = functools.partial(_step, loss, trained, given)
     return found
 
 
