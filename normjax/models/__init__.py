@@ -22,6 +22,7 @@ from normjax.models.encoder_decoder import EncoderDecoder
 from normjax.models.feed_forward import GatedMLP
 from normjax.models.layers import MLPS, STEMS
 from normjax.models.mobilenet_v2 import MobileNetV2
+from normjax.models.norm_free import NormFreeResNet
 from normjax.models.placement import PLACEMENTS, placement_of
 from normjax.models.presets import PRESETS
 from normjax.models.pyramid import Pyramid
@@ -41,6 +42,7 @@ __all__ = [
     "EncoderDecoder",
     "GatedMLP",
     "MobileNetV2",
+    "NormFreeResNet",
     "PatchMerge",
     "Pyramid",
     "ResNet",

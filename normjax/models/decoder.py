@@ -6,66 +6,30 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from flax.typing import Dtype
 
-from normjax.attention.sequence import only_tokens
-from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
 from normjax.core.registry import offer
 from normjax.models.base import MODELS
 from normjax.models.block import Block, sites_of
 from normjax.models.layers import Factory
-from normjax.models.placement import Placement, placement_of, stream_obstacle
+from normjax.models.placement import stream_obstacle
+from normjax.models.tokens import TABLE_READS, TokenModel
 
 
 @MODELS.register("decoder", "seq", "causal", "decode")
-class Decoder(nn.Module):
+class Decoder(TokenModel):
     """Decoder (LLaMA; Touvron et al., 2023): which token comes next.
 
-    Attributes:
-      vocab_size: tokens.
-      dim, depth, num_heads: of the transformer.
-      mlp_hidden: width inside the MLP; None for 4 dim.
-      norm, mixer, activation, mlp: factories (see `models.build`, which takes keys).
-        The mixer is causal; one that attends by pairs turns queries and keys by their
-        position (`rotary_base`).
-      placement: where the norms sit; a key of `models.placement.PLACEMENTS`.
-      rotary_base: see `attention.sequence.PairwiseMixer`; None for no rotation.
-      tied: the table of embeddings is also the output layer.
-      mask_norms: padding does not count in the statistics of norms.
-      drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
-      dropout_rate: on the embedding.
-      remat: recompute each block in the backward pass instead of storing it.
+    The mixer is causal; one that attends by pairs turns queries and keys by their
+    position.
+
+    Attributes: those of TokenModel and
       scan_layers: compile one block and run it `depth` times, on variables `blocks`
         with a first axis of layers; for deep models, whose layers are all alike.
-      dtype: of the computation; parameters are float32.
     """
 
-    vocab_size: int
-    dim: int = 256
-    depth: int = 4
-    num_heads: int = 4
-    mlp_hidden: int | None = None
-    norm: Any = "rms_norm"
-    mixer: Any = "softmax"
-    activation: Any = "silu"
-    mlp: Any = "swiglu"
-    placement: str | Placement = "pre"
-    rotary_base: float | None = 10000.0
-    tied: bool = False
-    mask_norms: bool = True
-    drop_path_rate: float = 0.0
-    dropout_rate: float = 0.0
-    remat: bool = False
     scan_layers: bool = False
-    dtype: Dtype | None = None
-
-    @nn.nowrap
-    def layouts(self) -> set[str]:
-        """What the norms get to see."""
-        return {"seq", "causal"}
 
     @nn.nowrap
     def mixer_layouts(self) -> tuple[set[str], ...]:
@@ -95,25 +59,11 @@ class Decoder(nn.Module):
         Raises:
           UserError: `scan_layers` of layers that differ.
         """
-        placement = placement_of(self.placement)
-        valid = mask if self.mask_norms else None
-        shape = (self.vocab_size, self.dim)
-        table = self.param("embed", nn.initializers.normal(0.02), shape)
-        x = table.astype(self.dtype or table.dtype)[tokens]
-        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
-        norm = functools.partial(self.norm, dtype=self.dtype)
-        if placement.embedding:
-            x = norm(name="embed_norm")(only_tokens(x, valid), mask=valid, train=train)
+        table = self._table()
+        x = self._embedded(table, tokens, mask, train)
         x = self._stack(x, train, mask, positions, decode)
-        if placement.final:
-            x = norm(name="norm")(only_tokens(x, valid), mask=valid, train=train)
-        if self.tied:
-            logits = x @ table.astype(x.dtype).T
-        else:
-            dense = {"kernel_init": trunc_normal, "dtype": self.dtype}
-            head = Dense(self.vocab_size, use_bias=False, name="head", **dense)
-            logits = head(x)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        x = self._finished(x, mask, train)
+        return self._logits(x, table)
 
     def _stack(self, x: jax.Array, *arguments) -> jax.Array:
         if not self.scan_layers:
@@ -166,35 +116,15 @@ class Decoder(nn.Module):
 
     @nn.nowrap
     def _block_arguments(self, layer: int) -> dict[str, Any]:
-        rate = self.drop_path_rate * layer / max(self.depth - 1, 1)
-        return {
-            "norm": self.norm,
-            "mixer": self._mixer(layer),
-            "activation": self.activation,
-            "mlp": offer(self.mlp, keep_size=False),
-            "mlp_hidden": self.mlp_hidden or 4 * self.dim,
-            "drop_path": rate,
-            "spots": placement_of(self.placement).spots(layer, self.depth),
-            "mask_norms": self.mask_norms,
-            "dtype": self.dtype,
-        }
+        return {**super()._block_arguments(layer), "mixer": self._mixer(layer)}
 
     @nn.nowrap
     def fold_sites(self) -> list[FoldSite]:
         """Every norm of the model with the linear layers around it."""
-        placement, norm = placement_of(self.placement), self.norm(parent=None)
-        sites = []
-        if placement.embedding:
-            obstacle = "its output is the residual stream"
-            sites.append(FoldSite("embed_norm", norm, obstacle=obstacle))
+        sites = self._first_sites()
         for i in range(self.depth):
             sites.extend(sites_of(f"blocks_{i}", self._block(i, parent=None)))
-        if placement.final and self.tied:
-            obstacle = "the output layer is the table of embeddings"
-            sites.append(FoldSite("norm", norm, obstacle=obstacle))
-        elif placement.final:
-            sites.append(FoldSite("norm", norm, readers=("head",)))
-        return sites
+        return sites + self._last_sites()
 
     @nn.nowrap
     def stream(self) -> Stream:
@@ -202,7 +132,7 @@ class Decoder(nn.Module):
         layers = range(self.depth)
         obstacle = stream_obstacle(self.placement, self.depth)
         if not obstacle and self.tied:
-            obstacle = "the output layer is the table of embeddings"
+            obstacle = TABLE_READS
         elif not obstacle and self.dropout_rate:
             obstacle = "dropout acts on the stream"
         branches = ("norm1", "norm2"), ("mixer/proj", "mlp/fc2")

@@ -15,13 +15,15 @@ class Spots(NamedTuple):
     Attributes:
       input: on what the branch reads.  output: on what it gives.
       stream: on the sum of stream and branch.
-      scale: factor on the normalised input.
+      scale: factor on the (normalised) input.
+      branch: factor on what the branch gives.
     """
 
     input: bool = False
     output: bool = False
     stream: bool = False
     scale: float = 1.0
+    branch: float = 1.0
 
 
 class Placement(NamedTuple):
@@ -47,6 +49,20 @@ def mix(fraction: float) -> Placement:
     return Placement(spots)
 
 
+def norm_free(alpha: float) -> Placement:
+    """No norms: x + alpha F(x / sqrt(1 + 2 alpha^2 l)), l from 0.
+
+    The residual scaling of NFNets (Brock et al., 2021) on transformers: if F keeps the
+    variance, each of the two branches of a layer adds alpha^2 to that of the stream.
+    """
+
+    def spots(index: int, depth: int) -> Spots:
+        del depth
+        return Spots(scale=1 / math.sqrt(1 + 2 * alpha**2 * index), branch=alpha)
+
+    return Placement(spots, final=False)
+
+
 PLACEMENTS: dict[str, Placement] = {
     # x + F(N(x))
     "pre": Placement(lambda index, depth: Spots(input=True)),
@@ -66,6 +82,7 @@ PLACEMENTS: dict[str, Placement] = {
         lambda index, depth: Spots(input=True, scale=1 / math.sqrt(index + 1))
     ),
     "none": Placement(lambda index, depth: Spots(), final=False),
+    "norm_free": norm_free(0.2),
 }
 
 
@@ -113,5 +130,5 @@ def residual(
     y = branch(h)
     if spots.output:
         y = norm("_out", y)
-    x = x + y
+    x = x + y if spots.branch == 1.0 else x + spots.branch * y
     return norm("", x) if spots.stream else x

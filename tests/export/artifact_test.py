@@ -44,7 +44,7 @@ def test_a_decoder_for_any_batch():
     }
     batch = {name: full[name] for name in wanted}
     x, known = objective.inputs(full)
-    variables = model.init(jax.random.key(0), x, **known)
+    variables = jax.jit(model.init)(jax.random.key(0), x, **known)
     call = load(export_model(predictor(model, variables, objective), wanted))
     expected = model.apply(variables, x, train=False, **known)
     for size in (1, 5):

@@ -150,7 +150,7 @@ def prenorm_convert(data, meta, tolerance):
     variables = {"params": cast(vit_params(data, "orig", "orig", kwargs))}
     close(
         "pre_ln",
-        model.apply(variables, images),
+        jax.jit(model.apply)(variables, images),
         data["y_pre_ln_result"],
         tolerance.value,
     )
@@ -159,7 +159,7 @@ def prenorm_convert(data, meta, tolerance):
         ("crms_norm", "compressed", "y_pre_crms_result"),
     ):
         converted = fusion.convert_pre_norm(model, variables, norm)
-        y = converted.model.apply(converted.variables, images)
+        y = jax.jit(converted.model.apply)(converted.variables, images)
         close(norm, y, data[output], tolerance.value)
         expected = vit_params(data, weights, "orig", kwargs)
         expected["pos_embed"] = expected["pos_embed"][:, 1:]

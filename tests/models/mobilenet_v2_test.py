@@ -1,9 +1,11 @@
 """MobileNetV2: published sizes, a block by hand, folding."""
 
+import jax
 import numpy as np
 import pytest
 
 from normjax import activations, models, norms
+from normjax.core.operations import multiply_adds
 from normjax.models.mobilenet_v2 import InvertedResidual, scaled_width
 from tests.models import convolutions
 from tests.models.convolutions import abstract, count
@@ -26,6 +28,18 @@ def tiny(**changes):
 def test_parameter_counts(multiplier, parameters):
     model = models.build("mobilenet_v2", num_classes=1000, width_multiplier=multiplier)
     assert count(abstract(model, 224)["params"]) == parameters
+
+
+def test_multiply_adds_at_224():
+    """The published 300 million, and what this implementation adds to them."""
+    model = models.build("mobilenet_v2", num_classes=1000)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
+    # Depthwise convolutions of stride 2 compute four positions and keep one.
+    maps = {56: 96, 28: 144, 14: 192, 7: 576}
+    dropped = 3 * 9 * sum(side**2 * channels for side, channels in maps.items())
+    mean = 7 * 7 * 1280  # written as a product
+    expected = 300_774_272 + dropped + mean
+    assert multiply_adds(model.apply, abstract(model, 224), images) == expected
 
 
 def test_widths_are_multiples_of_8_at_most_a_tenth_below():

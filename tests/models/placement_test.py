@@ -47,6 +47,10 @@ def bare(x, f, layer):
     return x + f(x)
 
 
+def norm_free(x, f, layer):
+    return x + 0.2 * f(x / math.sqrt(1 + 0.08 * (layer - 1)))
+
+
 FORMULAS = {  # (layer formula, embedding is normalised, the end is)
     "pre": (pre, False, True),
     "pre_open": (pre, False, False),
@@ -56,6 +60,7 @@ FORMULAS = {  # (layer formula, embedding is normalised, the end is)
     "mix": (mixed, False, True),
     "scaled": (scaled, False, True),
     "none": (bare, False, False),
+    "norm_free": (norm_free, False, False),
 }
 
 

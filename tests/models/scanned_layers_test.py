@@ -34,7 +34,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    return noisy(model.init(jax.random.key(0), TOKENS))
+    return noisy(jax.jit(model.init)(jax.random.key(0), TOKENS))
 
 
 def test_variables(model, variables):
@@ -42,14 +42,14 @@ def test_variables(model, variables):
     kernels = variables["params"]["blocks"]["mlp"]["fc1"]["kernel"]
     assert kernels.shape == (3, 8, 24)
     plain, unrolled = model.unrolled(variables)
-    own = plain.init(jax.random.key(0), TOKENS)
+    own = jax.jit(plain.init)(jax.random.key(0), TOKENS)
     chex.assert_trees_all_equal_shapes_and_dtypes(dict(own), unrolled)
     layer = unrolled["params"]["blocks_2"]["mlp"]["fc1"]["kernel"]
     np.testing.assert_array_equal(layer, kernels[2])
 
 
 def test_layers_start_apart(model):
-    params = model.init(jax.random.key(0), TOKENS)["params"]["blocks"]
+    params = jax.jit(model.init)(jax.random.key(0), TOKENS)["params"]["blocks"]
     kernels = params["mlp"]["fc1"]["kernel"]
     assert not np.allclose(kernels[0], kernels[1])
 

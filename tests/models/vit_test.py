@@ -97,7 +97,7 @@ def test_remat_changes_neither_values_nor_gradients():
     results, variables = [], None
     for remat in (False, True):
         model = tiny(depth=1, remat=remat, norm=norm, dropout_rate=0.3)
-        variables = variables or model.init(jax.random.key(1), images)
+        variables = variables or jax.jit(model.init)(jax.random.key(1), images)
 
         def loss(params, model=model, variables=variables):
             logits, new = model.apply(

@@ -30,7 +30,7 @@ def batch_of(seed=0):
 
 
 def state_of(model, batch):
-    variables = model.init(jax.random.key(0), batch["tokens"])
+    variables = jax.jit(model.init)(jax.random.key(0), batch["tokens"])
     state = toy_state(Linear(), optax.sgd(0.0))
     stats = jax.tree.map(lambda x: x + 0.3, variables.get("batch_stats", {}))
     rest = {"batch_stats": stats} if stats else {}

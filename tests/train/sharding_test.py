@@ -218,7 +218,7 @@ def test_gathered_where_they_are_used(kind):
     if kind == "reparameterized":
         model = reparam.reparameterize(model, MADE)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 16, (4, 6)))
-    params = model.init(jax.random.key(0), tokens)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
     shardings = jax.tree_util.tree_map_with_path(
         lambda path, x: NamedSharding(
             mesh, spec_of(path_of(path), x.shape, mesh, RULES)

@@ -1,5 +1,7 @@
 """What the tests train: the digits config, shrunk, and bare models for the step."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -46,7 +48,8 @@ class Linear(nn.Module):
 def toy_state(model, optimizer, shape=(2, 2, 1), ema=False, seed=0) -> TrainState:
     """The state of `model` before the first step."""
     key = jax.random.key(seed)
-    variables = model.init(key, jnp.zeros((1, *shape)), train=False)
+    init = jax.jit(functools.partial(model.init, train=False))
+    variables = init(key, jnp.zeros((1, *shape)))
     params = variables["params"]
     rest = {k: v for k, v in variables.items() if k not in ("params", *TRANSIENT)}
     return TrainState(
