@@ -35,27 +35,40 @@ def models_command(argv: Sequence[str]) -> int:
     for name in names:
         if name not in models.PRESETS:
             raise UserError(one_of("model", name, models.PRESETS))
-    sizes, calls = {}, {}
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            for way in (OURS, *_torch_ways(name)):
-                process = model_process(way, name, SIDE, (1, BATCH))
-                size, own = stack.enter_context(process)
-                calls.update({(name, way, kind): call for kind, call in own.items()})
-                if way == OURS:
-                    sizes[name] = size
-        seconds = alternate(calls, ROUNDS)
-    times: Times = {}
-    for (name, way, kind), value in seconds.items():
-        times.setdefault((name, way), {})[kind] = 1e3 * value
+    sizes, times = timed([(name, OURS) for name in names])
     kinds = list(times[names[0], OURS])
     head = ("model", "parameters", "GMAC by formula", "GMAC compiled")
     title = f"{SIDE} x {SIDE}, float32, ms (median of {ROUNDS})"
     report.table(title, (*head, *kinds), model_rows(sizes, times))
-    beside = torch_rows(times)
+    beside: list[tuple] = []
+    for name in names:
+        if ways := _torch_ways(name):
+            beside += torch_rows(timed([(name, way) for way in (OURS, *ways)])[1])
     if beside:
-        report.table("the same in torch, nothing folded", ("model", *kinds), beside)
+        title = "beside torch, each model by itself; nothing folded there"
+        report.table(title, ("model", *kinds), beside)
     return 0
+
+
+def timed(cases: Sequence[tuple[str, str]]) -> tuple[dict[str, Any], Times]:
+    """Sizes by model, and ms by (model, way) and kind, of all cases in turns.
+
+    Args:
+      cases: (model, way), each a process of its own.
+    """
+    sizes, calls = {}, {}
+    with contextlib.ExitStack() as stack:
+        for name, way in cases:
+            process = model_process(way, name, SIDE, (1, BATCH))
+            size, own = stack.enter_context(process)
+            calls.update({(name, way, kind): call for kind, call in own.items()})
+            if way == OURS:
+                sizes[name] = size
+        seconds = alternate(calls, ROUNDS)
+    times: Times = {}
+    for (name, way, kind), value in seconds.items():
+        times.setdefault((name, way), {})[kind] = 1e3 * value
+    return sizes, times
 
 
 def model_rows(
@@ -76,7 +89,7 @@ def model_rows(
 
 
 def torch_rows(times: Times) -> list[tuple]:
-    """Times of torch, then ratios of ours to them; none where there is no torch.
+    """Times of ours and of torch, then ratios of ours to those.
 
     Ours folded stands beside torch's forward pass as well.
 
@@ -85,11 +98,11 @@ def torch_rows(times: Times) -> list[tuple]:
     """
     rows, ratios = [], []
     for (name, way), cells in times.items():
+        ours = times[name, OURS]
+        rows.append((f"{name}, {way}", *(cells.get(kind, "") for kind in ours)))
         if way == OURS:
             continue
-        ours = times[name, OURS]
         other = {k.replace("forward", "folded"): t for k, t in cells.items()} | cells
-        rows.append((f"{name}, {way}", *(cells.get(kind, "") for kind in ours)))
         ratios.append((f"{name} / {way}", *(t / other[k] for k, t in ours.items())))
     return rows + ratios
 

@@ -39,7 +39,7 @@ def model_process(
     counts = ",".join(map(str, batches))
     command = [sys.executable, "-m", __name__, way, name, str(side), counts]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True) as process:
+    with subprocess.Popen(command, **pipes, bufsize=0) as process:
         size, kinds = json.loads(_answer(process))
         calls = {k: functools.partial(_ask, process, i) for i, k in enumerate(kinds)}
         yield size, calls
@@ -48,12 +48,12 @@ def model_process(
 
 def _ask(process: subprocess.Popen, index: int) -> None:
     assert process.stdin is not None
-    process.stdin.write(f"{index}\n")
-    process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+        process.stdin.write(f"{index}\n".encode())
     _answer(process)
 
 
-def _answer(process: subprocess.Popen) -> str:
+def _answer(process: subprocess.Popen) -> bytes:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
