@@ -71,6 +71,9 @@ def base_config() -> Any:
     config.dtype = "auto"
     config.ema_decay = 0.0  # 0: no average of the parameters
     config.auxiliary_loss_weight = 1.0  # of what layers add to the loss
+    # A loss or gradient that is not finite: stop, skip the update or roll back, at most
+    # `limit` times; see docs/reliability.md.
+    config.nonfinite = ConfigDict({"policy": "stop", "limit": 10})
     config.recalibrate_batches = 0  # batches to re-estimate batch statistics from
 
     # Devices; see docs/scaling.md.
@@ -102,6 +105,8 @@ def base_config() -> Any:
     optim.beta1 = 0.9
     optim.beta2 = 0.999
     optim.clip_norm = 1.0  # 0: no clipping
+    optim.adaptive_clip = 0.0  # of gradients by weights; 0: no clipping
+    optim.project_weights = False  # back to their initial norm after every update
     optim.trainable = ".*"  # regular expression; "norm" trains only the norms
 
     config.log_every = 50

@@ -2,8 +2,11 @@
 
 import math
 
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
@@ -119,3 +122,21 @@ def test_errors(changes, message):
 def test_a_pattern_that_matches_nothing_is_an_error():
     with pytest.raises(UserError, match="'nrom' matches no parameter"):
         optim.build(config(trainable="nrom"), 10).init(PARAMS)
+
+
+def test_adaptive_clipping_and_projection_are_fields_of_the_config():
+    """Each against the function itself, in its place: first, and last."""
+    params, updates = tree_of(2.0), tree_of(30.0)
+    plain = config(name="sgd", weight_decay=0.0, warmup_fraction=0.0)
+
+    def moved(transformation):
+        state = transformation.init(params)
+        return transformation.update(updates, state, params)[0]
+
+    clipped = optim.build(ConfigDict({**plain, "adaptive_clip": 0.01}), 10)
+    by_hand = optax.chain(optim.adaptive_clip(0.01), optim.build(plain, 10))
+    chex.assert_trees_all_close(moved(clipped), moved(by_hand))
+    projected = optim.build(ConfigDict({**plain, "project_weights": True}), 10)
+    by_hand = optax.chain(optim.build(plain, 10), optim.normalize_and_project())
+    chex.assert_trees_all_close(moved(projected), moved(by_hand))
+    assert not np.allclose(jax.tree.leaves(moved(clipped))[0], -3.0)

@@ -7,6 +7,8 @@ import jax
 import optax
 
 from normjax.core.errors import UserError, one_of
+from normjax.optim.clip import adaptive_clip
+from normjax.optim.project import normalize_and_project
 
 OPTIMIZERS = {
     "adamw": lambda rate, config, decayed: optax.adamw(
@@ -61,13 +63,14 @@ def build(config: Any, total_steps: int) -> optax.GradientTransformation:
     """The gradient transformation that `config` describes.
 
     In order: parameters whose path does not match `trainable` are left out of
-    everything; the global norm of the rest is clipped to `clip_norm` (0: not);
-    `name` is one of `OPTIMIZERS`. Weight decay applies to arrays of two or more dims
-    that are no tables of positions.
+    everything; gradients are clipped unit by unit to `adaptive_clip` of the weights,
+    then their global norm to `clip_norm` (0: not); `name` is one of `OPTIMIZERS`;
+    `project_weights` brings weights back to their initial norm. Weight decay applies
+    to arrays of two or more dims that are no tables of positions.
 
     Args:
       config: with `name, lr, warmup_fraction, final_lr_fraction, weight_decay, beta1,
-        beta2, clip_norm, trainable`.
+        beta2, clip_norm, trainable`, and perhaps `adaptive_clip, project_weights`.
       total_steps: optimizer updates of the whole run.
 
     Raises:
@@ -86,6 +89,10 @@ def build(config: Any, total_steps: int) -> optax.GradientTransformation:
     steps: list[Any] = [OPTIMIZERS[config.name](rate, config, _decayed)]
     if config.clip_norm:
         steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.get("adaptive_clip"):
+        steps.insert(0, adaptive_clip(config.adaptive_clip))
+    if config.get("project_weights"):
+        steps.append(normalize_and_project())
     transformation = optax.chain(*steps)
     if config.trainable == ".*":
         return transformation

@@ -15,7 +15,8 @@ from normjax.core.compiler import compiled_code_in
 from normjax.core.errors import UserError
 from normjax.train import report
 from normjax.train.diagnostics import TITLES, by_depth, read_layers
-from normjax.train.loop import NonFiniteLoss, train
+from normjax.train.loop import train
+from normjax.train.nonfinite import NonFiniteLoss
 
 RESULT_FILE = "result.json"
 

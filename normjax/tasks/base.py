@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from normjax.core.registry import Registry
+from normjax.data import order
 
 TASKS = Registry("task")
 
@@ -107,6 +108,12 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def train_batches(self, **arguments: Any) -> Iterator[dict[str, np.ndarray]]:
         """Endless; `arguments` of `data.train_batches` that the config does not fix."""
+
+    def example_numbers(self, batch: int) -> np.ndarray:
+        """The examples of the training split that a global batch is made of: [B]."""
+        seed, rows = self._config.seed, self._config.batch_size
+        source = self.source(self._config.data.train_split)
+        return order.example_indices(seed, batch, rows, len(source))
 
     @abc.abstractmethod
     def eval_batches(

@@ -138,6 +138,7 @@ class Checkpoints:
         Raises:
           UserError: all are damaged.
         """
+        self._try(self._manager.wait_until_finished)
         state, damaged = self._newest(lambda step: self.restore(step, like))
         if set_aside and damaged:
             if is_first():

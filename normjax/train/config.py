@@ -18,8 +18,10 @@ from normjax.core.registry import Registry, field_names
 
 CONFIG_FILE = "config.json"
 
-FREE = ("mesh", "sharding", "profile_steps")
-"""Fields that change nothing in the result of a run: it may go on with others."""
+NONFINITE_POLICIES = ("stop", "skip", "roll_back")
+
+FREE = ("mesh", "sharding", "profile_steps", "nonfinite")
+"""Fields that change nothing in the result of a sound run: it may go on with others."""
 
 
 def load_config(spec: str) -> ConfigDict:
@@ -243,6 +245,23 @@ def kept_config(workdir: Path) -> Any:
     if not path.exists():
         raise UserError(f"workdir {workdir} holds no run: no {CONFIG_FILE} in it")
     return ConfigDict(_with_tuples(_read(path)))
+
+
+def nonfinite_policy(config: Any) -> tuple[str, int]:
+    """`config.nonfinite`: its policy, and how often that may be needed.
+
+    Raises:
+      UserError: an unknown policy, or a negative limit.
+    """
+    # Configs of older runs have no such field.
+    fields = config.get("nonfinite") or {"policy": "stop", "limit": 0}
+    policy, limit = fields["policy"], fields["limit"]
+    if policy not in NONFINITE_POLICIES:
+        what = "config.nonfinite.policy"
+        raise UserError(one_of(what, policy, NONFINITE_POLICIES))
+    if limit < 0:
+        raise UserError(f"config.nonfinite.limit must be at least 0, got {limit}")
+    return policy, limit
 
 
 def require(config: Any, field: str, allowed: Sequence[str]) -> str:

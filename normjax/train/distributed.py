@@ -22,6 +22,10 @@ from normjax.train import report
 
 T = TypeVar("T")
 
+SILENCE, FAREWELL = 40, 60
+"""Seconds without a sign of life after which a process counts as dead and the others
+end, and that one which ends waits for the others."""
+
 ADDRESS = "JAX_COORDINATOR_ADDRESS"
 COUNT, INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
@@ -50,7 +54,11 @@ def initialize() -> None:
     # (see `signals`), and it knows no SIGINT.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**arguments)
+        jax.distributed.initialize(
+            **arguments,
+            heartbeat_timeout_seconds=SILENCE,
+            shutdown_timeout_seconds=FAREWELL,
+        )
     except ValueError:
         if arguments or not _on_tpu():
             raise

@@ -1,5 +1,6 @@
 """From a config to the objects of a run; training and evaluation share it."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -8,13 +9,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from normjax import models, norms, optim, reparam
 from normjax.core.errors import UserError
 from normjax.tasks import TASKS, Task
-from normjax.train.config import require, resolve_fractions
+from normjax.train.config import nonfinite_policy, require, resolve_fractions
 from normjax.train.evaluate import evaluate
 from normjax.train.mesh import make_mesh, split_batch, to_devices
 from normjax.train.per_device import check_mesh
@@ -117,6 +119,14 @@ class Experiment:
         )
         return to_devices(batches, self.mesh)
 
+    def batch(self, number: int) -> dict[str, np.ndarray]:
+        """This process's rows of one training batch, on the host."""
+        batches: Any = self.task.train_batches(
+            seed=self.config.seed, start_step=number, **self._share()
+        )
+        with contextlib.closing(batches):
+            return next(batches)
+
     def eval_batches(self, split: str):
         """One pass over `split` in order, padded and masked, on the devices."""
         return to_devices(self.task.eval_batches(split, **self._share()), self.mesh)
@@ -154,6 +164,7 @@ def build_experiment(config: Any, devices: Sequence[Any] | None = None) -> Exper
         microbatches=config.microbatches,
         ema_decay=config.ema_decay,
         auxiliary_loss_weight=config.auxiliary_loss_weight,
+        skip_nonfinite=nonfinite_policy(config)[0] == "skip",
     )
     return Experiment(
         config=config,

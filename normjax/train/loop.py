@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from normjax.train.config import keep_config
 from normjax.train.diagnostics import LayerLog, plot_layers
 from normjax.train.distributed import is_first, on_first
 from normjax.train.experiment import Experiment, build_experiment
+from normjax.train.nonfinite import Failure, Guard
 from normjax.train.profile import Profile
 from normjax.train.programs import jit_diagnose, jit_eval_step, lower_train_step
 from normjax.train.recalibrate import recalibrate
@@ -26,10 +26,6 @@ from normjax.train.votes import Votes
 from normjax.train.workdir import check_room, held
 
 MAX_IN_FLIGHT = 2  # steps that the host may run ahead of the device
-
-
-class NonFiniteLoss(RunFailed):
-    """The loss is not a finite number any more; the last checkpoint is untouched."""
 
 
 def train(config: Any, workdir: Path) -> dict[str, float] | None:
@@ -84,11 +80,8 @@ class Run:
         self.experiment, self.workdir = experiment, workdir
         self.config, self.checkpoints = experiment.config, checkpoints
         self.eval_step = jit_eval_step(experiment)
-        like = experiment.abstract_state()
-        self.state = checkpoints.restore_newest(like, set_aside=True)
-        if self.state is None:
-            self.state = experiment.create_state()
-        self.step = int(self.state.step)
+        self.restore()
+        self.guard = Guard(experiment, workdir, self.step)
         self.votes = Votes(experiment.mesh)
         self.looks: LayerLog | None = None
         if self.config.diagnostics_every:
@@ -100,16 +93,27 @@ class Run:
         self.last: dict[str, float] = {}
         self.seconds, self.steps_timed = 0.0, 0
 
+    def restore(self) -> None:
+        """Go on from the newest sound checkpoint, or begin."""
+        like = self.experiment.abstract_state()
+        self.state = self.checkpoints.restore_newest(like, set_aside=True)
+        if self.state is None:
+            self.state = self.experiment.create_state()
+        self.step = int(self.state.step)
+
     def run(self) -> dict[str, float] | None:
         """Train to the end and evaluate, or None after a signal."""
         step_fn, flops = self.compile()
         self._print_summary(flops)
-        log = report.MetricLog(self.workdir, self.step) if is_first() else _NoLog()
+        log = self._open_log()
         try:
             # A signal after the last step is noted too: what is left takes seconds.
             with Interrupt() as interrupt:
-                self.advance(step_fn, log, interrupt, self.config.total_steps)
-                if self.step == self.config.total_steps:
+                until = self.config.total_steps
+                while failed := self._advance_or_fail(step_fn, log, interrupt, until):
+                    log.close()
+                    log = self._roll_back(failed)
+                if self.step == until:
                     return self._finish(log)
                 if self.checkpoints.latest() != self.step:
                     self.checkpoints.save(self.state)
@@ -118,6 +122,30 @@ class Run:
         finally:
             log.close()
             self.profile.close()
+
+    def _open_log(self) -> Any:
+        return report.MetricLog(self.workdir, self.step) if is_first() else _NoLog()
+
+    def _advance_or_fail(self, step_fn, log, interrupt, until: int) -> int:
+        """Train as `advance` does; the step that the run is to roll back from, or 0."""
+        try:
+            self.advance(step_fn, log, interrupt, until)
+        except Failure as failure:
+            return failure.step
+        return 0
+
+    def _roll_back(self, failed: int) -> Any:
+        """Go on from the last checkpoint with the batches after the one that failed.
+
+        Returns:
+          the log, from there on.
+        """
+        self.restore()
+        if self.looks:
+            self.looks = LayerLog(self.workdir, self.step)
+        log = self._open_log()
+        log.write(self.step, self.guard.roll_back(failed, self.step))
+        return log
 
     def compile(self):
         """The step for this run's shapes; nothing is compiled again in the loop."""
@@ -131,11 +159,12 @@ class Run:
         """Train up to step `until`, or until a signal."""
         config, total, votes = self.config, self.config.total_steps, self.votes
         pending: collections.deque[tuple[int, Any]] = collections.deque()
-        batches = self.experiment.train_batches(self.step)
+        batches: Any = self.experiment.train_batches(self.guard.batch(self.step))
         bar = report.ProgressBar(total, self.step)
         begin = time.monotonic()
-        with bar:
+        with bar, contextlib.closing(batches):
             for batch in _until(batches, until - self.step):
+                self.checkpoints.check()
                 batch = votes.cast(batch, interrupt)
                 self.profile.at(self.step, self.state)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
@@ -165,17 +194,16 @@ class Run:
             while pending:
                 self._record(*pending.popleft(), log, bar, begin)
         self.seconds += time.monotonic() - begin
-        batches.close()
 
     def _record(self, step: int, metrics, log, bar, begin) -> None:
         """Take the metrics of a step that is done by now."""
         values = {name: float(v) for name, v in jax.device_get(metrics).items()}
         values = self.votes.read(values)
-        for name in ("loss", "grad_norm"):  # a bad gradient spoils what is saved next
-            if not math.isfinite(values[name]):
-                raise NonFiniteLoss(self._describe_failure(step, name, values[name]))
+        newest = self.checkpoints.latest()
+        values, notable = self.guard.check(step, values, self.state, newest)
         self.last = values
-        if step % self.config.log_every == 0 or step == self.config.total_steps:
+        last = step == self.config.total_steps
+        if step % self.config.log_every == 0 or last or notable:
             spent = self.seconds + time.monotonic() - begin
             rate, unit = self._speed(spent), self.experiment.task.unit
             log.write(step, {**values, f"{unit}_per_second": rate})
@@ -186,21 +214,6 @@ class Run:
         """Units a second of the steps timed so far."""
         rows = self.steps_timed * self.config.batch_size
         return rows * self.experiment.task.units_per_row / max(seconds, 1e-9)
-
-    def _describe_failure(self, step: int, name: str, value: float) -> str:
-        first = next(
-            (
-                jax.tree_util.keystr(path, simple=True, separator="/")
-                for path, x in jax.tree_util.tree_leaves_with_path(self.state.params)
-                if not jax.numpy.isfinite(x).all()
-            ),
-            "none yet",
-        )
-        return (
-            f"{name} is {value} at step {step} (batch {step - 1} of seed "
-            f"{self.config.seed}); first parameter that is not finite: {first}; "
-            f"newest good checkpoint: {self.checkpoints.latest()}"
-        )
 
     def _look(self, batch) -> None:
         """Record what happens inside the layers on `batch`; waits for it."""
@@ -243,8 +256,8 @@ class Run:
 
     def _recalibrate(self) -> None:
         count = self.config.recalibrate_batches
-        batches = _until(self.experiment.train_batches(self.step), count)
         e = self.experiment
+        batches = _until(e.train_batches(self.guard.batch(self.step)), count)
         variables = self.state.eval_variables()
         stats = recalibrate(e.placed(), variables, batches, e.task.objective)
         shardings = e.shardings.model_state[BATCH_STATS]

@@ -1,6 +1,7 @@
 """One optimizer update, as a pure function of (state, batch)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,10 @@ from normjax.tasks import Objective
 from normjax.tasks.base import Batch
 from normjax.train.state import TrainState
 
+BAD_GRADIENT, SKIPPED = "bad_gradient", "skipped"
+"""Metrics: the number of the first parameter whose gradient is not finite (-1: none),
+and whether the update was left out."""
+
 
 class Recipe(NamedTuple):
     """What a step does besides the model, the objective and the optimizer.
@@ -26,11 +31,14 @@ class Recipe(NamedTuple):
       microbatches: parts that a batch is worked through in, one after the other.
       ema_decay: of the running average of parameters; 0 is off.
       auxiliary_loss_weight: factor on the sum of what layers sow into "losses".
+      skip_nonfinite: leave the update out if its loss or gradient is not finite: all
+        but `step` stays.
     """
 
     microbatches: int = 1
     ema_decay: float = 0.0
     auxiliary_loss_weight: float = 1.0
+    skip_nonfinite: bool = False
 
 
 Gradients = Callable[..., tuple[dict[str, Any], Any, dict[str, jax.Array]]]
@@ -58,8 +66,8 @@ def make_train_step(
 
     batch: what the objective takes.
     metrics: float32 scalars "loss", those of the objective, "grad_norm", "lr",
-    "auxiliary_loss" where layers sow into "losses", and what the model sows into
-    "diagnostics".
+    `BAD_GRADIENT`, `SKIPPED` if the recipe skips, "auxiliary_loss" where layers sow
+    into "losses", and what the model sows into "diagnostics".
     """
     gradients = gradients or make_gradients(model, objective, recipe)
 
@@ -72,7 +80,7 @@ def make_train_step(
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["grad_norm"], metrics[BAD_GRADIENT] = _norm_and_first_bad(grads)
         metrics["lr"] = jnp.asarray(schedule(state.step), jnp.float32)
         new_state = state.replace(
             step=state.step + 1,
@@ -81,9 +89,22 @@ def make_train_step(
             opt_state=opt_state,
             ema=_average(state.ema, params, state.step, recipe.ema_decay),
         )
+        if recipe.skip_nonfinite:
+            sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            old = state.replace(step=new_state.step)
+            new_state = jax.tree.map(partial(jnp.where, sound), new_state, old)
+            metrics[SKIPPED] = 1.0 - sound
         return new_state, metrics
 
     return train_step
+
+
+def _norm_and_first_bad(grads: Any) -> tuple[jax.Array, jax.Array]:
+    """The Euclidean norm, and the number of the first leaf that is not finite or -1."""
+    squares = [optax.tree.norm(g, squared=True) for g in jax.tree.leaves(grads)]
+    bad = ~jnp.isfinite(jnp.stack(squares))
+    first = jnp.where(jnp.any(bad), jnp.argmax(bad), -1)
+    return jnp.sqrt(sum(squares, jnp.float32(0))), first.astype(jnp.float32)
 
 
 def make_gradients(
