@@ -19,6 +19,7 @@ from normjax.activations.base import (
 )
 from normjax.activations.gated import XATLU, XGELU, Swish, XSiLU, expanded_gate
 from normjax.activations.rectifiers import HeLU, PReLU, SmeLU, helu, smelu
+from normjax.activations.scaled import ScaledGELU, ScaledReLU, ScaledSiLU
 from normjax.core.registry import Spec
 
 __all__ = [
@@ -31,6 +32,9 @@ __all__ = [
     "PReLU",
     "ReLU",
     "ReLU6",
+    "ScaledGELU",
+    "ScaledReLU",
+    "ScaledSiLU",
     "SiLU",
     "Sigmoid",
     "SmeLU",

@@ -4,6 +4,7 @@ Models tell where their norms sit (`fold_sites`), norms which affine map they ar
 evaluation (`inference_affine`); nothing here knows a model or a norm.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,12 +26,22 @@ class Fold(NamedTuple):
       path: of its variables.  norm: name of its class.
       into: layers that absorb it; empty if it stays.
       reason: why it stays; empty if it is folded.
+      remains: class of the part that stays nevertheless, without parameters; empty if
+        none does.
+      decay: (updates it has made, updates that its decay takes) of a norm that is
+        still on its way to what it is at evaluation; None of all others.
     """
 
     path: str
     norm: str
     into: tuple[str, ...]
     reason: str
+    remains: str = ""
+    decay: tuple[int, int] | None = None
+
+
+class UnfinishedDecay(UserWarning):
+    """What is folded is not yet what the model trains with."""
 
 
 def plan(model: nn.Module, variables: Mapping[str, Any]) -> list[Fold]:
@@ -49,7 +60,9 @@ def fold(
     Exact up to rounding; computed in float64 and stored in the dtype of the weights.
     Scanned layers are unrolled and reparameterized weights merged first (see `merge`).
     Norms that cannot be folded stay as they are (see `plan`). A model without any that
-    can is returned as it is, so folding twice changes nothing.
+    can is returned as it is, so folding twice changes nothing. A PRepBN before the end
+    of its decay is folded as what it is at evaluation, with a warning
+    (`UnfinishedDecay`) that says from which step on that is what it trains with.
 
     Args:
       model: a Flax module with `fold_sites`.
@@ -63,11 +76,13 @@ def fold(
     """
     model, variables = merge(*_unrolled(model, variables))
     folded = {name: mutable_tree(tree) for name, tree in variables.items()}
-    identities, biased = {}, set()
+    identities, biased, early = {}, set(), []
     for site in _sites(model):
         verdict, affine = _judge(site, folded)
         if affine is None:
             continue
+        if verdict.decay:
+            early.append(verdict)
         for path in site.readers:
             if _into_reader(subtree(folded[PARAMS], path), affine, site.scale):
                 biased.add(path)
@@ -77,9 +92,11 @@ def fold(
                 biased.add(path)
         for tree in folded.values():
             remove(tree, site.path)
-        identities[site.path] = NoNorm()
+        identities[site.path] = affine.before or NoNorm()
     if not identities:
         return model, dict(variables)
+    if early:
+        warnings.warn(UnfinishedDecay(_unfinished(early)), stacklevel=2)
     folded_model = rewritten(model, identities, biased)
     return folded_model, {name: tree for name, tree in folded.items() if tree}
 
@@ -98,20 +115,41 @@ def _sites(model: nn.Module) -> list[FoldSite]:
     return [site for site in model.fold_sites() if not isinstance(site.norm, NoNorm)]
 
 
+def _unfinished(early: list[Fold]) -> str:
+    """The warning; norms with schedules of their own may end at different steps."""
+    (step, _), *_ = decays = [fold.decay for fold in early if fold.decay]
+    end = max(end for _, end in decays)
+    return (
+        f"{early[0].norm} is at step {step} of its decay in {len(early)} norms "
+        f"({early[0].path}, ...): the folded model leaves out what it still mixes in "
+        f"while training; the fold is exact from step {end} on"
+    )
+
+
 def _judge(site: FoldSite, variables) -> tuple[Fold, InferenceAffine | None]:
     name = type(site.norm).__name__
     into = site.readers or ((site.writer,) if site.writer else ())
+    own = {c: subtree(tree, site.path) for c, tree in variables.items()}
+    own = {c: tree for c, tree in own.items() if tree is not None}
+    decay = site.norm.decay(own) if hasattr(site.norm, "decay") else None
     affine, reason = None, ""
     if not hasattr(site.norm, "inference_affine"):
         reason = "computes its statistics from the input at evaluation too"
     elif site.obstacle or not into:
         reason = site.obstacle or "no linear layer reads its output alone"
     else:
-        own = {c: subtree(tree, site.path) for c, tree in variables.items()}
-        own = {c: tree for c, tree in own.items() if tree is not None}
         affine = site.norm.inference_affine(own)
-        reason = "" if affine else "has no affine form as it is configured"
-    return Fold(site.path, name, () if reason else into, reason), affine
+        reason = "" if affine else _formless(decay)
+    if affine and affine.before and not site.readers:
+        affine, reason = None, "its affine part comes behind another part"
+    remains = type(affine.before).__name__ if affine and affine.before else ""
+    into = () if reason else into
+    return Fold(site.path, name, into, reason, remains, decay), affine
+
+
+def _formless(decay: tuple[int, int] | None) -> str:
+    until = f" before step {decay[1]}" if decay else ""
+    return f"has no affine form as it is configured{until}"
 
 
 def _into_reader(linear: dict, affine: InferenceAffine, factor: float) -> bool:

@@ -108,13 +108,15 @@ def _decoder_config(workdir: Path) -> Any:
 
 def _restore(workdir: Path, config: Any, vocab_size: int, *, fold: bool):
     """The model of a run and its variables, on the device."""
+    from normjax.train import report
     from normjax.train.experiment import build_model
     from normjax.train.start import saved_variables
 
     model = build_model(config, vocab_size=vocab_size)
     variables = saved_variables(workdir)
     if fold:
-        model, variables = fusion.fold(model, variables)
+        with report.warnings_in_lines():
+            model, variables = fusion.fold(model, variables)
     return model, jax.device_put(variables)
 
 

@@ -21,10 +21,13 @@ class InferenceAffine(NamedTuple):
 
     Attributes:
       scale, shift: [C], float64 NumPy.
+      before: module without parameters that x goes through first; None for none. It
+        stays where the norm was.
     """
 
     scale: np.ndarray
     shift: np.ndarray
+    before: nn.Module | None = None
 
 
 def includes_activation(norm: Any) -> bool:

@@ -272,5 +272,5 @@ class RepBN(BatchNorm):
     @nn.nowrap
     def inference_affine(self, variables: Mapping[str, Any]) -> InferenceAffine:
         """As BatchNorm's, with alpha added to the scale."""
-        scale, shift = super().inference_affine(variables)
+        scale, shift, _ = super().inference_affine(variables)
         return InferenceAffine(scale + np.float64(variables[PARAMS]["alpha"]), shift)

@@ -55,6 +55,23 @@ def group_scale(x: jax.Array, num_groups: int, *, epsilon: float = 1e-5) -> jax.
     return rms_normalize(parts, epsilon=epsilon).reshape(x.shape)
 
 
+class GroupScale(nn.Module):
+    """`group_scale` as a module: what stays of a PowerNorm when it is folded.
+
+    Attributes:
+      num_groups, epsilon, dtype: of the PowerNorm.
+    """
+
+    num_groups: int
+    epsilon: float
+    dtype: Dtype | None = None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., C] -> [..., C]."""
+        y = group_scale(x, self.num_groups, epsilon=self.epsilon)
+        return y.astype(self.dtype or x.dtype)
+
+
 def power_normalize(
     x: jax.Array,
     scale: jax.Array | None,
@@ -258,15 +275,16 @@ class PowerNorm(nn.Module):
         return jnp.where(k < self.warmup_steps, cumulative, exponential)
 
     @nn.nowrap
-    def inference_affine(self, variables: Mapping[str, Any]) -> InferenceAffine | None:
-        """The per-channel affine map at evaluation; None with group scaling.
+    def inference_affine(self, variables: Mapping[str, Any]) -> InferenceAffine:
+        """The per-channel affine map at evaluation, behind the group scaling.
 
         Args:
           variables: this module's own `{"params": ..., "batch_stats": ...}`.
         """
-        if self.num_groups:
-            return None
         params = {k: np.float64(v) for k, v in variables.get(PARAMS, {}).items()}
         phi = np.maximum(np.float64(variables[BATCH_STATS]["phi"]), self.floor)
         scale = params.get("scale", 1.0) / np.sqrt(phi + self.epsilon)
-        return InferenceAffine(scale, params.get("bias", 0.0) + 0.0 * scale)
+        before = None
+        if self.num_groups:
+            before = GroupScale(self.num_groups, self.epsilon, self.dtype, parent=None)
+        return InferenceAffine(scale, params.get("bias", 0.0) + 0.0 * scale, before)

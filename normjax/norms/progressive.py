@@ -127,9 +127,20 @@ class PRepBN(nn.Module):
         return factory(axis_name=self.axis_name, **where)
 
     @nn.nowrap
+    def decay(self, variables: Mapping[str, Any]) -> tuple[int, int] | None:
+        """(updates made, updates until lam is 0), or None once it is.
+
+        Args:
+          variables: this module's own `{"params": ..., "batch_stats": ...}`.
+        """
+        made = int(variables[BATCH_STATS][COUNTER])
+        end = self.warmup_steps + self.decay_steps
+        return (made, end) if made < end else None
+
+    @nn.nowrap
     def inference_affine(self, variables: Mapping[str, Any]) -> InferenceAffine | None:
-        """That of `batch_norm`; None with eval_mix="current": it has no such form."""
-        if self.eval_mix != "end":
+        """That of `batch_norm`; None while eval_mix="current" mixes in `layer_norm`."""
+        if self.eval_mix != "end" and self.decay(variables):
             return None
         own = {collection: tree["batch_norm"] for collection, tree in variables.items()}
         return self._batch_norm(parent=None).inference_affine(own)

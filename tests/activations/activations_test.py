@@ -28,6 +28,24 @@ CASES = [
         0.5 * (1 + np.tanh(INNER)) + 0.5 * X * SLOPE / np.cosh(INNER) ** 2,
     ),
     ("relu", {}, np.maximum(X, 0), (X > 0) * 1.0),
+    (
+        "scaled_relu",
+        {},
+        1.7139588594436646 * np.maximum(X, 0),
+        1.7139588594436646 * (X > 0),
+    ),
+    (
+        "scaled_gelu",
+        {},
+        1.7015043497085571 * X * PHI,
+        1.7015043497085571 * (PHI + X * DENSITY),
+    ),
+    (
+        "scaled_silu",
+        {},
+        1.7881293296813965 * X * SIGMOID,
+        1.7881293296813965 * SIGMOID * (1 + X * (1 - SIGMOID)),
+    ),
     ("silu", {}, X * SIGMOID, SIGMOID * (1 + X * (1 - SIGMOID))),
     ("relu6", {}, np.clip(X, 0, 6), ((X > 0) & (X < 6)) * 1.0),
     ("tanh", {}, np.tanh(X), 1 / np.cosh(X) ** 2),
@@ -165,3 +183,14 @@ def test_bfloat16_is_rounded_once(key):
     wide = module.apply(variables, x.astype(jnp.float32))
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(jnp.float32), wide, rtol=2e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("key", ["scaled_relu", "scaled_gelu", "scaled_silu"])
+def test_scaled_activations_keep_the_variance_of_a_standard_normal(key):
+    """By quadrature; the published gains of GELU and SiLU were sampled."""
+    x = np.linspace(-12, 12, 24001)
+    weights = np.exp(-(x**2) / 2)
+    y = np.asarray(activations.build(key)().apply({}, jnp.asarray(x, jnp.float32)))
+    y = y.astype(np.float64)
+    mean = np.average(y, weights=weights)
+    assert abs(np.average((y - mean) ** 2, weights=weights) - 1) < 1e-2

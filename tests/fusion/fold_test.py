@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from normjax import fusion, models
+from normjax import fusion, models, norms
 from normjax.core.folding import FoldSite
 
-PREPBN = {"name": "prepbn", "decay_steps": 5}
+PREPBN = {"name": "prepbn", "decay_steps": 3}
 PATCH = {"name": "patch", "patch_size": 2}
 CONV = {"name": "conv", "strides": (2, 1)}
 
@@ -144,12 +144,60 @@ def test_layer_norms_stay_with_a_reason():
     assert folded is model and same == variables
 
 
-def test_a_mixture_at_evaluation_has_no_affine_form():
-    model = build({**PREPBN, "eval_mix": "current"})
-    plan = fusion.plan(model, random_variables(model))
+def test_a_mixture_at_evaluation_has_no_affine_form_before_the_end_of_the_decay():
+    model = build({**PREPBN, "eval_mix": "current", "decay_steps": 4})
+    variables = random_variables(model)
+    plan = fusion.plan(model, variables)
     assert {entry.reason for entry in plan} == {
-        "has no affine form as it is configured"
+        "has no affine form as it is configured before step 4"
     }
+    assert fusion.fold(model, variables)[0] is model
+    at_the_end = model.clone(norm=norms.build({**PREPBN, "eval_mix": "current"}))
+    assert not [entry for entry in fusion.plan(at_the_end, variables) if entry.reason]
+    assert largest_difference(at_the_end, variables, np.float32) < 1e-4
+
+
+def test_folding_before_the_end_of_the_decay_warns():
+    """The counters stand at 3; the step of the warning is the first without one."""
+    for decay, warmup in ((4, 0), (1, 3), (7, 2)):
+        schedule = {"name": "prepbn", "decay_steps": decay, "warmup_steps": warmup}
+        model = build(schedule, depth=1)
+        variables = random_variables(model)
+        end = decay + warmup
+        assert {entry.decay for entry in fusion.plan(model, variables)} == {(3, end)}
+        text = rf"PRepBN is at step 3 .* in 3 norms .* exact from step {end} on"
+        with pytest.warns(fusion.UnfinishedDecay, match=text):
+            folded, merged = fusion.fold(model, variables)
+        assert merged.keys() == {"params"}
+        # What it warns about: folded is what the model is at evaluation anyway.
+        x = images()
+        np.testing.assert_allclose(
+            folded.apply(merged, x), model.apply(variables, x), rtol=0, atol=1e-5
+        )
+
+
+def test_sizes_by_hand():
+    """One convolution of patches, four linear layers and a head, on four tokens."""
+    model = build("batch_norm", pool="mean", depth=1)
+    variables = random_variables(model)
+    x = images()[:1]
+    before = fusion.size_of(model, variables, x)
+    after = fusion.size_of(*fusion.fold(model, variables), x)
+    dim, tokens, classes = 8, 4, 5
+    matrices = {"stem": 4 * dim, "qkv": 3 * dim**2, "proj": dim**2, "mlp": 2 * dim**2}
+    biases, table = dim + 3 * dim + dim + 2 * dim, tokens * dim
+    head = dim * classes + classes
+    assert after.parameters == sum(matrices.values()) + biases + table + head
+    assert before.parameters == after.parameters + 3 * 2 * dim
+    assert (before.state, after.state) == (3 * 2 * dim, 0)
+    attention = 2 * tokens**2 * dim
+    # The mean over the tokens and the table of positions are written as products.
+    expected = tokens * sum(matrices.values()) + attention + dim * classes
+    expected += 2 * tokens * dim
+    assert before.multiply_adds == after.multiply_adds == expected
+    # Subtract, multiply by the root, by the scale, add: of every number, in each norm.
+    saved = before.operations - after.operations
+    assert 3 * 4 * tokens * dim <= saved <= 3 * 4 * (tokens + 1) * dim
 
 
 def test_no_norm_needs_no_folding():

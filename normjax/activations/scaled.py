@@ -1,0 +1,59 @@
+"""Activations that keep the variance of a standard normal input."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+
+from normjax.activations.base import ACTIVATIONS, gelu
+from normjax.core.moments import at_least_float32
+
+
+class Scaled(nn.Module):
+    """y = gain * f(x), gain = 1 / std(f(z)) for z ~ N(0, 1).
+
+    Networks without norms keep the size of their signal by it (NFNet; Brock et al.,
+    2021); the weights are then standardized (`reparam`).
+    """
+
+    gain: ClassVar[float]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return (self.gain * self.plain(at_least_float32(x))).astype(x.dtype)
+
+    def plain(self, x: jax.Array) -> jax.Array:
+        """f(x)."""
+        raise NotImplementedError
+
+
+@ACTIVATIONS.register("scaled_relu")
+class ScaledReLU(Scaled):
+    """y = 1.7139588594436646 max(x, 0)."""
+
+    gain = 1.7139588594436646
+
+    def plain(self, x):
+        """f(x)."""
+        return jax.nn.relu(x)
+
+
+@ACTIVATIONS.register("scaled_gelu")
+class ScaledGELU(Scaled):
+    """y = 1.7015043497085571 x Phi(x)."""
+
+    gain = 1.7015043497085571
+
+    def plain(self, x):
+        """f(x)."""
+        return gelu(x)
+
+
+@ACTIVATIONS.register("scaled_silu")
+class ScaledSiLU(Scaled):
+    """y = 1.7881293296813965 x sigmoid(x)."""
+
+    gain = 1.7881293296813965
+
+    def plain(self, x):
+        """f(x)."""
+        return jax.nn.silu(x)
