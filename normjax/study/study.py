@@ -196,7 +196,7 @@ def _plot_layers(study, rows, columns, workdir: Path, path: Path) -> None:
         axis.set_xlabel("layer")
         axis.set_yscale("log")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+    axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes[0][0].set_ylabel(TITLES[study.layers])
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
