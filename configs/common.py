@@ -128,6 +128,7 @@ def image_config() -> Any:
     data = config.data
     data.name = "digits"  # digits, image_folder or the name of a TFDS set
     data.eval_split = "test"
+    data.undecodable = "stop"  # or "skip" an image that cannot be decoded
     data.mean = (0.5,)  # of the pixels scaled to 0..1, one a channel or one for all
     data.std = (0.5,)
     data.label_smoothing = 0.0

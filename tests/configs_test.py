@@ -28,7 +28,7 @@ FILES = sorted(
 )
 EVERY = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 LARGE = {"imagenet_swin", "imagenet_pvt", "imagenet_cswin", "lm_text", "lm_llama"}
-LARGE |= {"cifar10", "transduction"}
+LARGE |= {"cifar10", "transduction", "bn_only", "perp", "norm_free"}
 TRAINED = [
     pytest.param(path, marks=pytest.mark.slow) if path.stem in LARGE else path
     for path in FILES
@@ -56,7 +56,10 @@ def other(value):
         return value + 3, str(value + 3)
     if isinstance(value, str):
         return value + "x", value + "x"
-    changed = tuple(item + 1 for item in value)
+    if any(isinstance(item, dict) for item in value):
+        changed = tuple({**item, "pattern": "x"} for item in value)
+    else:
+        changed = tuple(item + 1 for item in value)
     return changed, repr(changed)
 
 

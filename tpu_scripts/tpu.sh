@@ -327,7 +327,8 @@ shell() {
   fi
 }
 
-# Sets RUN to one word for all workers: running, done, stopped (75), wrong (2), failed,
+# Sets RUN to one word for all workers: running, done, stopped (75, and 143 before the
+# first step), wrong (2), failed,
 # partly (some of them run) or none.
 run_state() {
   local lines running
@@ -342,7 +343,7 @@ run_state() {
     RUN="done"
   elif grep -qE ': exited 2$' <<<"$lines"; then
     RUN=wrong
-  elif grep -qE ': exited 75$' <<<"$lines" && ! grep -qE ': exited 1$' <<<"$lines"; then
+  elif grep -qE ': exited (75|143)$' <<<"$lines" && ! grep -qE ': exited 1$' <<<"$lines"; then
     RUN=stopped
   else
     RUN=failed

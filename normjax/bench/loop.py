@@ -16,6 +16,7 @@ from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import define_config, parse_flags
 from normjax.train.experiment import build_experiment
 from normjax.train.loop import Run
+from normjax.train.programs import trace_train_step
 from normjax.train.signals import Interrupt
 
 ROUNDS = 5
@@ -47,7 +48,7 @@ def measure(config: Any) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
         run = Run(experiment, Path(folder), checkpoints)
-        step_fn, _ = run.compile()
+        step_fn, _ = run.compile(trace_train_step(experiment))
         log = report.MetricLog(run.workdir, 0)
         batch = next(experiment.train_batches())
         loop, bare = [], []

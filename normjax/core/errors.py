@@ -8,6 +8,13 @@ class UserError(ValueError):
     """A wrong input. The message is one line; commands print it and exit with 2."""
 
 
+class LoadingFailed(RuntimeError):
+    """Data cannot be read any more: a worker process died, or files are damaged.
+
+    The message is one line; commands print it and exit with 1.
+    """
+
+
 def one_of(what: str, name: object, allowed: Iterable[str]) -> str:
     """`unknown {what} 'name'`, its near matches, and everything that is allowed."""
     allowed = sorted(allowed)

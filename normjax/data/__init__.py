@@ -9,12 +9,13 @@ examples on the device.
 from normjax.data import augment
 from normjax.data.order import example_indices, permutation
 from normjax.data.pipeline import eval_batches, train_batches
-from normjax.data.rows import image_shape
+from normjax.data.rows import STOOD_IN, image_shape
 from normjax.data.sources import ImageSource, open_images
 from normjax.data.text import TextSource, open_text
 from normjax.data.transduction import ReversedCase, open_transduction
 
 __all__ = [
+    "STOOD_IN",
     "ImageSource",
     "ReversedCase",
     "TextSource",

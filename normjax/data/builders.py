@@ -5,6 +5,8 @@ before a data set is opened, because tensorflow_datasets takes a second to impor
 """
 
 import contextlib
+import functools
+import hashlib
 import io
 import os
 import pathlib
@@ -24,6 +26,7 @@ from normjax.data import decode
 from normjax.data.folder import Folder
 
 VERSION = "1.0.0"
+FOLDER_VERSION = "1.1.0"
 
 UNREADABLE = (
     *decode.UNREADABLE,
@@ -84,20 +87,29 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 class ImageFolder(tfds.core.GeneratorBasedBuilder):
     """The images of a `Folder`, their bytes as they are; every one is read to its end.
 
-    The metadata field `image_shape` is [H, W, C], with H and W None where sizes
-    differ; C is 1 if all images are gray, else 3. The feature `file` holds the name.
+    The feature `file` holds the name. Metadata:
+
+    - `image_shape`: [H, W, C], with H and W None where sizes differ; C is 1 if all
+      images are gray, else 3.
+    - `digest`: of all names, labels and bytes; neither place nor time is in it.
+    - `left_out`: how many images of each split PIL cannot read to their end.
+
+    Args:
+      skip: leave such images out and say so on stderr.
 
     Raises (while preparing):
-      UserError: a file that PIL cannot read to its end.
+      UserError: such an image, where they are not left out; a split without any other.
     """
 
-    VERSION = tfds.core.Version(VERSION)
+    VERSION = tfds.core.Version(FOLDER_VERSION)
     url_infos = None  # as above
 
-    def __init__(self, *, folder: Folder, **kwargs):
-        self._folder = folder
+    def __init__(self, *, folder: Folder, skip: bool = False, **kwargs):
+        self._folder, self._skip = folder, skip
         self._sizes: set[tuple[int, int]] = set()
         self._all_gray = True
+        self._digest = hashlib.sha256()
+        self._left_out: dict[str, int] = {}
         super().__init__(**kwargs)
 
     def _info(self):
@@ -120,25 +132,47 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         return {name: self._generate_examples(name, files) for name, files in splits}
 
     def _generate_examples(self, split, files):
+        left_out = 0
         with self._folder.reader() as read:
             for key, (name, label) in enumerate(track(files, f"preparing {split}")):
                 try:
                     encoded = read(name)
                     height, width, gray = decode.verify(encoded)
                 except UNREADABLE as error:
-                    where = f"{name!r} in {str(self._folder.path)!r}"
-                    reason = f"truncated, damaged or no image ({error})"
-                    raise UserError(
-                        f"image_folder: cannot read {where}: {reason}; "
-                        "mend or remove this file"
-                    ) from None
+                    self._refuse(name, error)
+                    left_out += 1
+                    continue
                 self._sizes.add((height, width))
                 self._all_gray &= gray
+                content = hashlib.sha256(encoded).hexdigest()
+                self._digest.update(repr((split, name, label, content)).encode())
                 image = io.BytesIO(encoded)
                 yield key, {"image": image, "label": label, "file": name}
+        if left_out == len(files):
+            where = f"split {split!r} of {str(self._folder.path)!r}"
+            raise UserError(f"image_folder: no image of {where} can be read")
+        self._left_out[split] = left_out
+        self._describe()
+
+    def _refuse(self, name: str, error: Exception) -> None:
+        """Raise, or say that an image is left out."""
+        where = f"{name!r} in {str(self._folder.path)!r}"
+        reason = f"truncated, damaged or no image ({decode.reason(error)})"
+        if self._skip:
+            say(f"left out {where}: {reason}")
+            return
+        raise UserError(
+            f"image_folder: cannot read {where}: {reason}; mend or remove this file, "
+            "or leave it out by config.data.undecodable=skip"
+        ) from None
+
+    def _describe(self) -> None:
         size = next(iter(self._sizes)) if len(self._sizes) == 1 else (None, None)
-        shape = [*size, 1 if self._all_gray else 3]
-        self.info.metadata.update(image_shape=shape)  # pyright: ignore
+        self.info.metadata.update(  # pyright: ignore
+            image_shape=[*size, 1 if self._all_gray else 3],
+            digest=self._digest.hexdigest()[:16],
+            left_out=self._left_out,
+        )
 
 
 def prepare(make: Callable[..., tfds.core.DatasetBuilder], target: pathlib.Path):
@@ -176,17 +210,18 @@ def prepare(make: Callable[..., tfds.core.DatasetBuilder], target: pathlib.Path)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def prepare_folder(folder: Folder, target: pathlib.Path) -> None:
+def prepare_folder(folder: Folder, target: pathlib.Path, *, skip: bool) -> None:
     """`prepare` an `ImageFolder`, and say on stderr that it takes a while."""
     if target.is_dir():
         return
     count, start = sum(map(len, folder.splits.values())), time.monotonic()
-    _say(f"preparing {count} images of {str(folder.path)!r} (once)")
-    prepare(lambda **kwargs: ImageFolder(folder=folder, **kwargs), target)
-    _say(f"prepared in {time.monotonic() - start:.0f} s in {str(target)!r}")
+    say(f"preparing {count} images of {str(folder.path)!r} (once)")
+    make = functools.partial(ImageFolder, folder=folder, skip=skip)
+    prepare(make, target)
+    say(f"prepared in {time.monotonic() - start:.0f} s in {str(target)!r}")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

@@ -195,7 +195,11 @@ def _list(pattern: str, digest) -> list[Document]:
         if path.suffix.lower() == ".zip":
             documents += _list_zip(path, "" if len(paths) == 1 else name + "/", digest)
             continue
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError as error:  # a link to nothing
+            reason = f"{str(path)!r} ({error.strerror})"
+            raise UserError(f"text_file: cannot read {reason}") from None
         digest.update(
             repr((str(path.absolute()), stat.st_size, stat.st_mtime_ns)).encode()
         )

@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Images = np.ndarray | Sequence[np.ndarray]
 """uint8 [B, H, W, C], or B images uint8 [H, W, C] of different sizes."""
@@ -61,6 +61,11 @@ def verify(encoded: bytes) -> tuple[int, int, bool]:
         image.draft(None, (max(1, width // 8), max(1, height // 8)))
         image.load()
         return height, width, is_gray(image)
+
+
+def reason(error: Exception) -> str:
+    """Why an image is unreadable, in words that are the same every time."""
+    return "no image" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)

@@ -67,9 +67,13 @@ def scan(path: str | os.PathLike) -> Folder:
         an image outside the class folders, classes that differ between splits.
     """
     root = pathlib.Path(path).expanduser().absolute()
-    if not root.exists():
+    if not os.path.exists(root):
         raise UserError(f"image_folder: no such path {str(root)!r}; {EXPECTED}")
-    files, folders = _list_directory(root) if root.is_dir() else _list_zip(root)
+    try:
+        files, folders = _list_directory(root) if root.is_dir() else _list_zip(root)
+    except OSError as error:  # no permission, or a link to nothing
+        where = f"{error.filename!r} ({error.strerror})"
+        raise UserError(f"image_folder: cannot read {where}") from None
     images = [name for name in sorted(files) if name.lower().endswith(SUFFIXES)]
     if not images:
         raise UserError(f"image_folder: no image in {str(root)!r}; {EXPECTED}")

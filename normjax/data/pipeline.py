@@ -6,10 +6,10 @@ from collections.abc import Generator
 
 import numpy as np
 
-from normjax.core.errors import UserError
+from normjax.core.errors import LoadingFailed, UserError
 from normjax.data import order
 from normjax.data.augment import Transform
-from normjax.data.rows import Batch, Rows, Source
+from normjax.data.rows import STOOD_IN, Batch, Rows, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,8 @@ class BatchSource:
         batch.setdefault("mask", np.arange(count) < len(indices))
         if indices.size:
             loaded = self.rows.load(indices, np.empty((len(indices), 0)))
+            if STOOD_IN in loaded:  # an example must not count twice
+                batch["mask"][: len(indices)] &= loaded.pop(STOOD_IN) < 0
             for name, rows in loaded.items():
                 batch[name][: len(rows)] = rows
         return batch
@@ -95,12 +97,13 @@ def train_batches(
         them; 0 makes them when asked for.
 
     Yields:
-      Of images {"image": uint8 [L, H, W, C], "label": int32 [L]}; of text what
-      `TextSource` says.
+      Of images {"image": uint8 [L, H, W, C], "label": int32 [L]}, and `STOOD_IN` of a
+      source that skips; of text what `TextSource` says.
 
     Raises:
       UserError: at the call, images without one shape or a batch size that cannot be
         shared out; while iterating, an undecodable image.
+      LoadingFailed: while iterating, a worker process that has died, unreadable files.
     """
     rows = source.rows(augment)
     batches = BatchSource(rows, batch_size, process_index, process_count, seed)
@@ -127,7 +130,8 @@ def eval_batches(
       Others: as in `train_batches`.
 
     Yields:
-      As `train_batches`, and of images also "mask": bool [L].
+      As `train_batches`, and of images also "mask": bool [L], which is False where
+      another example stands in.
 
     Raises:
       UserError: as `train_batches`.
@@ -157,5 +161,9 @@ def _iterate(
     iterator = iter(dataset)
     try:
         yield from iterator
+    except (OSError, RuntimeError) as error:  # grain's, and those of array_record
+        where = f" in a worker process of {workers}" if workers else ""
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LoadingFailed(f"loading data{where} failed: {reason}") from error
     finally:
         iterator.close()

@@ -50,6 +50,21 @@ def complete_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
             made.rename(target)
 
 
+@contextlib.contextmanager
+def intact(folder: pathlib.Path) -> Iterator[None]:
+    """Reads files that `complete_folder` made.
+
+    Raises:
+      UserError: one is missing or damaged.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        hint = "remove the folder, and it is made again"
+        message = f"prepared data in {str(folder)!r} is damaged ({error}); {hint}"
+        raise UserError(message) from None
+
+
 def open_tfds(
     name: str,
     data_dir: str | os.PathLike | None,

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 Batch = dict[str, np.ndarray]
 
+STOOD_IN = "stood_in"
+"""Rows that hold another example than they should, see `ImageRows`."""
+
 
 class Rows(Protocol):
     """Random access to rows. It pickles, and threads may share it."""
@@ -33,7 +36,15 @@ class Rows(Protocol):
 
 
 class Source(Protocol):
-    """A split of a data set."""
+    """A split of a data set.
+
+    Attributes:
+      digest: another one where the data has changed, wherever and whenever it lies.
+    """
+
+    digest: str
+
+    def __len__(self) -> int: ...
 
     def rows(self, transform: Transform | None) -> Rows:
         """Its rows, images among them after `transform`."""
@@ -59,7 +70,11 @@ def image_shape(
 
 
 class ImageRows:
-    """Rows {"image": uint8 [B, H, W, C], "label": int32 [B]}."""
+    """Rows {"image": uint8 [B, H, W, C], "label": int32 [B]}.
+
+    Of a source that skips, also {`STOOD_IN`: int64 [B]}: the number of the example
+    that another one stands in for, or -1.
+    """
 
     def __init__(self, source: "ImageSource", transform: Transform | None):
         self._source, self._transform = source, transform
@@ -80,4 +95,8 @@ class ImageRows:
         images, labels = self._source.gather(indices)
         if self._transform:
             images = self._transform(images, u)
-        return {"image": np.asarray(images), "label": labels.astype(np.int32)}
+        batch = {"image": np.asarray(images), "label": labels.astype(np.int32)}
+        if self._source.skip:
+            found = np.isin(indices, list(self._source.stand_ins))
+            batch[STOOD_IN] = np.where(found, indices, -1)
+        return batch

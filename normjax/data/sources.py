@@ -1,5 +1,7 @@
 """Image sources: prepared data sets with random access, decoded by PIL."""
 
+import contextlib
+import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -17,6 +19,9 @@ from normjax.data.rows import ImageRows
 EMBEDDED = ("digits", "image_folder")
 """Data sets that need no TFDS preparation by the user."""
 
+UNDECODABLE = ("stop", "skip")
+"""What to do with an image that cannot be decoded: raise, or take the next that can."""
+
 DECODED_BYTES = 2**30
 """Sets of one image size that decode to less than this are decoded once, to a file."""
 
@@ -32,28 +37,42 @@ class ImageSource:
       name: data set.  split: its split.  class_names: tuple of str.
       channels: 1 (gray) or 3 (RGB).  num_examples: examples in the split.
       shape: (H, W, C) if all images share it, else None.
+      digest: of the data set, to tell it from a changed one: of all names, labels and
+        bytes of an image folder; of the name, version and sizes of another set.
+      left_out: images of the folder's split that could not be read when it was
+        prepared, and are no examples.
+      skip: whether images that cannot be decoded are stood in for.
+      stand_ins: those found so far, with the example that stands in for each: the next
+        one that can be decoded, behind the last the first.
     """
 
-    def __init__(self, name, split, builder, *, image_key, label_key, shape, cache):
+    def __init__(
+        self, name, split, builder, *, image_key, label_key, shape, cache, skip
+    ):
         """Reads `split` of the prepared TFDS `builder`.
 
         Args:
           shape: (H | None, W | None, C) of the images.
-          cache: folder that decoded sets are kept in.
+          cache: folder that decoded sets are kept in.  skip: see above.
         """
         import tensorflow_datasets as tfds
 
-        self.name, self.split = name, split
+        self.name, self.split, self.skip = name, split, skip
+        self.stand_ins: dict[int, int] = {}
+        metadata: Any = builder.info.metadata or {}
+        self.digest = metadata.get("digest") or _digest(builder)
+        self.left_out = metadata.get("left_out", {}).get(split, 0)
         self.class_names = tuple(builder.info.features[label_key].names)
         self.channels = shape[-1]
         self.shape = tuple(shape) if all(shape) else None
         self._keys = image_key, label_key
-        skip = {image_key: tfds.decode.SkipDecoding()}
-        self._records = builder.as_data_source(split, decoders=skip)
+        encoded = {image_key: tfds.decode.SkipDecoding()}
+        self._records = builder.as_data_source(split, decoders=encoded)
         self.num_examples = len(self._records)
         self._decoded_at: pathlib.Path | None = None
         if self.shape and self.num_examples * np.prod(self.shape) < DECODED_BYTES:
-            target = cache / "decoded" / prepared.preparation_key(builder, split)
+            key = prepared.preparation_key(builder, split) + skip * "-skip"
+            target = cache / "decoded" / key
             self._write_decoded(target)
             self._decoded_at = target
         self._map_decoded()
@@ -75,8 +94,12 @@ class ImageSource:
     def _map_decoded(self) -> None:
         self._decoded: tuple[np.ndarray, np.ndarray] | None = None
         if self._decoded_at:
-            images = np.load(self._decoded_at / "images.npy", mmap_mode="r")
-            self._decoded = images, np.load(self._decoded_at / "labels.npy")
+            with prepared.intact(self._decoded_at):
+                images = np.load(self._decoded_at / "images.npy", mmap_mode="r")
+                self._decoded = images, np.load(self._decoded_at / "labels.npy")
+                if self.skip:
+                    pairs = np.load(self._decoded_at / "stand_ins.npy")
+                    self.stand_ins = dict(pairs.tolist())
 
     def _write_decoded(self, target: pathlib.Path) -> None:
         """Decode all examples into `target`, complete or not at all."""
@@ -97,6 +120,8 @@ class ImageSource:
                 images[chunk] = np.stack(decoded)
             images.flush()
             np.save(made / "labels.npy", labels)
+            pairs = np.array(list(self.stand_ins.items()), np.int64).reshape(-1, 2)
+            np.save(made / "stand_ins.npy", pairs)
 
     def rows(self, transform: Transform | None) -> ImageRows:
         """Rows of batches: the images after `transform`, and their labels.
@@ -151,14 +176,39 @@ class ImageSource:
         return [(record[image_key], int(record[label_key])) for record in records]
 
     def _decode(self, indices: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        pairs, images = self._read(indices), []
-        for index, (encoded, _) in zip(indices, pairs, strict=True):
+        images, labels = [], []
+        for index, pair in zip(indices.tolist(), self._read(indices), strict=True):
             try:
-                images.append(decode.decode(encoded, self.channels))
+                image, label = decode.decode(pair[0], self.channels), pair[1]
             except decode.UNREADABLE as error:
-                where = self.name_of(index)
-                raise UserError(f"cannot decode {where}: {error}") from None
-        return images, np.array([label for _, label in pairs], np.int64)
+                image, label = self._stand_in(index, error)
+            images.append(image)
+            labels.append(label)
+        return images, np.array(labels, np.int64)
+
+    def _stand_in(self, index: int, error: Exception) -> tuple[np.ndarray, int]:
+        """The next image that can be decoded, and its label."""
+        what = f"cannot decode {self.name_of(index)}: {decode.reason(error)}"
+        if not self.skip:
+            hint = "config.data.undecodable=skip takes the next one instead"
+            raise UserError(f"{what}; {hint}") from None
+        for step in range(1, self.num_examples):
+            other = (index + step) % self.num_examples
+            encoded, label = self.read(other)
+            with contextlib.suppress(*decode.UNREADABLE):
+                image = decode.decode(encoded, self.channels)
+                self._note(index, other, what)
+                return image, label
+        raise UserError(
+            f"no image of {self.name!r} split {self.split!r} can be decoded"
+        )
+
+    def _note(self, index: int, other: int, what: str) -> None:
+        from normjax.data.builders import say
+
+        if index not in self.stand_ins:
+            say(f"{what}; example {other} stands in")
+        self.stand_ins[index] = other
 
 
 def open_images(
@@ -167,6 +217,7 @@ def open_images(
     *,
     data_dir: str | os.PathLike | None = None,
     path: str | os.PathLike | None = None,
+    undecodable: str = "stop",
 ) -> ImageSource:
     """Open one split of an image classification set; embedded sets are prepared first.
 
@@ -178,11 +229,17 @@ def open_images(
       data_dir: where prepared sets lie. Default: for embedded sets the environment
         variable NORMJAX_DATA_DIR, else ~/.cache/normjax; for others TFDS's own.
       path: the directory or zip of "image_folder".
+      undecodable: what is to happen with images that cannot be decoded: "stop" raises;
+        "skip" leaves them out when an image folder is prepared, and takes the next
+        image that can be decoded where another set has them.
 
     Raises:
       UserError: unknown name or split, a set that is not prepared or in a format
         without random access, a faulty image folder.
     """
+    if undecodable not in UNDECODABLE:
+        raise UserError(one_of("data.undecodable", undecodable, UNDECODABLE))
+    skip = undecodable == "skip"
     if (name == "image_folder") != (path is not None):
         rule = "path names the directory or zip of 'image_folder', and only that"
         raise UserError(f"data set {name!r} with path={path and str(path)!r}: {rule}")
@@ -191,7 +248,7 @@ def open_images(
         shape = builder.info.features["image"].shape
         keys = "image", "label"
     elif name == "image_folder":
-        builder = _open_folder(prepared.cache_dir(data_dir), path)
+        builder = _open_folder(prepared.cache_dir(data_dir), path, skip=skip)
         shape = builder.info.metadata["image_shape"]
         keys = "image", "label"
     else:
@@ -212,6 +269,7 @@ def open_images(
         label_key=label_key,
         shape=shape,
         cache=prepared.cache_dir(data_dir if name in EMBEDDED else None),
+        skip=skip,
     )
 
 
@@ -225,15 +283,27 @@ def _open_digits(root: pathlib.Path) -> Any:
     return tfds.builder_from_directory(target)
 
 
-def _open_folder(root: pathlib.Path, path: str | os.PathLike | None) -> Any:
+def _digest(builder: Any) -> str:
+    """Of what TFDS knows of a prepared set."""
+    sizes = {k: (s.num_examples, s.num_bytes) for k, s in builder.info.splits.items()}
+    identity = repr((builder.info.full_name, sorted(sizes.items())))
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def _open_folder(
+    root: pathlib.Path, path: str | os.PathLike | None, *, skip: bool
+) -> Any:
     import tensorflow_datasets as tfds
 
     from normjax.data import builders
 
     assert path is not None
     folder = scan(path)
-    target = root / "image_folder" / folder.fingerprint / builders.VERSION
-    builders.prepare_folder(folder, target)
+    # What was prepared without an undecodable image is good for both.
+    target = root / "image_folder" / folder.fingerprint / builders.FOLDER_VERSION
+    if skip and not target.is_dir():
+        target = target.parent / "skip" / builders.FOLDER_VERSION
+    builders.prepare_folder(folder, target, skip=skip)
     return tfds.builder_from_directory(target)
 
 

@@ -1,6 +1,7 @@
 """Text as rows of tokens: packed documents, or one document a row."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -22,7 +23,7 @@ EMBEDDED = ("pytext", "text_file")
 
 LAYOUTS = ("packed", "padded")
 
-_FORMAT = "1"  # of the prepared tokens
+_FORMAT = "2"  # of the prepared tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,7 @@ class TextSource:
       num_tokens: targets that count.  num_bytes: of the text; nats a byte are the
         summed loss of a pass over `num_bytes`.
       fingerprint: of the text; that of pytext names the version of Python.
+      digest: of the tokens.
     """
 
     def __init__(self, name, split, folder, *, fields, tokenizer, fingerprint):
@@ -86,8 +88,10 @@ class TextSource:
         self.end_token, self.vocab_size = tokenizer.size, tokenizer.size + 1
         self._tokenizer_name = fields.tokenizer
         self._folder = folder
-        self.num_bytes = json.loads((folder / "info.json").read_text())["num_bytes"]
-        self._map()
+        with prepared.intact(folder):
+            info = json.loads((folder / "info.json").read_text())
+            self.num_bytes, self.digest = info["num_bytes"], info["digest"]
+            self._map()
         self.num_documents = len(self._starts) - 1
         self.num_tokens = int(self._starts[-1])
         chunks = -(-np.diff(self._starts) // self.length)
@@ -113,6 +117,8 @@ class TextSource:
         dtype = _dtype(self.vocab_size)
         self._tokens = np.memmap(self._folder / "tokens.bin", dtype, "r")
         self._starts = np.load(self._folder / "starts.npy")
+        if len(self._tokens) != self._starts[-1] + 1:
+            raise ValueError(f"{len(self._tokens)} of {self._starts[-1] + 1} tokens")
 
     def rows(self, transform: Transform | None = None) -> "TextSource":
         """Itself: it makes its rows.
@@ -288,7 +294,7 @@ def _write(
 ) -> None:
     """Leave the tokens of `documents` in `folder`, complete or not at all."""
     end, dtype = tokenizer.size, _dtype(tokenizer.size + 1)
-    starts, num_bytes = [0], 0
+    starts, num_bytes, digest = [0], 0, hashlib.sha256()
     with prepared.complete_folder(folder) as made:
         with (made / "tokens.bin").open("wb") as file:
             for name, text in documents:
@@ -298,11 +304,14 @@ def _write(
                     reason = f"is not UTF-8 ({error.reason} at byte {error.start})"
                     hint = "the tokenizer 'bytes' takes any file"
                     raise UserError(f"{what}: {name!r} {reason}; {hint}") from None
-                np.concatenate([[end], tokens]).astype(dtype).tofile(file)
+                row = np.concatenate([[end], tokens]).astype(dtype)
+                row.tofile(file)
+                digest.update(row)
                 starts.append(starts[-1] + 1 + len(tokens))
                 num_bytes += len(text)
             np.array([end], dtype).tofile(file)
         if len(starts) == 1:
             raise UserError(f"{what} holds no text")
         np.save(made / "starts.npy", np.array(starts, np.int64))
-        (made / "info.json").write_text(json.dumps({"num_bytes": num_bytes}))
+        info = {"num_bytes": num_bytes, "digest": digest.hexdigest()[:16]}
+        (made / "info.json").write_text(json.dumps(info))

@@ -75,10 +75,11 @@ def rules_of(spec: Any) -> tuple[Rule, ...]:
         argument.
     """
     specs = (spec,) if isinstance(spec, Mapping) else tuple(spec or ())
-    return tuple(s if isinstance(s, Rule) else _rule_of(dict(s)) for s in specs if s)
+    return tuple(s if isinstance(s, Rule) else _rule_of(s) for s in specs if s)
 
 
-def _rule_of(spec: dict[str, Any]) -> Rule:
+def _rule_of(spec: Any) -> Rule:
+    spec = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     pattern = spec.pop("pattern", None)
     if not isinstance(pattern, str):
         raise UserError(f"a reparameterization needs a 'pattern', got {spec}")

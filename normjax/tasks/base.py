@@ -67,6 +67,8 @@ class Task(abc.ABC):
       unit: what a row of a batch is made of, in plural.  units_per_row: how many.
       columns: the scores in tables.
       curves: the axes of the plot, (label, logarithmic, names of scalars).
+      stood_in: numbers of the training examples that were to come up in this process
+        so far and could not be decoded; see `config.data.undecodable`.
     """
 
     objective: Objective
@@ -83,8 +85,12 @@ class Task(abc.ABC):
         """
         self._config = config
         self._sources: dict[str, Any] = {}
-        # Both at once: a wrong name must not wait for its use.
-        for split in (config.data.train_split, config.data.eval_split):
+        self.stood_in: set[int] = set()
+        # All at once: a wrong name must not wait for its use.
+        fields = config.data
+        for split in filter(
+            None, (fields.train_split, fields.eval_split, fields.get("test_split"))
+        ):
             self.source(split)
 
     def source(self, split: str) -> Any:
@@ -92,6 +98,13 @@ class Task(abc.ABC):
         if split not in self._sources:
             self._sources[split] = self._open(split)
         return self._sources[split]
+
+    def digests(self) -> dict[str, dict[str, Any]]:
+        """Number of examples and digest of every split that is open."""
+        return {
+            split: {"examples": len(source), "digest": source.digest}
+            for split, source in self._sources.items()
+        }
 
     @abc.abstractmethod
     def _open(self, split: str) -> Any:

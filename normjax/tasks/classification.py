@@ -1,10 +1,12 @@
 """Image classification."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from normjax import data
@@ -154,8 +156,13 @@ class ImageClassification(Task):
 
     def _open(self, split):
         fields = self._config.data
-        where = {"data_dir": fields.data_dir or None, "path": fields.path or None}
-        return data.open_images(fields.name, split, **where)
+        return data.open_images(
+            fields.name,
+            split,
+            data_dir=fields.data_dir or None,
+            path=fields.path or None,
+            undecodable=fields.get("undecodable", "stop"),
+        )
 
     def model_arguments(self):
         return {"num_classes": self._num_classes}
@@ -168,12 +175,20 @@ class ImageClassification(Task):
 
     def train_batches(self, **arguments):
         fields = self._config.data
-        return data.train_batches(
+        batches = data.train_batches(
             self.source(fields.train_split),
             augment=data.augment.build(fields.augment, train=True),
             workers=fields.workers,
             **arguments,
         )
+        return self._noting_stand_ins(batches)
+
+    def _noting_stand_ins(self, batches: Any) -> Iterator[dict[str, Any]]:
+        with contextlib.closing(batches):
+            for batch in batches:
+                numbers = batch.pop(data.STOOD_IN, np.empty(0))
+                self.stood_in.update(numbers[numbers >= 0].tolist())
+                yield batch
 
     def eval_batches(self, split, **arguments):
         transform = data.augment.build(self._config.data.augment, train=False)
@@ -189,7 +204,9 @@ class ImageClassification(Task):
 
     def describe(self):
         fields = self._config.data
-        return f"{fields.name}, {len(self.source(fields.train_split)):,} images"
+        source = self.source(fields.train_split)
+        size = f"{fields.name}, {len(source):,} images"
+        return f"{size}, {source.left_out:,} left out" if source.left_out else size
 
 
 def _check_channels(field: str, value: Any, channels: int) -> None:

@@ -33,6 +33,7 @@ class Stream(NamedTuple):
       corruption: key of `data.corrupt.STRENGTHS`, or "".  severity: 1 to 5.
       order: "iid", or "correlated": one class after the other, as a worst case.
       batch_size: images a step.
+      images: how many, chosen by the config's seed; 0 for all.
     """
 
     split: str = ""
@@ -40,6 +41,7 @@ class Stream(NamedTuple):
     severity: int = 5
     order: str = "iid"
     batch_size: int = 64
+    images: int = 0
 
 
 def adapt_run(
@@ -95,10 +97,11 @@ def _step_of(experiment: Any, method: Any) -> Any:
 def _shown(experiment: Any, stream: Stream, name: str) -> Any:
     """The batches, with a progress bar on a terminal."""
     source = experiment.task.source(stream.split or experiment.config.data.eval_split)
+    images = min(stream.images or len(source), len(source))
     return track(
         _batches(experiment, stream),
         name,
-        total=-(-len(source) // stream.batch_size),
+        total=-(-images // stream.batch_size),
         console=report.console,
         disable=not report.console.is_terminal,
     )
@@ -109,7 +112,7 @@ def _batches(experiment: Any, stream: Stream) -> Iterator[dict[str, np.ndarray]]
     config = experiment.config
     source = experiment.task.source(stream.split or config.data.eval_split)
     rows = source.rows(data.augment.build(config.data.augment, train=False))
-    indices = order.permutation(config.seed, 0, len(rows))
+    indices = order.permutation(config.seed, 0, len(rows))[: stream.images or None]
     if stream.order == "correlated":
         labels = np.array([source.read(int(i))[1] for i in indices])
         indices = indices[np.argsort(labels, kind="stable")]

@@ -1,13 +1,15 @@
 """The commands behind train.py and eval.py: flags in, exit code out."""
 
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
 
-from normjax.core.errors import UserError
+from normjax.core.errors import LoadingFailed, UserError
 from normjax.train.config import define_config, parse_flags
 from normjax.train.host import keep_freed_memory
 
@@ -24,8 +26,28 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     try:
         return command(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", *str(error).splitlines(), file=sys.stderr)
         return EXIT_USER_ERROR
+    except LoadingFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        _leave_the_others(EXIT_FAILED)
+        return EXIT_FAILED
+    except Exception:
+        traceback.print_exc()
+        _leave_the_others(EXIT_FAILED)
+        return EXIT_FAILED
+
+
+def _leave_the_others(code: int) -> None:
+    """End at once, if this is one process of several.
+
+    At its usual end it would wait for the others, which wait for it in the step.
+    """
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def train_command(argv: Sequence[str]) -> int:
@@ -55,7 +77,7 @@ def eval_command(argv: Sequence[str]) -> int:
     """`eval.py --workdir=DIR [--split=NAME] [--fold] [--best]`, or
 
     `eval.py --workdir=DIR --adapt=NAME[,NAME] [--split=NAME] [--corruption=KIND]
-    [--severity=5] [--stream=iid|correlated]`.
+    [--severity=5] [--stream=iid|correlated] [--images=N]`.
     """
 
     def define(values: flags.FlagValues) -> None:
@@ -67,6 +89,7 @@ def eval_command(argv: Sequence[str]) -> int:
         flags.DEFINE_string("corruption", "", "of the images, with --adapt", values)
         flags.DEFINE_integer("severity", 5, "1 to 5", flag_values=values)
         flags.DEFINE_string("stream", "iid", "order, with --adapt", values)
+        flags.DEFINE_integer("images", 0, "of the split; 0: all", flag_values=values)
 
     values = parse_flags(argv, define)
     from normjax.train.distributed import initialize
@@ -76,8 +99,14 @@ def eval_command(argv: Sequence[str]) -> int:
     if values.adapt:
         from normjax.train.adapt_run import Stream, adapt_run
 
-        given = (values.split or "", values.corruption, values.severity, values.stream)
-        adapt_run(_workdir(values), values.adapt, Stream(*given))
+        stream = Stream(
+            split=values.split or "",
+            corruption=values.corruption,
+            severity=values.severity,
+            order=values.stream,
+            images=values.images,
+        )
+        adapt_run(_workdir(values), values.adapt, stream)
         return 0
     evaluate_run(
         _workdir(values), split=values.split, fold=values.fold, best=values.best

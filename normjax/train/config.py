@@ -1,8 +1,10 @@
 """Configs: read from the command line, resolved, checked, kept in the workdir."""
 
 import dataclasses
+import glob
 import importlib.machinery
 import json
+import os
 import re
 import traceback
 import types
@@ -44,8 +46,9 @@ def load_module(path: str, function: str, *arguments: str) -> Any:
     Raises:
       UserError: no such file, or whatever goes wrong in it, with the line.
     """
-    if not Path(path).is_file():
-        beside = (str(file) for file in Path(path).parent.glob("*.py"))
+    if not os.path.isfile(path):  # which raises nothing, whatever the name
+        folder = glob.escape(os.path.dirname(path))
+        beside = glob.glob(os.path.join(folder, "*.py"))
         raise UserError(one_of("config file", path, beside))
     loader = importlib.machinery.SourceFileLoader("config_file", path)
     module = types.ModuleType(loader.name)
@@ -76,15 +79,15 @@ class _ConfigFile(flags.ArgumentParser):
     """Reads the value of --config and checks the overrides, in words of our own."""
 
     def __init__(self, argv: Sequence[str]):
-        self._overrides = [
-            match.groups()
-            for arg in argv
-            if (match := re.match(r"--?(?:no)?config\.([^=\[]+)(?:=(.*))?$", arg))
-        ]
+        override = re.compile(
+            r"--?(?:no)?config\.([^=\[]+)(\[.*?)?(?:=(.*))?$", re.DOTALL
+        )
+        matches = map(override.match, argv)
+        self._overrides = [match.groups() for match in matches if match]
 
     def parse(self, argument: str) -> ConfigDict:
         config = load_config(argument)
-        for field, text in self._overrides:
+        for field, index, text in self._overrides:
             node: Any = config
             path = "config"
             for name in field.split("."):
@@ -93,6 +96,10 @@ class _ConfigFile(flags.ArgumentParser):
                 if name not in node:
                     _add_argument(node, path, name)
                 node, path = node[name], f"{path}.{name}"
+            if index:
+                if not isinstance(node, list | tuple):
+                    raise UserError(f"{path} is no list: {index}")
+                continue
             try:
                 parse = _PARSERS.get(type(node), str)
                 parse(text or "1")
@@ -150,14 +157,14 @@ def parse_flags(argv: Sequence[str], define: Any) -> flags.FlagValues:
       UserError: anything that is wrong with the command line or the config file.
     """
     values = flags.FlagValues()
-    define(values)
     try:
+        define(values)
         rest = values(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}")
     except UserError:
         raise
-    except (flags.Error, TypeError, ValueError) as error:
+    except Exception as error:  # two libraries, neither of which says what it raises
         if isinstance(error.__context__, UserError):  # flags wraps what parsers raise
             raise error.__context__ from None
         raise UserError(_one_line(error)) from error
@@ -215,7 +222,7 @@ def keep_config(config: ConfigDict, workdir: Path, *, write: bool = True) -> Non
     """
     path, mine = Path(workdir) / CONFIG_FILE, _plain(config)
     if path.exists():
-        kept = _read(path)
+        kept = read_json(path)
         same = {name: mine.get(name) for name in FREE}
         changed = _differences({**kept, **same}, mine)
         if changed:
@@ -224,15 +231,8 @@ def keep_config(config: ConfigDict, workdir: Path, *, write: bool = True) -> Non
                 f"({'; '.join(changed)}): choose another --workdir"
             )
         return
-    if not write:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(mine, indent=2) + "\n")
-        temporary.rename(path)
-    except OSError as error:
-        raise UserError(f"workdir {workdir}: {error.strerror}") from error
+    if write:
+        write_json(path, mine)
 
 
 def kept_config(workdir: Path) -> Any:
@@ -242,9 +242,9 @@ def kept_config(workdir: Path) -> Any:
       UserError: there is none.
     """
     path = Path(workdir) / CONFIG_FILE
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"workdir {workdir} holds no run: no {CONFIG_FILE} in it")
-    return ConfigDict(_with_tuples(_read(path)))
+    return ConfigDict(_with_tuples(read_json(path)))
 
 
 def nonfinite_policy(config: Any) -> tuple[str, int]:
@@ -272,7 +272,27 @@ def require(config: Any, field: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def _read(path: Path) -> dict:
+def write_json(path: Path, value: dict) -> None:
+    """Write a file of the workdir, complete or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.rename(path)
+    except OSError as error:
+        raise UserError(f"workdir {path.parent}: {error.strerror}") from error
+
+
+def read_json(path: Path) -> dict:
+    """What `write_json` wrote.
+
+    Raises:
+      UserError: the file is damaged.
+    """
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

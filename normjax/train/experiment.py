@@ -14,28 +14,17 @@ import optax
 from jax.sharding import Mesh
 
 from normjax import models, norms, optim, reparam
-from normjax.core.errors import UserError
 from normjax.tasks import TASKS, Task
 from normjax.train.config import nonfinite_policy, require, resolve_fractions
 from normjax.train.evaluate import evaluate
 from normjax.train.mesh import make_mesh, split_batch, to_devices
 from normjax.train.per_device import check_mesh
 from normjax.train.placed import Placed
+from normjax.train.ranges import check_numbers
 from normjax.train.sharding import rules_of, state_shardings, with_shardings
 from normjax.train.state import TrainState, create_state
 from normjax.train.step import Recipe
 from normjax.train.votes import abstract_votes
-
-COUNTS = (
-    "batch_size",
-    "total_steps",
-    "microbatches",
-    "log_every",
-    "eval_every",
-    "checkpoint.every",
-    "checkpoint.keep_last",
-)
-"""Fields that must be at least 1."""
 
 DTYPES = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 """Of the computation; "auto" is bfloat16 on accelerators and float32 on CPU."""
@@ -153,7 +142,7 @@ def build_experiment(config: Any, devices: Sequence[Any] | None = None) -> Exper
     Raises:
       UserError: a name, value or combination that is not allowed.
     """
-    _check_numbers(config)
+    check_numbers(config)
     mesh, rules = make_mesh(config, devices), rules_of(config)
     if require(config, "parallelism", PARALLELISM) == "pmap":
         check_mesh(mesh)
@@ -199,11 +188,3 @@ def computation_dtype(config: Any, platform: str = "") -> Any:
         return dtype
     on_cpu = (platform or jax.default_backend()) == "cpu"
     return jnp.float32 if on_cpu else jnp.bfloat16
-
-
-def _check_numbers(config: Any) -> None:
-    for field in COUNTS:
-        *section, name = field.split(".")
-        value = (config[section[0]] if section else config)[name]
-        if value < 1:
-            raise UserError(f"config.{field} must be at least 1, got {value}")

@@ -14,12 +14,13 @@ from normjax.core.compiler import compiled_code_in, compiler_options
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints, RunFailed
 from normjax.train.config import keep_config
+from normjax.train.datasets import keep_data
 from normjax.train.diagnostics import LayerLog, plot_layers
 from normjax.train.distributed import is_first, on_first
 from normjax.train.experiment import Experiment, build_experiment
 from normjax.train.nonfinite import Failure, Guard
 from normjax.train.profile import Profile
-from normjax.train.programs import jit_diagnose, jit_eval_step, lower_train_step
+from normjax.train.programs import jit_diagnose, jit_eval_step, trace_train_step
 from normjax.train.recalibrate import recalibrate
 from normjax.train.signals import Interrupt
 from normjax.train.votes import Votes
@@ -45,18 +46,22 @@ def train(config: Any, workdir: Path) -> dict[str, float] | None:
       RunFailed: the workdir cannot be written any more.
     """
     experiment = build_experiment(config)
+    step = trace_train_step(experiment)  # a wrong config must not touch the workdir
     with held(workdir):
         try:
-            return _train(experiment, workdir)
+            return _train(experiment, step, workdir)
         except OSError as error:
             raise RunFailed(f"workdir {workdir}: {error}") from error
 
 
-def _train(experiment: Experiment, workdir: Path) -> dict[str, float] | None:
+def _train(
+    experiment: Experiment, step: jax.stages.Traced, workdir: Path
+) -> dict[str, float] | None:
     config, kept = experiment.config, experiment.config.checkpoint
     state = experiment.abstract_state()
     on_first(lambda: check_room(workdir, state, kept.keep_last + kept.keep_best))
     keep_config(config, workdir, write=is_first())
+    keep_data(experiment.task, workdir, write=is_first())
     checkpoints = Checkpoints(
         workdir,
         keep_last=kept.keep_last,
@@ -65,7 +70,7 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float] | None:
     )
     try:
         with _compiled_code(experiment, workdir):
-            return Run(experiment, workdir, checkpoints).run()
+            return Run(experiment, workdir, checkpoints).run(step)
     finally:
         checkpoints.close()
 
@@ -101,9 +106,9 @@ class Run:
             self.state = self.experiment.create_state()
         self.step = int(self.state.step)
 
-    def run(self) -> dict[str, float] | None:
-        """Train to the end and evaluate, or None after a signal."""
-        step_fn, flops = self.compile()
+    def run(self, step: jax.stages.Traced) -> dict[str, float] | None:
+        """Train with `step` to the end and evaluate, or None after a signal."""
+        step_fn, flops = self.compile(step)
         self._print_summary(flops)
         log = self._open_log()
         try:
@@ -147,11 +152,11 @@ class Run:
         log.write(self.step, self.guard.roll_back(failed, self.step))
         return log
 
-    def compile(self):
+    def compile(self, step: jax.stages.Traced):
         """The step for this run's shapes; nothing is compiled again in the loop."""
         platform = self.experiment.mesh.devices.flat[0].platform
         options: Any = compiler_options(platform)
-        compiled = lower_train_step(self.experiment).compile(options)
+        compiled = step.lower().compile(options)
         costs = compiled.cost_analysis() or {}
         return compiled, costs.get("flops", 0.0)
 
@@ -245,6 +250,13 @@ class Run:
             test = self._evaluate(new, "test_", config.data.test_split)
             rows[config.data.test_split] = test
             scores = {**scores, **{f"test_{name}": v for name, v in test.items()}}
+        stood_in = len(self.experiment.task.stood_in)
+        if stood_in:
+            log.write(self.step, {"undecodable": stood_in})
+            report.console.print(
+                f"warning: {stood_in} training images could not be decoded; others "
+                "stood in for them"
+            )
         log.close()
         self._print_result(rows)
         if self.last.get("lam", 0.0) > 0:

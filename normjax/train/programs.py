@@ -1,10 +1,14 @@
 """The compiled functions of an experiment: one place says how each lies on the mesh."""
 
+import traceback
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 
+import normjax
+from normjax.core.errors import UserError
 from normjax.train.diagnostics import make_diagnose
 from normjax.train.evaluate import make_eval_step
 from normjax.train.experiment import Experiment
@@ -61,10 +65,35 @@ def jit_logits(experiment: Experiment, model: nn.Module) -> Any:
     return jax.jit(logits, out_shardings=replicated(experiment.mesh))
 
 
+def trace_train_step(experiment: Experiment) -> jax.stages.Traced:
+    """The training step for the experiment's shapes, before it is compiled.
+
+    Raises:
+      UserError: the config asks for what cannot be computed, such as windows larger
+        than images; says what went wrong and in which line.
+    """
+    e = experiment
+    try:
+        return jit_train_step(e).trace(e.abstract_state(), e.abstract_batch())
+    except UserError:
+        raise
+    except Exception as error:  # whatever the layers trip over
+        raise UserError(f"this config cannot be trained: {_where(error)}") from error
+
+
+def _where(error: Exception) -> str:
+    """The error in one line, with the line of this project that it comes from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    root = Path(normjax.__file__).parent
+    own = [frame for frame in frames if root in Path(frame.filename).parents]
+    text = (str(error).splitlines() or [""])[0]
+    file = Path(own[-1].filename).relative_to(root.parent)
+    return f"{type(error).__name__}: {text} ({file}, line {own[-1].lineno})"
+
+
 def lower_train_step(experiment: Experiment) -> jax.stages.Lowered:
     """The training step for the experiment's shapes; touches no device."""
-    e = experiment
-    return jit_train_step(e).lower(e.abstract_state(), e.abstract_batch())
+    return trace_train_step(experiment).lower()
 
 
 def lower_eval_step(experiment: Experiment) -> jax.stages.Lowered:

@@ -46,6 +46,9 @@ def test_streams():
     assert (np.diff(ordered["label"]) >= 0).all()
     sums = [np.sort(m["image"].sum((1, 2, 3))) for m in (mixed, ordered)]
     np.testing.assert_array_equal(*sums)
+    few, sizes = stream(images=150)
+    assert sizes == [100, 50]
+    np.testing.assert_array_equal(few["label"], mixed["label"][:150])
     noisy, _ = stream(corruption="contrast", severity=5)
     ratio = noisy["image"].std((1, 2, 3)) / mixed["image"].std((1, 2, 3))
     np.testing.assert_allclose(ratio, 0.15, atol=0.02)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from normjax.train.cli import eval_command, run, train_command
 from normjax.train.config import keep_config
+from normjax.train.workdir import LOCK_FILE
 from tests.train.tiny import tiny_config
 
 DIGITS = "configs/digits.py"
@@ -141,7 +142,7 @@ def test_workdir_of_another_config(command, tmp_path):
     result = command("train", f"--config={DIGITS}", f"--workdir={tmp_path}")
     assert_refused(result, "another config", "config.model.dim is 16 there and 64 here")
     assert (tmp_path / "config.json").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", LOCK_FILE}
 
 
 def test_workdir_with_a_damaged_config(command, tmp_path):

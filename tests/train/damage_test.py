@@ -51,7 +51,9 @@ def files(workdir, step=2):
 
 
 def largest(workdir, step=2):
-    return max(files(workdir, step), key=lambda path: path.stat().st_size)
+    """The largest file of data."""
+    data = (path for path in files(workdir, step) if path.parent.name == "d")
+    return max(data, key=lambda path: path.stat().st_size)
 
 
 def flip(path, seed=0):

@@ -69,9 +69,9 @@ def undisturbed(tmp_path_factory, data_dir):
     return workdir
 
 
-def assert_same(workdir, undisturbed):
+def assert_same(workdir, undisturbed, steps=STEPS):
     chex.assert_trees_all_equal(state_of(workdir), state_of(undisturbed))
-    assert_each_metric_once(workdir, STEPS)
+    assert_each_metric_once(workdir, steps)
 
 
 @pytest.mark.slow
@@ -98,3 +98,46 @@ def test_terminated_runs_save_and_say_so(undisturbed, tmp_path):
     code, text = finish(start(tmp_path))
     assert code == 0, text
     assert_same(tmp_path, undisturbed)
+
+
+TERMINATED = """
+import os, signal, sys
+from normjax.train import loop
+from normjax.train.cli import run, train_command
+
+when, owner = sys.argv.pop(1), loop
+if when == "compile":
+    owner = loop.Run
+original = getattr(owner, when)
+
+def terminated(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return original(*args)
+
+setattr(owner, when, terminated)
+sys.exit(run(train_command, sys.argv))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("when", "code"), [("compile", -signal.SIGTERM), ("recalibrate", 0)]
+)
+def test_terminated_outside_the_steps(tmp_path, data_dir, when, code):
+    """Before the first step there is nothing to save; after the last, it is saved."""
+    script, workdir = tmp_path / "terminated.py", tmp_path / "run"
+    script.write_text(TERMINATED)
+    flags = [f"--workdir={workdir}", *FLAGS, "--config.recalibrate_batches=2"]
+    process = subprocess.Popen(
+        [sys.executable, script, when, *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    found, text = finish(process)
+    assert found == code, text
+    saved = [
+        path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()
+    ]
+    assert (len(saved) > 0) == (code == 0)

@@ -19,6 +19,7 @@ from normjax.train.config import keep_config, kept_config
 from normjax.train.evaluate_run import evaluate_run
 from normjax.train.experiment import build_experiment
 from normjax.train.nonfinite import NonFiniteLoss
+from tests.train.damage_test import flip, largest
 from tests.train.tiny import tiny_config
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -108,6 +109,24 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert_each_metric_once(tmp_path)
 
 
+@pytest.mark.slow
+def test_a_signal_during_evaluation(undisturbed, tmp_path, monkeypatch):
+    """The evaluation is finished, the checkpoint has its scores."""
+    evaluate = loop.Run._evaluate
+
+    def evaluate_and_signal(self, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "_evaluate", evaluate_and_signal)
+        assert loop.train(tiny_config(), tmp_path) is None
+    assert steps_kept(tmp_path) == [3]
+    assert loop.train(tiny_config(), tmp_path) == undisturbed[1]
+    chex.assert_trees_all_equal(state_of(tmp_path), state_of(undisturbed[0]))
+    assert_each_metric_once(tmp_path)
+
+
 def test_a_finished_run_only_evaluates(undisturbed):
     workdir, scores = undisturbed
 
@@ -119,6 +138,17 @@ def test_a_finished_run_only_evaluates(undisturbed):
     before = contents()
     assert loop.train(tiny_config(), workdir) == scores
     assert contents() == before
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_costs_steps_but_changes_nothing(undisturbed, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    flip(largest(tmp_path, step=6))
+    assert loop.train(tiny_config(), tmp_path) == undisturbed[1]
+    chex.assert_trees_all_equal(state_of(tmp_path), state_of(undisturbed[0]))
+    assert_each_metric_once(tmp_path)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"3", "6", "6.damaged"}
 
 
 @pytest.mark.slow

@@ -5,11 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import chex
 import pytest
 
+from normjax.train.distributed import SILENCE
 from tests.train.kill_test import ROOT, finish, newest, signal_when
 from tests.train.loop_test import assert_each_metric_once, state_of
 
@@ -118,3 +120,45 @@ def test_a_process_without_its_share_says_so(tmp_path):
     for text in texts:
         assert "config.batch_size 18 does not divide by 4 devices" in text
     assert not list(Path(tmp_path).iterdir())
+
+
+FAILING = """
+import os, sys
+from normjax.train import loop
+from normjax.train.cli import run, train_command
+
+record = loop.Run._record
+
+def failing(self, step, *args):
+    if step == 35 and os.environ["JAX_PROCESS_ID"] == "0":
+        raise ValueError("broken")
+    return record(self, step, *args)
+
+loop.Run._record = failing
+sys.exit(run(train_command, sys.argv))
+"""
+
+
+@pytest.mark.parametrize("way", ["killed", "fails"])
+def test_when_one_process_goes_the_others_end_and_a_restart_goes_on(tmp_path, way):
+    """Within the time that a process may be silent, not at the end of days."""
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    workdir, flags = tmp_path / "run", [*FLAGS, "--config.total_steps=120"]
+    command = "train.py" if way == "killed" else str(script)
+    first, other = started = start(workdir, 2, *flags, command=command)
+    if way == "killed":
+        signal_when(other, workdir / "checkpoints" / "10", signal.SIGKILL)
+    else:
+        first, other = other, first
+    code, text = finish(other)
+    begin = time.monotonic()
+    assert code == (-signal.SIGKILL if way == "killed" else 1), text
+    assert "broken" in text or way == "killed"
+    code, text = finish(first)
+    assert time.monotonic() - begin < SILENCE + 20  # slack of a busy machine
+    assert code not in (0, 2, 75), text
+    assert {process.poll() for process in started}.isdisjoint({None})
+    assert 10 <= newest(workdir) < 120
+    finish_all(start(workdir, 2, *flags))
+    assert_each_metric_once(workdir, 120)

@@ -1,0 +1,88 @@
+"""A run that begins with the pruned weights of another.
+
+python -m normjax.prune --workdir=DIR --config=FILE[:ARGUMENTS] --sparsity=0.9 NEW_DIR
+
+Takes the newest checkpoint of the run in DIR, sets the smallest entries of its kernels
+to 0 and writes them as the start of a run of --config, to be trained by
+`train.py --config=... --workdir=NEW_DIR`. With configs/perp.py that retrains norms and
+biases alone, so that what is 0 stays 0.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from normjax.core.errors import UserError
+from normjax.prune.magnitude import magnitude_pruned
+from normjax.train.cli import run
+from normjax.train.config import define_config, parse_flags
+
+USAGE = "--workdir=DIR --config=FILE[:ARGUMENTS] --sparsity=0.9 NEW_DIR"
+
+
+def prune_command(argv: Sequence[str]) -> int:
+    """See the head of the file."""
+    targets = [Path(arg) for arg in argv[1:] if not arg.startswith("-")]
+    argv = [argv[0], *(arg for arg in argv[1:] if arg.startswith("-"))]
+
+    def define(values: flags.FlagValues) -> None:
+        define_config(values, argv)
+        flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+        flags.DEFINE_float("sparsity", None, "share of zeros", flag_values=values)
+
+    values = parse_flags(argv, define)
+    wanted = (values.workdir, values.config, values.sparsity)
+    if len(targets) != 1 or None in wanted:
+        raise UserError(f"python -m normjax.prune {USAGE}")
+    _prune(Path(values.workdir), values.config, values.sparsity, targets[0])
+    return 0
+
+
+def _prune(workdir: Path, config: Any, sparsity: float, target: Path) -> None:
+    from normjax.core.collections import PARAMS
+    from normjax.train import report
+    from normjax.train.experiment import build_experiment
+    from normjax.train.start import saved_variables, start_from
+
+    variables = saved_variables(workdir)
+    state = build_experiment(config).abstract_state()
+    _check(variables, {PARAMS: state.params, **state.model_state}, workdir)
+    pruned = magnitude_pruned(variables[PARAMS], sparsity)
+    start_from(config, {**variables, PARAMS: pruned.params}, target)
+    rows = [(path, zeros / size, size) for path, (zeros, size) in pruned.zeros.items()]
+    zeros, size = (sum(column) for column in zip(*pruned.zeros.values(), strict=True))
+    rows.append(("all", zeros / size, size))
+    title = f"{workdir} -> {target}"
+    report.table(title, ("kernel", "share of zeros", "entries"), rows)
+
+
+def _check(variables: Any, expected: Any, workdir: Path) -> None:
+    """Both name the same arrays of the same shapes.
+
+    Raises:
+      UserError: they do not; the message names one.
+    """
+    ours, theirs = dict(_shapes(variables, "")), dict(_shapes(expected, ""))
+    for path in sorted({*ours, *theirs}):
+        there, here = (shapes.get(path, "absent") for shapes in (ours, theirs))
+        if there != here:
+            raise UserError(
+                f"the run in {workdir} is not of the model of --config: {path} is "
+                f"{there} there and {here} here"
+            )
+
+
+def _shapes(tree: Any, path: str):
+    for name, child in tree.items():
+        below = f"{path}/{name}".lstrip("/")
+        if isinstance(child, Mapping):
+            yield from _shapes(child, below)
+        else:
+            yield below, tuple(child.shape)
+
+
+if __name__ == "__main__":
+    sys.exit(run(prune_command, sys.argv))

@@ -1,0 +1,53 @@
+"""Unstructured magnitude pruning of kernels."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax.core import unfreeze
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from normjax.core.errors import UserError
+
+KERNEL = "kernel"
+
+
+class Pruned(NamedTuple):
+    """Parameters with zeros.
+
+    Attributes:
+      params: NumPy, the tree that was given.
+      zeros: by path of a kernel, (its zeros, its size).
+    """
+
+    params: dict[str, Any]
+    zeros: dict[str, tuple[int, int]]
+
+
+def magnitude_pruned(params: Mapping[str, Any], sparsity: float) -> Pruned:
+    """`params` with the smallest round(sparsity * n) of n entries of each kernel 0.
+
+    Kernels are the arrays called `kernel` with two dims or more; entries are ranked by
+    absolute value within their kernel (uniform magnitude pruning). Ranked all together,
+    layers that start small, as classifiers do, would vanish first. Everything else,
+    norms and biases among it, stays.
+
+    Args:
+      sparsity: in [0, 1).
+
+    Raises:
+      UserError: a sparsity outside, or parameters without kernels.
+    """
+    if not 0 <= sparsity < 1:
+        raise UserError(f"sparsity must lie in [0, 1), got {sparsity}")
+    flat: dict[Any, Any] = dict(flatten_dict(unfreeze(dict(params))))
+    zeros = {}
+    for path, kernel in flat.items():
+        if path[-1] == KERNEL and np.ndim(kernel) > 1:
+            flat[path] = made = np.array(kernel)
+            count = round(sparsity * made.size)
+            made.ravel()[np.argsort(np.abs(made), None, kind="stable")[:count]] = 0
+            zeros["/".join(path)] = count, made.size
+    if not zeros:
+        raise UserError("the model has no kernels to prune")
+    return Pruned(unflatten_dict(flat), zeros)
