@@ -118,7 +118,8 @@ def _gated_recurrence_in_blocks(weights, x, starts, mask, state):
         return jnp.moveaxis(t.reshape(t.shape[0], count, _BLOCK, *t.shape[2:]), 1, 0)
 
     def block(state, part):
-        h, last = _gated_recurrence(weights, *part, state)
+        x, starts, mask = part
+        h, last = _gated_recurrence(weights, x, starts, mask, state)
         return last, h
 
     last, h = jax.lax.scan(block, state, jax.tree.map(split, (x, starts, mask)))

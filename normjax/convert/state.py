@@ -156,7 +156,7 @@ def _rebuilt(norm: Mapping[str, Any], kind: str, state: State) -> dict[str, Any]
     return arguments
 
 
-def size_of(variables: Mapping[str, Any]) -> dict[str, int]:
+def size_of(variables: Mapping[str, Any]) -> dict[str, Any]:
     """The argument of the model that says as much as the data fix, by `variables`."""
     params = flatten_dict(dict(variables["params"]), sep="/")
     argument, path, axis = next(

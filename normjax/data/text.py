@@ -306,7 +306,7 @@ def _write(
                     raise UserError(f"{what}: {name!r} {reason}; {hint}") from None
                 row = np.concatenate([[end], tokens]).astype(dtype)
                 row.tofile(file)
-                digest.update(row)
+                digest.update(row.tobytes())
                 starts.append(starts[-1] + 1 + len(tokens))
                 num_bytes += len(text)
             np.array([end], dtype).tofile(file)
