@@ -5,6 +5,7 @@
 The examples are the same every time.
 """
 
+import dataclasses
 from unittest import mock
 
 import hypothesis
@@ -44,8 +45,11 @@ def bases(tmp_path_factory):
         path.parent.mkdir(parents=True)
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
     (folder / "words").write_bytes(b"To be, or not to be.\n" * 200)
+    # Whatever an absurd path names is made in here.
+    (folder / "configs").symlink_to(fuzz.ROOT / "configs")
+    (folder / "Makefile").touch()
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(fuzz.ROOT)
+        patch.chdir(folder)
         found = fuzz.bases(folder / "images", folder / "words")
         yield {base.file: base for base in found}
 
@@ -125,20 +129,23 @@ def test_flags_of_other_commands(bases, name, count):
 @SLOW
 def test_what_is_accepted_trains(bases, tmp_path):
     """For two steps, or until a loss that is not finite."""
-    trained = []
+    trained, base = [], bases["digits"]
+    base = dataclasses.replace(base, argument=",norm=layer_norm,mixer=softmax")
     short = ("total_steps=2", "batch_size=16", "microbatches=1", "eval_every=2")
     last = [f"--config.{field}" for field in short]
 
-    @examples(40)
-    @hypothesis.given(fuzz.overrides(bases["digits"]))
+    @examples(30)
+    @hypothesis.given(fuzz.overrides(base))
     def trains(argv):
         argv = (*argv, *last, f"--workdir={tmp_path / str(len(trained))}")
+        hypothesis.assume(not any("000" in word for word in argv))  # for ever
         with stubbed(trace_train_step):
             if fuzz.outcome(train_command, *argv):
                 return
         trained.append(argv)
+        import time;t=time.time();print('T',argv)
         assert fuzz.outcome(train_command, *argv) in (0, 1)
+        print(time.time()-t)
 
     trains()
-    print("TRAINED", len(trained))
     assert len(trained) > 3
