@@ -54,7 +54,8 @@ def test_a_killed_run_leaves_no_lock(tmp_path):
 def test_train_holds_it_while_it_works(tmp_path, monkeypatch):
     seen = []
 
-    def another(self):
+    def another(self, step_fn):
+        del step_fn
         with pytest.raises(UserError, match="is in use by process"):
             loop.train(tiny_config(), tmp_path)
         seen.append(self.step)
