@@ -4,9 +4,13 @@ Each one carries the checksums of its arrays. One that cannot be read, or whose 
 are not those that were written, is named and passed over; nothing is deleted for it.
 """
 
+import contextlib
 import datetime
+import gc
 import json
 import math
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -188,12 +192,13 @@ class Checkpoints:
         """
         state, wrong, kept = None, None, {}
         try:
-            folder = self._manager.directory / str(step)
-            metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
-            kept = dict((metadata["custom_metadata"] or {}).get(_CHECKSUMS) or {})
-            args = ocp.args.StandardRestore(target(folder / "default"))
-            handler = ocp.StandardCheckpointHandler()
-            state = handler.restore(folder / "default", args=args)
+            with _without_leftovers():
+                folder = self._manager.directory / str(step)
+                metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+                kept = dict((metadata["custom_metadata"] or {}).get(_CHECKSUMS) or {})
+                args = ocp.args.StandardRestore(target(folder / "default"))
+                handler = ocp.StandardCheckpointHandler()
+                state = handler.restore(folder / "default", args=args)
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # tensorstore, JSON, the file system: of any kind
@@ -236,7 +241,8 @@ class Checkpoints:
 
     def _try(self, write: Callable[[], Any]) -> None:
         try:
-            write()
+            with _without_leftovers():
+                write()
         except Exception as error:  # of the file system and of tensorstore
             self._manager.reload()
             raise RunFailed(
@@ -272,6 +278,25 @@ class _Names(_STANDARD_NAMES):
 
     def find_all(self, base_path: Any) -> Iterator[_Step]:
         return (_Step(found.step, found.path) for found in super().find_all(base_path))
+
+
+@contextlib.contextmanager
+def _without_leftovers() -> Iterator[None]:
+    """Raise what fails meanwhile, and only that.
+
+    Of the reads or writes that one's failure leaves behind, each would print a
+    traceback of its own, whenever it is collected.
+    """
+    try:
+        yield
+    except Exception as error:
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        try:
+            traceback.clear_frames(error.__traceback__)
+            gc.collect()
+        finally:
+            sys.unraisablehook = hook
+        raise
 
 
 def _unused(path: Path) -> Path:

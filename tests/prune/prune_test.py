@@ -56,9 +56,9 @@ def test_a_model_without_kernels():
         magnitude_pruned({"norm": {"scale": np.ones(2)}}, 0.5)
 
 
+NARROW = "--config.model.widths=(8, 16)"
 SMALL = [
     "--config.model.depths=(1, 1)",
-    "--config.model.widths=(8, 16)",
     "--config.batch_size=64",
     "--config.recalibrate_batches=0",
     "--config.eval_every=1000",
@@ -85,9 +85,9 @@ def changes(before, after):
 def test_retraining_norms_and_biases_after_pruning(tmp_path, capfd):
     arguments, steps = "model=resnet,norm=batch_norm", 120
     dense, sparse = tmp_path / "dense", tmp_path / "sparse"
-    full = trained(f"configs/digits.py:{arguments}", dense, steps)
+    full = trained(f"configs/digits.py:{arguments}", dense, steps, NARROW)
     config = f"configs/perp.py:{arguments}"
-    argv = ["prune", f"--workdir={dense}", f"--config={config}", *SMALL]
+    argv = ["prune", f"--workdir={dense}", f"--config={config}", *SMALL, NARROW]
     argv += [f"--config.total_steps={steps}", "--sparsity=0.8", str(sparse)]
     assert run(prune_command, argv) == 0
     pruned, start = evaluate_run(sparse)["unfolded"], saved_variables(sparse)
@@ -97,7 +97,7 @@ def test_retraining_norms_and_biases_after_pruning(tmp_path, capfd):
         if path[-1].key == "kernel"
     ]
     assert abs((np.concatenate(kernels) == 0).mean() - 0.8) < 1e-3
-    retrained = trained(config, sparse, steps)
+    retrained = trained(config, sparse, steps, NARROW)
     changed, same = changes(start, saved_variables(sparse))
     assert changed and all("norm" in path or "bias" in path for path in changed)
     assert same == {path for path in same if path.endswith("kernel")}
@@ -113,8 +113,7 @@ def test_retraining_norms_and_biases_after_pruning(tmp_path, capfd):
 @pytest.mark.slow
 def test_training_scales_and_offsets_of_norms_only(tmp_path):
     run_dir, steps = tmp_path / "bn_only", 120
-    wide = "--config.model.widths=(32, 64)"
-    scores = trained("configs/bn_only.py", run_dir, steps, wide)
+    scores = trained("configs/bn_only.py", run_dir, steps)
     from normjax.train.experiment import build_experiment
 
     state = build_experiment(kept_config(run_dir)).create_state()

@@ -1,9 +1,11 @@
 """Checkpoints with files missing, cut off, empty and with flipped bits; full disks."""
 
+import contextlib
 import json
 import random
 import resource
 import shutil
+import signal
 from pathlib import Path
 
 import chex
@@ -167,27 +169,23 @@ def test_every_file_in_every_way(saved, tmp_path_factory, capfd):
         print(f"\ndamaged files: {counts[1]} passed over, {counts[2]} of no matter")
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
-    """No file may grow beyond 4 kB: what a full disk is, without filling one."""
-    import signal
-
+    """No file may grow beyond 20 kB: what a full disk is, without filling one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
-    def fill():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
 
-    yield fill
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_a_write_that_fails_is_noticed_and_leaves_the_last(workdir, full_disk):
+def test_a_write_that_fails_is_noticed_and_leaves_the_last(workdir):
     checkpoints = Checkpoints(workdir)
     checkpoints.check()
-    with pytest.raises(RunFailed) as caught:
-        full_disk()
+    with pytest.raises(RunFailed) as caught, full_disk():
         checkpoints.save(state_at(3))
         checkpoints.close()
     message = str(caught.value)
