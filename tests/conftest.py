@@ -10,8 +10,11 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=4",
         "--xla_backend_optimization_level=0",
-        # Half of that time again; XLA exits at a flag that it does not know.
-        "--xla_cpu_use_fusion_emitters=false"
+        # Half of that time again, and patience with a machine that does other things:
+        # XLA aborts when a device waits 40 seconds for the others. It exits at a flag
+        # that it does not know.
+        "--xla_cpu_use_fusion_emitters=false "
+        "--xla_cpu_collective_call_terminate_timeout_seconds=300"
         if metadata.version("jaxlib").startswith("0.10.")
         else "",
     )
