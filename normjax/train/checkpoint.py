@@ -287,16 +287,15 @@ def _without_leftovers() -> Iterator[None]:
     Of the reads or writes that one's failure leaves behind, each would print a
     traceback of its own, whenever it is collected.
     """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
     except Exception as error:
-        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-        try:
-            traceback.clear_frames(error.__traceback__)
-            gc.collect()
-        finally:
-            sys.unraisablehook = hook
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
         raise
+    finally:
+        sys.unraisablehook = hook
 
 
 def _unused(path: Path) -> Path:

@@ -53,8 +53,9 @@ def files(workdir, step=2):
 
 
 def largest(workdir, step=2):
-    """The largest file of data."""
-    data = (path for path in files(workdir, step) if path.parent.name == "d")
+    """The largest file of data; arrays that are small lie in the manifest."""
+    found = files(workdir, step)
+    data = [p for p in found if p.parent.name == "d" or p.name == "manifest.ocdbt"]
     return max(data, key=lambda path: path.stat().st_size)
 
 
