@@ -52,11 +52,15 @@ def files(workdir, step=2):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def largest(workdir, step=2):
-    """The largest file of data; arrays that are small lie in the manifest."""
+def data_files(workdir, step=2):
+    """Those with the arrays; small ones lie in the manifests."""
     found = files(workdir, step)
-    data = [p for p in found if p.parent.name == "d" or p.name == "manifest.ocdbt"]
-    return max(data, key=lambda path: path.stat().st_size)
+    return [p for p in found if p.parent.name == "d" or p.name == "manifest.ocdbt"]
+
+
+def largest(workdir, step=2):
+    """The largest file of data."""
+    return max(data_files(workdir, step), key=lambda path: path.stat().st_size)
 
 
 def flip(path, seed=0):

@@ -19,7 +19,7 @@ from normjax.train.config import keep_config, kept_config
 from normjax.train.evaluate_run import evaluate_run
 from normjax.train.experiment import build_experiment
 from normjax.train.nonfinite import NonFiniteLoss
-from tests.train.damage_test import flip, largest
+from tests.train.damage_test import data_files, flip
 from tests.train.tiny import tiny_config
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -143,7 +143,8 @@ def test_a_finished_run_only_evaluates(undisturbed):
 @pytest.mark.slow
 def test_a_damaged_checkpoint_costs_steps_but_changes_nothing(undisturbed, tmp_path):
     shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
-    flip(largest(tmp_path, step=6))
+    for path in data_files(tmp_path, step=6):
+        flip(path)
     assert loop.train(tiny_config(), tmp_path) == undisturbed[1]
     chex.assert_trees_all_equal(state_of(tmp_path), state_of(undisturbed[0]))
     assert_each_metric_once(tmp_path)
