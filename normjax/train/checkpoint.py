@@ -285,7 +285,8 @@ def _without_leftovers() -> Iterator[None]:
     """Raise what fails meanwhile, and only that.
 
     Of the reads or writes that one's failure leaves behind, each would print a
-    traceback of its own, whenever it is collected.
+    traceback of its own, whenever it is collected: now, or when tensorstore lets go of
+    it, which may be much later.
     """
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
@@ -293,9 +294,25 @@ def _without_leftovers() -> Iterator[None]:
     except Exception as error:
         traceback.clear_frames(error.__traceback__)
         gc.collect()
+        hook = hook if isinstance(hook, _UnlessAbandoned) else _UnlessAbandoned(hook)
         raise
     finally:
         sys.unraisablehook = hook
+
+
+class _UnlessAbandoned:
+    """`sys.unraisablehook` that says nothing of coroutines collected unfinished."""
+
+    def __init__(self, hook: Callable[[Any], Any]):
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        error = unraisable.exc_value
+        while error is not None:
+            if isinstance(error, GeneratorExit):
+                return
+            error = error.__cause__ or error.__context__
+        self._hook(unraisable)
 
 
 def _unused(path: Path) -> Path:

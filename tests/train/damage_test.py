@@ -1,11 +1,13 @@
 """Checkpoints with files missing, cut off, empty and with flipped bits; full disks."""
 
+import asyncio
 import contextlib
 import json
 import random
 import resource
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import chex
@@ -16,11 +18,6 @@ import pytest
 from normjax.core.errors import UserError
 from normjax.train.checkpoint import Checkpoints, Damaged, RunFailed
 from tests.train.tiny import Linear, toy_state
-
-# tensorstore reports reads and writes that end after another one has failed.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)
 
 SHAPE, CLASSES = (16, 16, 1), 32  # the largest array takes a file of its own
 
@@ -91,6 +88,30 @@ def test_flipped_data_is_noticed(workdir, capsys):
     assert f"checkpoint 2 of {workdir} is damaged (the checksums of 1 arrays" in out
     assert "kept, but passed over for checkpoint 1" in out
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"1", "2"}
+
+
+def test_reads_left_behind_say_nothing_later(workdir, monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    cut(largest(workdir))
+    restored(workdir)
+
+    async def read():
+        try:
+            await asyncio.sleep(0)
+        except GeneratorExit as error:
+            raise OSError("collected") from error
+
+    class Other:
+        def __del__(self):
+            raise OSError("other")
+
+    abandoned, other = read(), Other()
+    abandoned.send(None)
+    del abandoned
+    assert not said
+    del other
+    assert len(said) == 1
 
 
 def test_a_run_goes_on_beside_the_damaged_one(workdir):
