@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from normjax.plan.hlo import Computation, Instruction, Program, parse, trip_count
-from normjax.train.collectives import collective_bytes
+from normjax.train.collectives import ALL_REDUCE_SCATTER, collective_bytes
 
 FREE = (
     "after-all",
@@ -207,22 +207,31 @@ def _written(program: Program, fused: str, each: Instruction) -> float:
     return total
 
 
-def _collectives(program: Program, each: Instruction) -> list[Instruction]:
+class _Collective(NamedTuple):
+    kind: str
+    size: int  # bytes of its result
+    line: str
+
+
+def _collectives(program: Program, each: Instruction) -> list[_Collective]:
     """`each` if it is one, or those in the fusion that it is."""
-    if collective_bytes(each.line):
-        return [each]
-    if each.opcode != "fusion":
-        return []
-    inner = program.computations[each.called["calls"][0]].instructions.values()
-    return [found for line in inner for found in _collectives(program, line)]
+    found = [_Collective(*f, each.line) for f in collective_bytes(each.line).items()]
+    if found or each.opcode != "fusion":
+        return found
+    name = each.called["calls"][0]
+    for line in program.computations[name].instructions.values():
+        found += _collectives(program, line)
+    if name.startswith(ALL_REDUCE_SCATTER):
+        part = sum(array.size for array in each.arrays)
+        return [_Collective("reduce-scatter", part, one.line) for one in found]
+    return found
 
 
-def _sent(each: Instruction, num_devices: int) -> Traffic:
-    ((kind, size),) = collective_bytes(each.line).items()
+def _sent(each: _Collective, num_devices: int) -> Traffic:
     group = _group(each.line, num_devices)
     return Traffic(
-        collectives={kind: size},
-        sent=sent_bytes(kind, size, group),
+        collectives={each.kind: each.size},
+        sent=sent_bytes(each.kind, each.size, group),
     )
 
 

@@ -152,6 +152,32 @@ def test_channels_count_once_and_of_branches_the_dearest():
     assert moved.memory == 2 * (16 + 64) + 2 * (16 + 16)
 
 
+SCATTER = """
+HloModule scatter
+
+%all-reduce-scatter.5 (q: f32[8,16]) -> f32[2,16] {
+  %q = f32[8,16]{1,0} parameter(0)
+  %sum = f32[8,16]{1,0} all-reduce(%q), channel_id=1, replica_groups={{0,1,2,3}}
+  %id = u32[] partition-id()
+  %two = u32[] constant(2)
+  %begin = u32[] multiply(%id, %two)
+  %zero = u32[] constant(0)
+  ROOT %part = f32[2,16]{1,0} dynamic-slice(%sum, %begin, %zero)
+}
+
+ENTRY %main (p0: f32[8,16]) -> f32[2,16] {
+  %p0 = f32[8,16]{1,0} parameter(0)
+  ROOT %f = f32[2,16]{1,0} fusion(%p0), kind=kCustom, calls=%all-reduce-scatter.5
+}
+"""
+
+
+def test_an_all_reduce_of_which_a_part_is_kept_is_a_reduce_scatter():
+    moved = traffic(SCATTER, 4)
+    assert moved.collectives == {"reduce-scatter": 2 * 16 * 4}
+    assert moved.sent == 3 / 4 * 8 * 16 * 4
+
+
 @pytest.mark.parametrize("length", [3, 5])
 def test_a_compiled_scan(length):
     """Rows are split over 4 devices; a layer sums its products over them."""

@@ -10,6 +10,12 @@ from normjax.train.programs import lower_train_step
 from tests.train.many_devices import config_of
 
 TEXT = """
+%all-reduce-scatter.5 (i.5: f32[64,32]) -> f32[16,32] {
+  %i.5 = f32[64,32]{1,0:T(8,128)S(1)} parameter(0)
+  %all-reduce.11 = f32[64,32]{1,0} all-reduce(%i.5), channel_id=12, to_apply=%add
+  ROOT %slice.23 = f32[16,32]{1,0} dynamic-slice(%all-reduce.11, %m.7, %c.48)
+}
+
 ENTRY %main (p: f32[4]) -> f32[4] {
   %p = f32[4]{0} parameter(0), metadata={op_name="all-reduce of nothing"}
   %ar = f32[3,5]{1,0} all-reduce(%p), channel_id=1, to_apply=%add
@@ -33,7 +39,7 @@ def test_the_text_of_a_program():
     assert collective_bytes(TEXT) == {
         "all-reduce": 60 + (32 + 32) + 1 + 128,
         "all-gather": 96 + (32 + 16),
-        "reduce-scatter": 64,
+        "reduce-scatter": 64 + 4 * 16 * 32,
         "collective-permute": 28,
         "all-to-all": 5 + 6,
     }
