@@ -9,7 +9,7 @@ from normjax.train.cli import run
 from normjax.train.experiment import build_experiment
 from normjax.train.loop import train
 from normjax.train.start import saved_variables
-from tests.train.tiny import tiny_config
+from tests.train.tiny import tiny_config, untrained_run
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,14 @@ def test_artifact_computes_the_logits(workdir, tmp_path, fold, capsys):
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-def test_refusals(workdir, tmp_path, capsys):
+def test_refusals(tmp_path, capsys):
+    untrained = untrained_run(tiny_config(), tmp_path / "untrained")
+
     def refused(*arguments):
         assert run(export_command, ["export", *arguments]) == 2
         return capsys.readouterr().err
 
-    where = f"--workdir={workdir}"
+    where = f"--workdir={untrained}"
     assert "--workdir=DIR" in refused(where)
     assert "did you mean 'cuda'" in refused(where, "--platforms=cud", "f")
     assert "cannot write" in refused(where, str(tmp_path / "no" / "such"))

@@ -9,7 +9,7 @@ from normjax.train.cli import eval_command, run
 from normjax.train.evaluate_run import evaluate_run
 from normjax.train.experiment import build_experiment
 from normjax.train.loop import train
-from tests.train.tiny import tiny_config
+from tests.train.tiny import tiny_config, untrained_run
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +17,13 @@ def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("adapt") / "run"
     train(tiny_config("norm=batch_norm,mixer=softmax"), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    return untrained_run(
+        tiny_config("norm=batch_norm"), tmp_path_factory.mktemp("untrained")
+    )
 
 
 @pytest.mark.slow
@@ -63,7 +70,7 @@ def test_streams():
         (["--adapt=tent", "--severity=9", "--corruption=jpeg"], "1..5, got 9"),
     ],
 )
-def test_refusals(workdir, capsys, arguments, text):
-    assert run(eval_command, ["eval.py", f"--workdir={workdir}", *arguments]) == 2
+def test_refusals(untrained, capsys, arguments, text):
+    assert run(eval_command, ["eval.py", f"--workdir={untrained}", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert text in line

@@ -87,7 +87,8 @@ def test_what_a_run_leaves(undisturbed):
 @pytest.mark.parametrize(
     ("at", "stops_at", "changes"),
     [
-        (1, 3, {}),  # while the checkpoint of step 3 is due
+        # While the checkpoint of step 3 is due.
+        pytest.param(1, 3, {}, marks=pytest.mark.slow),
         (1, 3, {"eval_every": 100, "checkpoint__every": 100}),
         pytest.param(
             *(3, 4, {"eval_every": 100, "checkpoint__every": 2}),

@@ -1,6 +1,7 @@
 """What the tests train: the digits config, shrunk, and bare models for the step."""
 
 import functools
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,9 @@ import numpy as np
 
 from configs import digits
 from normjax.core.collections import TRANSIENT
+from normjax.train.checkpoint import Checkpoints
+from normjax.train.config import keep_config
+from normjax.train.experiment import build_experiment
 from normjax.train.state import TrainState
 
 
@@ -32,6 +36,15 @@ def tiny_config(arg: str = "", **changes) -> ml_collections.ConfigDict:
             node = node[section]
         node[field] = value
     return config
+
+
+def untrained_run(config: ml_collections.ConfigDict, workdir: Path) -> Path:
+    """`workdir` as a run leaves it that stopped before its first step."""
+    keep_config(config, workdir)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(build_experiment(config).create_state())
+    checkpoints.close()
+    return workdir
 
 
 class Linear(nn.Module):
