@@ -177,3 +177,13 @@ def language_config() -> Any:
     model.norm = norm_config("rms_norm")
     model.mixer = ConfigDict({"name": "softmax"})
     return config
+
+
+def small_recipe(config: Any, *, runlocal: bool) -> None:
+    """Optimizer of the small models of sequences; `runlocal`: 20 steps of it."""
+    config.optim.lr = 3e-3
+    config.optim.beta2 = 0.99
+    config.optim.weight_decay = 0.1
+    if runlocal:
+        config.total_steps, config.batch_size, config.log_every = 20, 8, 5
+        config.eval_every = config.checkpoint.every = 10

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.common import language_config, norm_config, parse_arg
+from configs.common import language_config, norm_config, parse_arg, small_recipe
 
 CHOICES = {
     "model": "lm_tiny",
@@ -39,10 +39,5 @@ def small_run(choice: dict[str, Any]) -> Any:
     config.model.norm = norm_config(choice["norm"])
     config.model.mixer = ConfigDict({"name": choice["mixer"]})
     config.model.placement = choice["placement"]
-    config.optim.lr = 3e-3
-    config.optim.beta2 = 0.99
-    config.optim.weight_decay = 0.1
-    if choice["runlocal"]:
-        config.total_steps, config.batch_size, config.log_every = 20, 8, 5
-        config.eval_every = config.checkpoint.every = 10
+    small_recipe(config, runlocal=choice["runlocal"])
     return config

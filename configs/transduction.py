@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.common import base_config, norm_config, parse_arg
+from configs.common import base_config, norm_config, parse_arg, small_recipe
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -38,10 +38,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     model.mixer = ConfigDict({"name": "softmax"})
     model.placement = choice["placement"]
 
-    config.optim.lr = 3e-3
-    config.optim.beta2 = 0.99
-    config.optim.weight_decay = 0.1
-    if choice["runlocal"]:
-        config.total_steps, config.batch_size, config.log_every = 20, 8, 5
-        config.eval_every = config.checkpoint.every = 10
+    small_recipe(config, runlocal=choice["runlocal"])
     return config

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from configs.common import parse_arg
+from normjax import models
 from normjax.core.errors import UserError
 from normjax.train import config as configs
 from normjax.train.experiment import build_experiment, build_model
@@ -102,6 +103,13 @@ def test_kept_and_read_back(path, tmp_path):
     with pytest.raises(UserError, match=r"config\.optim\.lr is .* there and 7\.0 here"):
         configs.keep_config(config, tmp_path / "new" / "run")
     assert configs.kept_config(tmp_path / "new" / "run").optim.lr != 7.0
+
+
+def test_llama_trains_the_norm_of_its_preset():
+    """Written twice: configs import neither jax nor flax."""
+    config = get(ROOT / "configs" / "lm_llama.py")
+    norm = models.PRESETS["slab_llama_350m"]["norm"]
+    assert config.model.norm.to_dict() == norm
 
 
 def make_images(folder):

@@ -68,12 +68,7 @@ class SplitDense(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
         """x: [..., C] -> `parts` arrays [..., features]."""
         width = self.parts * self.features
-        shape = (x.shape[-1], width)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        bias = None
-        if self.use_bias:
-            zeros = nn.initializers.zeros
-            bias = self.param("bias", zeros, (width,), self.param_dtype)
+        kernel, bias = _parameters(self, x.shape[-1], width)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         outputs = [linear(x, part) for part in jnp.split(kernel, self.parts, axis=-1)]
         if bias is not None:
@@ -81,3 +76,42 @@ class SplitDense(nn.Module):
             parts = jnp.split(wide, self.parts, axis=-1)
             outputs = [y + b for y, b in zip(outputs, parts, strict=True)]
         return tuple(outputs)
+
+
+class ZeroMeanDense(nn.Module):
+    """y = x (W - mean_out(W)) + b - mean(b): outputs of mean 0 (Jiang et al., 2023).
+
+    Whatever writes into the residual stream of a transformer trained as Pre-RMSNorm
+    goes through it, so that RMSNorm stays equal to LayerNorm. The parameters `kernel`
+    [C, features] and `bias` [features] stay uncentred; the gradient is centred.
+
+    Attributes:
+      features: outputs.  use_bias: learn `bias`.
+      dtype: of the computation; None infers it.  kernel_init: of the kernel.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = trunc_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., C] -> [..., features]."""
+        kernel, bias = _parameters(self, x.shape[-1], self.features)
+        kernel = kernel - jnp.mean(kernel, -1, keepdims=True)
+        if bias is not None:
+            bias = bias - jnp.mean(bias, keepdims=True)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = linear(x, kernel)
+        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+
+
+def _parameters(layer: Any, inputs: int, outputs: int) -> tuple[Any, Any]:
+    """Those of nn.Dense: kernel [inputs, outputs], and bias [outputs] or None."""
+    shape, dtype = (inputs, outputs), layer.param_dtype
+    kernel = layer.param("kernel", layer.kernel_init, shape, dtype)
+    if not layer.use_bias:
+        return kernel, None
+    return kernel, layer.param("bias", nn.initializers.zeros, (outputs,), dtype)

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype, Initializer
+from flax.typing import Dtype
 
 from normjax.attention.cores import depthwise_layer
-from normjax.core.dense import Dense, linear, trunc_normal
+from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
 from normjax.core.registry import Registry
@@ -192,37 +192,3 @@ class ConvStem(nn.Module):
     def inner_widths(self, dim: int) -> dict[str, int]:
         """Arguments that keep the inside at width `dim` when the tokens get another."""
         return {"hidden": self.hidden or dim // 2}
-
-
-class ZeroMeanDense(nn.Module):
-    """y = x (W - mean_out(W)) + b - mean(b): outputs of mean 0 (Jiang et al., 2023).
-
-    Whatever writes into the residual stream of a transformer trained as Pre-RMSNorm
-    goes through it, so that RMSNorm stays equal to LayerNorm. The parameters `kernel`
-    [C, features] and `bias` [features] stay uncentred; the gradient is centred.
-
-    Attributes:
-      features: outputs.  use_bias: learn `bias`.
-      dtype: of the computation; None infers it.  kernel_init: of the kernel.
-    """
-
-    features: int
-    use_bias: bool = True
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-    kernel_init: Initializer = trunc_normal
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [..., C] -> [..., features]."""
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        kernel = kernel - jnp.mean(kernel, -1, keepdims=True)
-        bias = None
-        if self.use_bias:
-            zeros = nn.initializers.zeros
-            bias = self.param("bias", zeros, shape[1:], self.param_dtype)
-            bias = bias - jnp.mean(bias, keepdims=True)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = linear(x, kernel)
-        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)

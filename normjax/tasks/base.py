@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from normjax import data
 from normjax.core.registry import Registry
 from normjax.data import order
 
@@ -118,9 +119,11 @@ class Task(abc.ABC):
     def row(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of one row of a training batch."""
 
-    @abc.abstractmethod
     def train_batches(self, **arguments: Any) -> Iterator[dict[str, np.ndarray]]:
         """Endless; `arguments` of `data.train_batches` that the config does not fix."""
+        fields = self._config.data
+        source = self.source(fields.train_split)
+        return data.train_batches(source, workers=fields.workers, **arguments)
 
     def example_numbers(self, batch: int) -> np.ndarray:
         """The examples of the training split that a global batch is made of: [B]."""
@@ -128,11 +131,11 @@ class Task(abc.ABC):
         source = self.source(self._config.data.train_split)
         return order.example_indices(seed, batch, rows, len(source))
 
-    @abc.abstractmethod
     def eval_batches(
         self, split: str, **arguments: Any
     ) -> Iterator[dict[str, np.ndarray]]:
         """One pass over `split`; `arguments` of `data.eval_batches` as above."""
+        return data.eval_batches(self.source(split), **arguments)
 
     @abc.abstractmethod
     def summarize(self, sums: Mapping[str, Any], split: str) -> dict[str, float]:

@@ -174,13 +174,8 @@ class ImageClassification(Task):
         }
 
     def train_batches(self, **arguments):
-        fields = self._config.data
-        batches = data.train_batches(
-            self.source(fields.train_split),
-            augment=data.augment.build(fields.augment, train=True),
-            workers=fields.workers,
-            **arguments,
-        )
+        augment = data.augment.build(self._config.data.augment, train=True)
+        batches = super().train_batches(augment=augment, **arguments)
         return self._noting_stand_ins(batches)
 
     def _noting_stand_ins(self, batches: Any) -> Iterator[dict[str, Any]]:
@@ -192,7 +187,7 @@ class ImageClassification(Task):
 
     def eval_batches(self, split, **arguments):
         transform = data.augment.build(self._config.data.augment, train=False)
-        return data.eval_batches(self.source(split), transform=transform, **arguments)
+        return super().eval_batches(split, transform=transform, **arguments)
 
     def summarize(self, sums, split):
         del split

@@ -118,14 +118,6 @@ class LanguageModeling(Task):
             "weights": jax.ShapeDtypeStruct(shape, jnp.float32),
         }
 
-    def train_batches(self, **arguments):
-        fields = self._config.data
-        source = self.source(fields.train_split)
-        return data.train_batches(source, workers=fields.workers, **arguments)
-
-    def eval_batches(self, split, **arguments):
-        return data.eval_batches(self.source(split), **arguments)
-
     def summarize(self, sums: Mapping[str, Any], split: str) -> dict[str, float]:
         """Scores over a split.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from normjax import norms
-from normjax.models.layers import ZeroMeanDense
+from normjax.core.dense import ZeroMeanDense
 from tests.golden_adapters import runner
 from tests.golden_adapters.compare import close
 from tests.golden_adapters.norms import (
