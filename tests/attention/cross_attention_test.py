@@ -1,4 +1,9 @@
-"""Attention to other tokens: against attention to one's own, and what masks count."""
+"""Attention to other tokens: who takes them, which layers read them, what masks count.
+
+Against attention to one's own tokens, and statistics from the equations.
+"""
+
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +18,8 @@ MEMORY = [entry.name for entry in MIXERS if "memory" in entry.tags]
 ROWS, QUERIES, KEYS, WIDTH = 2, 4, 6, 16
 
 
-def build(name, **arguments):
-    return MIXERS.factory(name)(num_heads=2, **arguments)
+def build(name, num_heads=2, **arguments):
+    return MIXERS.factory(name)(num_heads=num_heads, **arguments)
 
 
 def tokens(length, seed):
@@ -41,6 +46,47 @@ def crossing(params):
     for name, weights in params["qkv"].items():
         q[name], kv[name] = jnp.split(weights, [WIDTH], -1)
     return {**rest, "q": q, "kv": kv}
+
+
+def test_which_mixers_take_a_memory():
+    def takes(entry):
+        return "memory" in inspect.signature(entry.make.__call__).parameters
+
+    assert [entry.name for entry in MIXERS if takes(entry)] == MEMORY
+
+
+def silenced(params, paths):
+    """With zeros for the kernels at `paths`."""
+    params = jax.tree.map(np.array, params)
+    for path in paths:
+        layer = params
+        for name in path.split("/"):
+            layer = layer[name]
+        layer["kernel"][:] = 0
+    return {"params": params}
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_reads_are_all_that_reads(name, x64):
+    """Without one kind of them nothing depends on what it reads."""
+    shared = {"num_heads": 4, "shared_heads": 2} if name == "mixture_of_head" else {}
+    mixer = build(name, **shared)
+    x, memory = tokens(QUERIES, 0), tokens(KEYS, 1)
+    params = drawn(mixer, x, memory=memory)
+    mask = jnp.asarray(np.arange(KEYS) < np.array([[KEYS], [3]]))
+
+    @jax.jit
+    def apply(variables, x, memory):
+        return mixer.apply(variables, x, memory=memory, mask=mask)
+
+    pairs = {"x": (tokens(QUERIES, 2), memory), "memory": (x, tokens(KEYS, 3))}
+    readers = {"x": mixer.cross_reads, "memory": mixer.memory_reads}
+    whole = apply({"params": params}, x, memory)
+    for what, pair in pairs.items():
+        assert np.abs(apply({"params": params}, *pair) - whole).max() > 1e-6
+        deaf = silenced(params, readers[what])
+        same = apply(deaf, *pair), apply(deaf, x, memory)
+        np.testing.assert_allclose(*same, 1e-12, 1e-12)
 
 
 @pytest.mark.parametrize("name", MEMORY)
@@ -83,6 +129,21 @@ def test_statistics_of_queries_and_keys_are_of_their_own_tokens():
         counted = heads[np.asarray(valid)].reshape(-1, WIDTH // 2)
         moved = 0.1 * counted.mean(0)
         np.testing.assert_allclose(new["batch_stats"][name]["mean"], moved, 1e-5, 1e-6)
+
+
+def test_the_mask_of_keys_is_never_that_of_queries(x64):
+    """Even where it has the shape: without `query_mask` all queries count."""
+    mixer = build("softmax", qk_norm=NORMS.factory("batch_norm"))
+    x, memory = tokens(KEYS, 0), tokens(KEYS, 1)
+    mask = jnp.asarray(np.arange(KEYS) < np.array([[2], [4]]))
+    variables = mixer.init(jax.random.key(0), x, memory=memory)
+    known = {"memory": memory, "mask": mask}
+    _, new = mixer.apply(variables, x, **known, train=True, mutable=["batch_stats"])
+    params = jax.tree.map(np.asarray, variables["params"]["q"])
+    q = np.asarray(x) @ params["kernel"] + params["bias"]
+    moved = 0.1 * q.reshape(-1, WIDTH // 2).mean(0)
+    mean = new["batch_stats"]["q_norm"]["mean"]
+    np.testing.assert_allclose(mean, moved, rtol=1e-5)
 
 
 def test_the_load_of_experts_is_that_of_queries_that_count(x64):
