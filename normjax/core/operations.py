@@ -16,7 +16,12 @@ def multiply_adds(function: Callable, *args: Any) -> int:
     Args:
       function: traced with `args`, arrays or `jax.ShapeDtypeStruct`.
     """
-    return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+    return traced_multiply_adds(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def traced_multiply_adds(jaxpr: Any) -> int:
+    """`multiply_adds` of what is traced already."""
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
 
 
 def operations(function: Callable, *args: Any) -> int:
@@ -32,10 +37,6 @@ def operations(function: Callable, *args: Any) -> int:
     return int((costs or {}).get("flops", 0))
 
 
-def _of_jaxpr(jaxpr: Any) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
-
-
 def _of_equation(equation: Any) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
@@ -47,7 +48,7 @@ def _of_equation(equation: Any) -> int:
         features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         groups = params["batch_group_count"]
         return equation.outvars[0].aval.size * kernel.size // (features * groups)
-    inner = [_of_jaxpr(j) for j in _inner_jaxprs(params)]
+    inner = [traced_multiply_adds(j) for j in _inner_jaxprs(params)]
     if name == "cond":
         return max(inner)
     if name == "shard_map":  # its inside is the program of one device

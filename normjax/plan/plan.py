@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from normjax.core.operations import multiply_adds
+from normjax.core.operations import traced_multiply_adds
 from normjax.plan.chips import GIB, Chip, chip_of
 from normjax.plan.roofline import Roofline, roofline, utilisation
 from normjax.plan.tasks import SUFFIX
 from normjax.plan.traffic import Traffic, traffic
 from normjax.tasks import TASKS
 from normjax.train.experiment import Experiment, build_experiment
-from normjax.train.programs import jit_eval_step, jit_train_step
+from normjax.train.programs import trace_eval_step, trace_train_step
 
 
 class Memory(NamedTuple):
@@ -157,56 +157,56 @@ def without_data(config: Any, vocab_size: int | None = None) -> Any:
 
 
 def _train(experiment: Experiment, chip: Chip | None) -> Step:
-    arguments = experiment.abstract_state(), experiment.abstract_batch()
-    plain = experiment
+    traced, plain = trace_train_step(experiment), None
     if getattr(experiment.model, "remat", False):
         config = experiment.config.copy_and_resolve_references()
         config.model.remat = False
         devices = list(experiment.mesh.devices.flat)
-        plain = build_experiment(config, devices)
-    needed = _flops(jit_train_step(plain), arguments)
-    return _step(experiment, jit_train_step(experiment), arguments, chip, needed)
+        plain = trace_train_step(build_experiment(config, devices))
+    arguments = experiment.abstract_state(), experiment.abstract_batch()
+    return _step(experiment, traced, arguments, chip, plain)
 
 
 def _eval(experiment: Experiment, chip: Chip | None) -> Step:
+    traced = trace_eval_step(experiment)
     variables = experiment.abstract_state().eval_variables()
     arguments = variables, experiment.abstract_batch(train=False)
-    return _step(experiment, jit_eval_step(experiment), arguments, chip, None)
+    return _step(experiment, traced, arguments, chip)
 
 
 _STEPS = {"train": _train, "eval": _eval}
 
 
-def _flops(function: Any, arguments: Sequence[Any]) -> float:
-    return 2.0 * multiply_adds(function, *arguments)
+def _flops(traced: jax.stages.Traced) -> float:
+    return 2.0 * traced_multiply_adds(traced.jaxpr.jaxpr)
 
 
 def _step(
     experiment: Experiment,
-    function: Any,
+    traced: jax.stages.Traced,
     arguments: tuple[Any, Any],
     chip: Chip | None,
-    model_flops: float | None,
+    plain: jax.stages.Traced | None = None,
 ) -> Step:
     memory = _arguments(*arguments)
-    flops = _flops(function, arguments)
+    flops = _flops(traced)
     count = experiment.mesh.size
     available = chip.memory if chip else None
     moved = bound = None
     try:
-        compiled = function.lower(*arguments).compile()
+        compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        needed, available = out_of_memory(error, memory.total)
-        memory = memory._replace(temporaries=int(needed - memory.total))
+        total, available = out_of_memory(error, memory.total)
+        memory = memory._replace(temporaries=int(total - memory.total))
     else:
         memory = _with_compiled(memory, compiled.memory_analysis())
-        moved = traffic(compiled.as_text(), count)
+        moved = traffic(compiled.as_text() or "", count)
         if chip:
             bound = roofline(
                 chip, flops=flops / count, moved=moved.memory, sent=moved.sent
             )
-    needs = flops if model_flops is None else model_flops
-    return Step(memory, available, flops, needs, moved, bound)
+    needed = flops if plain is None else _flops(plain)
+    return Step(memory, available, flops, needed, moved, bound)
 
 
 def _arguments(state: Any, batch: Any) -> Memory:

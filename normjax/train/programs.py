@@ -1,6 +1,8 @@
 """The compiled functions of an experiment: one place says how each lies on the mesh."""
 
+import math
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from normjax.train.mesh import DATA, batch_shards, replicated
 from normjax.train.per_device import per_device, with_axis_name
 from normjax.train.step import make_gradients, make_train_step
 from normjax.train.votes import with_votes
+
+LARGEST_ARRAY = 2**31 - 1
+"""Elements of an array on a device."""
 
 
 def jit_train_step(experiment: Experiment) -> Any:
@@ -73,12 +78,48 @@ def trace_train_step(experiment: Experiment) -> jax.stages.Traced:
         than images; says what went wrong and in which line.
     """
     e = experiment
+    return _trace(
+        "trained", lambda: (jit_train_step(e), e.abstract_state(), e.abstract_batch())
+    )
+
+
+def trace_eval_step(experiment: Experiment) -> jax.stages.Traced:
+    """The evaluation step, as `trace_train_step`."""
+    e = experiment
+
+    def call():
+        variables = e.abstract_state().eval_variables()
+        return jit_eval_step(e), variables, e.abstract_batch(train=False)
+
+    return _trace("evaluated", call)
+
+
+def lower_train_step(experiment: Experiment) -> jax.stages.Lowered:
+    """The training step for the experiment's shapes; touches no device."""
+    return trace_train_step(experiment).lower()
+
+
+def _trace(done: str, call: Callable[[], tuple[Any, ...]]) -> jax.stages.Traced:
     try:
-        return jit_train_step(e).trace(e.abstract_state(), e.abstract_batch())
+        function, *arguments = call()
+        for path, x in jax.tree_util.tree_leaves_with_path(arguments):
+            name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+            _check_size(name, x)
+        return function.trace(*arguments)
     except UserError:
         raise
     except Exception as error:  # whatever the layers trip over
-        raise UserError(f"this config cannot be trained: {_where(error)}") from error
+        raise UserError(f"this config cannot be {done}: {_where(error)}") from error
+
+
+def _check_size(name: str, x: Any) -> None:
+    """XLA's compiler for CPU aborts the process where an array has 2**32 elements."""
+    size = math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape)
+    if size > LARGEST_ARRAY:
+        raise UserError(
+            f"{name} {x.shape} has {size:,} elements on a device; "
+            f"{LARGEST_ARRAY:,} can be computed with"
+        )
 
 
 def _where(error: Exception) -> str:
@@ -89,15 +130,3 @@ def _where(error: Exception) -> str:
     text = (str(error).splitlines() or [""])[0]
     file = Path(own[-1].filename).relative_to(root.parent)
     return f"{type(error).__name__}: {text} ({file}, line {own[-1].lineno})"
-
-
-def lower_train_step(experiment: Experiment) -> jax.stages.Lowered:
-    """The training step for the experiment's shapes; touches no device."""
-    return trace_train_step(experiment).lower()
-
-
-def lower_eval_step(experiment: Experiment) -> jax.stages.Lowered:
-    """The evaluation step for the experiment's shapes; touches no device."""
-    e = experiment
-    variables = e.abstract_state().eval_variables()
-    return jit_eval_step(e).lower(variables, e.abstract_batch(train=False))

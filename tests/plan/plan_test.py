@@ -185,6 +185,8 @@ def test_the_command(capfd):
         (["--topology=cpu:4", "--mesh=fsdp=3"], "does not divide"),
         (["--topology=cpu:4", "--mesh=row=2"], "unknown axis"),
         (["--topology=cpu:4", "--config.data.name=no_set"], "cannot describe it"),
+        (["--topology=cpu", f"--config.batch_size={10**12}"], "image (1000000000000, "),
+        (["--topology=cpu", "--config.model.dim=40000000"], "elements on a device"),
     ],
 )
 def test_wrong_input_is_one_line(arguments, message, capfd):
