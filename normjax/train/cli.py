@@ -32,10 +32,22 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         _leave_the_others(EXIT_FAILED)
         return EXIT_FAILED
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            print("error:", _out_of_memory(error), file=sys.stderr)
+        else:
+            traceback.print_exc()
         _leave_the_others(EXIT_FAILED)
         return EXIT_FAILED
+
+
+def _out_of_memory(error: Exception) -> str:
+    reason = (str(error).splitlines() or ["not enough of it"])[0][:200]
+    return (
+        f"out of memory ({reason}); less is needed with a smaller config.batch_size, "
+        "more config.microbatches, config.model.remat or config.mesh.fsdp; "
+        "python -m normjax.plan says how much"
+    )
 
 
 def _leave_the_others(code: int) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -193,3 +194,15 @@ def test_truncated_image(command, tmp_path, capfd):
     errors = [line for line in lines if not line.startswith("prepar")]
     assert_refused((code, errors), "train/dog/1.png", "truncated")
     shutil.rmtree(tmp_path / "images")
+
+
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError, MemoryError])
+def test_memory_that_runs_out_is_one_line(error, capfd):
+    def command(argv):
+        del argv
+        raise error("RESOURCE_EXHAUSTED: Out of memory allocating 420 bytes.\nat 0x7")
+
+    assert run(command, ["train.py"]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: out of memory (RESOURCE_EXHAUSTED: Out of memory al")
+    assert "config.microbatches" in line and "0x7" not in line
