@@ -1,7 +1,9 @@
 """Mixing of examples on the device: mixup, CutMix, soft targets. Pure and jittable.
 
-The partner of an example is its mirror in the batch (row i with row B-1-i), and one
-lambda serves the whole batch, as in timm's default mode. A strength of 0 is off.
+The partner of an example is its neighbour in the batch (row 2i and row 2i + 1), and one
+lambda serves the whole batch, as in timm's default mode. (timm pairs row i with row
+B-1-i, which would send every image to another device; batches are shuffled, so that
+neighbours are as random.) A strength of 0 is off.
 """
 
 import jax
@@ -22,6 +24,14 @@ def one_hot_smooth(labels: jax.Array, num_classes: int, smoothing: float = 0.0):
     )
 
 
+def partners(x: jax.Array) -> jax.Array:
+    """x [B, ...] with rows 2i and 2i + 1 exchanged; an odd last row stays."""
+    even = len(x) // 2 * 2
+    pairs = x[:even].reshape(even // 2, 2, *x.shape[1:])
+    swapped = pairs[:, ::-1].reshape(even, *x.shape[1:])
+    return jnp.concatenate([swapped, x[even:]]) if even < len(x) else swapped
+
+
 def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float):
     """Convex combinations of pairs of examples (Zhang et al., "mixup", 2018).
 
@@ -30,7 +40,7 @@ def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float):
       alpha: lambda is Beta(alpha, alpha); a Python number, 0 returns the input.
 
     Returns:
-      lam * (images, targets) + (1 - lam) * their mirror, in the input's dtypes.
+      lam * (images, targets) + (1 - lam) * their partners, in the input's dtypes.
     """
     if not alpha:
         return images, targets
@@ -59,7 +69,7 @@ def cutmix(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float):
     cols = _interval(key_x, images.shape[2], side)
     inside = rows[:, None] & cols[None, :]
     area = jnp.mean(inside, dtype=jnp.float32)
-    images = jnp.where(inside[None, :, :, None], images[::-1], images)
+    images = jnp.where(inside[None, :, :, None], partners(images), images)
     return images, _blend(targets, 1 - area)
 
 
@@ -100,7 +110,7 @@ def _beta(key: jax.Array, alpha: float) -> jax.Array:
 
 
 def _blend(x: jax.Array, lam: jax.Array) -> jax.Array:
-    mixed = lam * x.astype(jnp.float32) + (1 - lam) * x[::-1].astype(jnp.float32)
+    mixed = lam * x.astype(jnp.float32) + (1 - lam) * partners(x).astype(jnp.float32)
     return mixed.astype(x.dtype)
 
 

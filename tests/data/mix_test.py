@@ -3,11 +3,16 @@
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from normjax.data import mix
+from normjax.train.collectives import collective_bytes
 
 CUTMIX = jax.jit(mix.cutmix, static_argnums=3)
 MIXUP = jax.jit(mix.mixup, static_argnums=3)
+
+
+NEIGHBOURS = [1, 0, 3, 2, 5, 4]
 
 
 @pytest.fixture(scope="module")
@@ -27,22 +32,41 @@ def test_smoothing_formula():
     np.testing.assert_array_equal(mix.one_hot_smooth(np.array([1]), 3), [[0, 1, 0]])
 
 
-def test_mixup_is_one_convex_combination_with_the_mirror(batch):
+def test_mixup_is_one_convex_combination_with_the_neighbour(batch):
     images, targets = batch
     lams = []
     for seed in range(5):
         x, y = MIXUP(jax.random.key(seed), images, targets, 0.8)
-        difference = images - images[::-1]
-        lam = np.sum((x - images[::-1]) * difference) / np.sum(difference**2)
+        difference = images - images[NEIGHBOURS]
+        lam = np.sum((x - images[NEIGHBOURS]) * difference) / np.sum(difference**2)
         for got, source in ((x, images), (y, targets)):
-            mirror = np.flip(source, 0)
-            np.testing.assert_allclose(
-                got, lam * source + (1 - lam) * mirror, atol=1e-5
-            )
+            mixed = lam * source + (1 - lam) * source[NEIGHBOURS]
+            np.testing.assert_allclose(got, mixed, atol=1e-5)
         np.testing.assert_allclose(np.sum(y, -1), 1, rtol=1e-6)
         assert 0 <= lam <= 1
         lams.append(lam)
     assert np.ptp(lams) > 0.05
+
+
+def test_an_odd_row_is_its_own_partner(batch):
+    np.testing.assert_array_equal(mix.partners(batch[0][:5])[4], batch[0][4])
+    np.testing.assert_array_equal(
+        mix.partners(batch[0][:5])[:4], batch[0][[1, 0, 3, 2]]
+    )
+
+
+def test_partners_are_on_the_same_device():
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    images = jax.ShapeDtypeStruct((16, 8, 8, 3), np.float32, sharding=rows)
+    targets = jax.ShapeDtypeStruct((16, 10), np.float32, sharding=rows)
+    settings = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
+
+    def mixed(seed, images, targets):
+        return mix.mix(jax.random.key(seed), images, targets, **settings)
+
+    text = jax.jit(mixed).lower(0, images, targets).compile().as_text()
+    assert collective_bytes(text) == {}
 
 
 def test_lambda_has_the_moments_of_its_beta():
@@ -67,10 +91,10 @@ def test_cutmix_pastes_one_box_and_weighs_by_its_area(batch):
             box[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] = True
             clipped += rows[0] == 0 or cols[0] == 0 or rows[-1] == 8 or cols[-1] == 11
         assert (pasted[0] == box).all()
-        np.testing.assert_array_equal(x[:, box], images[::-1][:, box])
+        np.testing.assert_array_equal(x[:, box], images[NEIGHBOURS][:, box])
         area = box.sum() / (9 * 12)
         np.testing.assert_allclose(
-            y, (1 - area) * targets + area * targets[::-1], atol=1e-6
+            y, (1 - area) * targets + area * targets[NEIGHBOURS], atol=1e-6
         )
         np.testing.assert_allclose(y.sum(-1), 1, rtol=1e-5)
     assert clipped
