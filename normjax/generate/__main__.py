@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 
 from normjax import fusion
+from normjax.core.compiler import jit
 from normjax.core.errors import UserError
 from normjax.data.vocabulary import Tokenizer, open_tokenizer
 from normjax.generate.decoding import cache_bytes, generate, init_cache
@@ -53,7 +54,7 @@ def generate_command(argv: Sequence[str]) -> int:
         end_token=tokenizer.size,
     )
     key = jax.random.key(values.seed)
-    compiled = jax.jit(write).lower(variables, tokens, key=key).compile()
+    compiled = jit(write).lower(variables, tokens, key=key).compile()
     begin = time.perf_counter()
     new = np.asarray(compiled(variables, tokens, key=key))
     seconds = time.perf_counter() - begin

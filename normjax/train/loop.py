@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from normjax.core.collections import BATCH_STATS
-from normjax.core.compiler import compiled_code_in, compiler_options
+from normjax.core.compiler import compiled_code_in
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints, RunFailed
 from normjax.train.config import keep_config
@@ -154,9 +154,7 @@ class Run:
 
     def compile(self, step: jax.stages.Traced):
         """The step for this run's shapes; nothing is compiled again in the loop."""
-        platform = self.experiment.mesh.devices.flat[0].platform
-        options: Any = compiler_options(platform)
-        compiled = step.lower().compile(options)
+        compiled = step.lower().compile()
         costs = compiled.cost_analysis() or {}
         return compiled, costs.get("flops", 0.0)
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 
 import normjax
+from normjax.core.compiler import compiler_options
 from normjax.core.errors import UserError
 from normjax.train.diagnostics import make_diagnose
 from normjax.train.evaluate import make_eval_step
@@ -37,7 +38,7 @@ def jit_train_step(experiment: Experiment) -> Any:
     )
     outputs = (e.shardings, replicated(e.mesh))
     step = with_votes(step, e.mesh)
-    return jax.jit(step, donate_argnums=0, out_shardings=outputs)
+    return _jit(e, step, outputs, donate_argnums=0)
 
 
 def jit_eval_step(experiment: Experiment, model: nn.Module | None = None) -> Any:
@@ -50,14 +51,14 @@ def jit_eval_step(experiment: Experiment, model: nn.Module | None = None) -> Any
     e = experiment
     apply = e.placed().apply if model is None else model.apply
     step = make_eval_step(apply, e.task.objective)
-    return jax.jit(step, out_shardings=replicated(e.mesh))
+    return _jit(e, step, replicated(e.mesh))
 
 
 def jit_diagnose(experiment: Experiment) -> Any:
     """(state, batch) -> what happens inside the layers; see `diagnostics`."""
     e = experiment
     diagnose = make_diagnose(e.placed(), e.task.objective)
-    return jax.jit(diagnose, out_shardings=replicated(e.mesh))
+    return _jit(e, diagnose, replicated(e.mesh))
 
 
 def jit_logits(experiment: Experiment, model: nn.Module) -> Any:
@@ -67,7 +68,15 @@ def jit_logits(experiment: Experiment, model: nn.Module) -> Any:
         x, known = experiment.task.objective.inputs(batch)
         return model.apply(variables, x, train=False, **known)
 
-    return jax.jit(logits, out_shardings=replicated(experiment.mesh))
+    return _jit(experiment, logits, replicated(experiment.mesh))
+
+
+def _jit(experiment: Experiment, function: Any, out_shardings: Any, **rest) -> Any:
+    platform = experiment.mesh.devices.flat[0].platform
+    options = compiler_options(platform)
+    return jax.jit(
+        function, out_shardings=out_shardings, compiler_options=options, **rest
+    )
 
 
 def trace_train_step(experiment: Experiment) -> jax.stages.Traced:
