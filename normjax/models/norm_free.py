@@ -10,11 +10,10 @@ from flax.typing import Dtype
 
 from normjax.core.broadcast import mean_over_positions
 from normjax.core.dense import Dense, trunc_normal
-from normjax.core.errors import UserError, one_of
 from normjax.core.folding import FoldSite
 from normjax.models.base import MODELS
 from normjax.models.layers import Factory, StochasticDepth
-from normjax.models.resnet import BLOCKS
+from normjax.models.resnet import BLOCKS, check_stages
 
 fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
@@ -115,13 +114,7 @@ class NormFreeResNet(nn.Module):
     @nn.nowrap
     def layouts(self) -> set[str]:
         """What norms would get to see."""
-        if self.block not in BLOCKS:
-            raise UserError(one_of("block", self.block, BLOCKS))
-        if len(self.depths) != len(self.widths):
-            depths, widths = self.depths, self.widths
-            raise UserError(
-                f"depths {depths} and widths {widths} are not of one length"
-            )
+        check_stages(self.block, self.depths, self.widths)
         return {"grid"}
 
     @nn.compact

@@ -1,5 +1,6 @@
 """Residual networks of convolutions, for any norm and activation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -112,6 +113,14 @@ class ResidualBlock(nn.Module):
         return sites
 
 
+def check_stages(block: str, depths: Sequence[int], widths: Sequence[int]) -> None:
+    """Raise UserError where there are no stages of such blocks."""
+    if block not in BLOCKS:
+        raise UserError(one_of("block", block, BLOCKS))
+    if len(depths) != len(widths):
+        raise UserError(f"depths {depths} and widths {widths} are not of one length")
+
+
 @MODELS.register("resnet", "grid")
 class ResNet(nn.Module):
     """Residual network (He et al., 2016), with the stride in the 3x3 ("v1.5").
@@ -146,15 +155,9 @@ class ResNet(nn.Module):
     @nn.nowrap
     def layouts(self) -> set[str]:
         """What the norms get to see."""
-        if self.block not in BLOCKS:
-            raise UserError(one_of("block", self.block, BLOCKS))
+        check_stages(self.block, self.depths, self.widths)
         if self.shortcut not in SHORTCUTS:
             raise UserError(one_of("shortcut", self.shortcut, SHORTCUTS))
-        if len(self.depths) != len(self.widths):
-            depths, widths = self.depths, self.widths
-            raise UserError(
-                f"depths {depths} and widths {widths} are not of one length"
-            )
         return {"grid"}
 
     @nn.compact
