@@ -79,8 +79,10 @@ def assert_same(folder, case, reference):
     (losses, state), (expected, state_expected) = (
         result_of(folder, name) for name in (case, reference)
     )
-    np.testing.assert_allclose(losses, expected, rtol=0, atol=LOSS, err_msg=case)
     assert set(state) == set(state_expected)
+    apart = max(np.abs(state[k] - v).max() for k, v in state_expected.items())
+    print(f"{case}: losses {np.abs(losses - expected).max():.1e}, state {apart:.1e}")
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=LOSS, err_msg=case)
     for name, value in state_expected.items():
         where = f"{case}: {name}"
         np.testing.assert_allclose(state[name], value, atol=STATE, err_msg=where)
