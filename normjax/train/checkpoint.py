@@ -66,6 +66,7 @@ class Checkpoints:
         def score(metrics: dict[str, float]) -> float:
             return rank(metrics) if metrics else -math.inf
 
+        _UnlessLeftover.install()
         keep = [
             policies.LatestN(keep_last),
             policies.BestN(get_metric_fn=score, n=keep_best),
@@ -282,32 +283,39 @@ class _Names(_STANDARD_NAMES):
 
 @contextlib.contextmanager
 def _without_leftovers() -> Iterator[None]:
-    """Raise what fails meanwhile, and only that.
-
-    Of the reads or writes that one's failure leaves behind, each would print a
-    traceback of its own, whenever it is collected: now, or when tensorstore lets go of
-    it, which may be much later.
-    """
+    """Raise what fails meanwhile, and only that; see `_UnlessLeftover`."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
     except Exception as error:
         traceback.clear_frames(error.__traceback__)
         gc.collect()
-        hook = hook if isinstance(hook, _UnlessAbandoned) else _UnlessAbandoned(hook)
         raise
     finally:
         sys.unraisablehook = hook
 
 
-class _UnlessAbandoned:
-    """`sys.unraisablehook` that says nothing of coroutines collected unfinished."""
+class _UnlessLeftover:
+    """`sys.unraisablehook` that says nothing of what a failed checkpoint leaves behind.
+
+    Of the reads and writes beside the one whose failure is raised, each would print a
+    traceback of its own: tensorstore finds the event loop closed to which it reports
+    their ends, and coroutines of theirs are collected before they have ended.
+    """
 
     def __init__(self, hook: Callable[[Any], Any]):
         self._hook = hook
 
+    @classmethod
+    def install(cls) -> None:
+        """Once a process."""
+        if not isinstance(sys.unraisablehook, cls):
+            sys.unraisablehook = cls(sys.unraisablehook)
+
     def __call__(self, unraisable: Any) -> None:
         error = unraisable.exc_value
+        if unraisable.object is None and str(error) == "Event loop is closed":
+            return
         while error is not None:
             if isinstance(error, GeneratorExit):
                 return

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax.numpy as jnp
@@ -90,11 +91,12 @@ def test_flipped_data_is_noticed(workdir, capsys):
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"1", "2"}
 
 
-def test_reads_left_behind_say_nothing_later(workdir, monkeypatch):
+def test_what_is_left_behind_says_nothing(tmp_path, monkeypatch):
+    """Coroutines that are never finished, and operations whose event loop is gone."""
     said = []
     monkeypatch.setattr(sys, "unraisablehook", said.append)
-    cut(largest(workdir))
-    restored(workdir)
+    for _ in range(2):
+        Checkpoints(tmp_path).close()
 
     async def read():
         try:
@@ -104,14 +106,18 @@ def test_reads_left_behind_say_nothing_later(workdir, monkeypatch):
 
     class Other:
         def __del__(self):
-            raise OSError("other")
+            raise RuntimeError("Event loop is closed")
 
     abandoned, other = read(), Other()
     abandoned.send(None)
     del abandoned
+    closed = RuntimeError("Event loop is closed")
+    sys.unraisablehook(SimpleNamespace(object=None, exc_value=closed))
     assert not said
     del other
     assert len(said) == 1
+    sys.unraisablehook(SimpleNamespace(object=None, exc_value=ValueError("other")))
+    assert len(said) == 2
 
 
 def test_a_run_goes_on_beside_the_damaged_one(workdir):
