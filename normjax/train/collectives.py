@@ -26,10 +26,10 @@ def collective_bytes(compiled_text: str) -> dict[str, int]:
     """Bytes of the results of all collectives of a program on one device, by kind.
 
     An all-reduce counts the array that is reduced, an all-gather the whole that is
-    gathered, a reduce-scatter the part that is left, also where it
-    stands as an all-reduce and a slice in one fusion. A collective in the body of a
-    loop counts once, however often the loop runs, and so does one that the compiler has
-    spread over several fusions (by its channel).
+    gathered, a reduce-scatter the part that is left, also where it stands as an
+    all-reduce and a slice in one fusion. A collective in the body of a loop counts
+    once, however often the loop runs, and so does one that the compiler has spread over
+    several fusions (by its channel).
 
     Args:
       compiled_text: `Compiled.as_text()`, HLO behind the partitioner.

@@ -1,8 +1,9 @@
 """The compiled functions of an experiment: one place says how each lies on the mesh."""
 
+import contextlib
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from normjax.train.step import make_gradients, make_train_step
 from normjax.train.votes import with_votes
 
 LARGEST_ARRAY = 2**31 - 1
-"""Elements of an array on a device."""
+"""Elements of an array on a CPU device."""
 
 
 def jit_train_step(experiment: Experiment) -> Any:
@@ -72,11 +73,14 @@ def jit_logits(experiment: Experiment, model: nn.Module) -> Any:
 
 
 def _jit(experiment: Experiment, function: Any, out_shardings: Any, **rest) -> Any:
-    platform = experiment.mesh.devices.flat[0].platform
-    options = compiler_options(platform)
+    options = compiler_options(_platform(experiment))
     return jax.jit(
         function, out_shardings=out_shardings, compiler_options=options, **rest
     )
+
+
+def _platform(experiment: Experiment) -> str:
+    return experiment.mesh.devices.flat[0].platform
 
 
 def trace_train_step(experiment: Experiment) -> jax.stages.Traced:
@@ -87,20 +91,20 @@ def trace_train_step(experiment: Experiment) -> jax.stages.Traced:
         than images; says what went wrong and in which line.
     """
     e = experiment
-    return _trace(
-        "trained", lambda: (jit_train_step(e), e.abstract_state(), e.abstract_batch())
-    )
+    with _refusing("trained"):
+        arguments = e.abstract_state(), e.abstract_batch()
+        _check_sizes(e, arguments)
+        return jit_train_step(e).trace(*arguments)
 
 
 def trace_eval_step(experiment: Experiment) -> jax.stages.Traced:
     """The evaluation step, as `trace_train_step`."""
     e = experiment
-
-    def call():
+    with _refusing("evaluated"):
         variables = e.abstract_state().eval_variables()
-        return jit_eval_step(e), variables, e.abstract_batch(train=False)
-
-    return _trace("evaluated", call)
+        arguments = variables, e.abstract_batch(train=False)
+        _check_sizes(e, arguments)
+        return jit_eval_step(e).trace(*arguments)
 
 
 def lower_train_step(experiment: Experiment) -> jax.stages.Lowered:
@@ -108,27 +112,32 @@ def lower_train_step(experiment: Experiment) -> jax.stages.Lowered:
     return trace_train_step(experiment).lower()
 
 
-def _trace(done: str, call: Callable[[], tuple[Any, ...]]) -> jax.stages.Traced:
+@contextlib.contextmanager
+def _refusing(done: str) -> Iterator[None]:
+    """Whatever the layers trip over becomes a UserError."""
     try:
-        function, *arguments = call()
-        for path, x in jax.tree_util.tree_leaves_with_path(arguments):
-            name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
-            _check_size(name, x)
-        return function.trace(*arguments)
+        yield
     except UserError:
         raise
-    except Exception as error:  # whatever the layers trip over
+    except Exception as error:
         raise UserError(f"this config cannot be {done}: {_where(error)}") from error
 
 
-def _check_size(name: str, x: Any) -> None:
-    """XLA's compiler for CPU aborts the process where an array has 2**32 elements."""
-    size = math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape)
-    if size > LARGEST_ARRAY:
-        raise UserError(
-            f"{name} {x.shape} has {size:,} elements on a device; "
-            f"{LARGEST_ARRAY:,} can be computed with"
-        )
+def _check_sizes(experiment: Experiment, arguments: Any) -> None:
+    """XLA's CPU backend keeps sizes in 32 bits and aborts the process over larger ones.
+
+    On other devices they are a matter of memory, which `normjax.plan` tells.
+    """
+    if _platform(experiment) != "cpu":
+        return
+    for path, x in jax.tree_util.tree_leaves_with_path(arguments):
+        size = math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape)
+        if size > LARGEST_ARRAY:
+            name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+            raise UserError(
+                f"{name} {x.shape} has {size:,} elements on a device; a CPU computes "
+                f"with {LARGEST_ARRAY:,} at most"
+            )
 
 
 def _where(error: Exception) -> str:
