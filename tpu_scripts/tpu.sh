@@ -30,10 +30,12 @@ END
 validate() {
   need name zone
   check name '[a-z]([a-z0-9-]*[a-z0-9])?' "no name of a TPU: letters a-z, digits and -"
-  check zone '[a-z]+-[a-z]+[0-9]+-[a-z]' "no zone, such as us-central2-b"
+  check zone '[a-z]+-[a-z]+[0-9]+-(ai[0-9]+)?[a-z]' "no zone, such as us-central2-b or us-south1-ai1b"
   check worker 'all|[0-9]+' "neither a number nor all"
-  check accelerator 'v[0-9]+[a-z]*-[0-9]+' "no accelerator type, such as v4-8 or v5litepod-16"
+  check accelerator '(tpu[0-9]+[a-z]*|v[0-9]+[a-z]*)-[0-9]+' "no accelerator type, such as v4-8 or v5litepod-16"
   case $conf_accelerator in
+    # So says its documentation today; gcloud has the last word.
+    tpu*) note "$conf_accelerator: Cloud TPU's own interface ends with v6e; if it refuses this one, GKE has it: gke.sh" ;;
     v5e-*) wrong "accelerator '$conf_accelerator': gcloud calls it v5litepod-${conf_accelerator#*-}" ;;
   esac
   [ "$conf_spot" = false ] || [ "$conf_reserved" = false ] ||

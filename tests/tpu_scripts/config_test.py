@@ -89,7 +89,9 @@ def test_a_wrong_call_says_what_is_meant(cloud, words, expected):
     [
         ("--name=My_tpu", "name 'My_tpu' is no name of a TPU"),
         ("--zone=us-central2", "zone 'us-central2' is no zone"),
+        ("--zone=us-south1-aib", "zone 'us-south1-aib' is no zone"),
         ("--accelerator=v4", "accelerator 'v4' is no accelerator type"),
+        ("--accelerator=tpu-8", "accelerator 'tpu-8' is no accelerator type"),
         ("--accelerator=v5e-16", "gcloud calls it v5litepod-16"),
         ("--accelerator=", "no value for accelerator"),
         ("--worker=one", "worker 'one' is neither a number nor all"),
@@ -99,6 +101,23 @@ def test_a_wrong_call_says_what_is_meant(cloud, words, expected):
 def test_a_wrong_value_is_refused_before_anything_runs(cloud, flag, expected):
     place = ("--name=a", "--zone=us-east1-c", "--accelerator=v4-8", "--spot")
     assert expected in wrong(cloud, "create", *place, flag)
+
+
+@pytest.mark.parametrize(
+    ("zone", "accelerator"),
+    [
+        ("us-south1-ai1b", "v6e-8"),
+        ("us-central1-ai1a", "v6e-8"),
+        ("northamerica-northeast1-b", "v3-8"),
+        ("us-central1-c", "tpu7x-16"),
+    ],
+)
+def test_zones_and_types_of_the_documentation_pass(cloud, zone, accelerator):
+    flags = ("--name=a", f"--zone={zone}", f"--accelerator={accelerator}", "--dry_run")
+    result = cloud.run("tpu.sh", "create", *flags)
+    assert result.returncode == 0
+    assert f"--zone={zone} --accelerator-type={accelerator}" in result.stdout
+    assert ("GKE has it" in result.stderr) == (accelerator == "tpu7x-16")
 
 
 def test_a_wrong_environment_is_refused(cloud):
