@@ -8,11 +8,8 @@ import contextlib
 import functools
 import hashlib
 import io
-import os
 import pathlib
-import shutil
 import sys
-import tempfile
 import time
 import zipfile
 import zlib
@@ -22,8 +19,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from normjax.core.errors import UserError
-from normjax.data import decode
+from normjax.data import decode, prepared
 from normjax.data.folder import Folder
+from normjax.data.prepared import say
 
 VERSION = "1.0.0"
 FOLDER_VERSION = "1.1.0"
@@ -176,10 +174,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(make: Callable[..., tfds.core.DatasetBuilder], target: pathlib.Path):
-    """Build a data set into `target`, unless it is there already.
-
-    Built in a folder of its own and renamed, so that an interrupted run leaves nothing
-    that looks complete, and of two processes that start at once one is kept.
+    """Build a data set into `target`, unless it is there; see `prepared.prepare`.
 
     Args:
       make: a builder class, or a partial of one.  target: becomes its version folder.
@@ -187,42 +182,28 @@ def prepare(make: Callable[..., tfds.core.DatasetBuilder], target: pathlib.Path)
     Raises:
       UserError: `target` cannot be written, or what the builder raises.
     """
-    if target.is_dir():
-        return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.mkdtemp(prefix="incomplete.", dir=target.parent)
-    except OSError as error:
-        where = f"cannot write to {str(target.parent)!r} ({error.strerror})"
-        raise UserError(
-            f"{where}; name a writable folder in data_dir or NORMJAX_DATA_DIR"
-        ) from None
-    try:
-        with _quiet():
-            builder = make(data_dir=scratch, file_format="array_record")
-            builder.download_and_prepare()
-        try:
-            os.rename(builder.data_path, target)
-        except OSError:
-            if not target.is_dir():  # else another process was first
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    prepared.prepare(target, functools.partial(_build, make))
+
+
+def _build(make: Callable[..., tfds.core.DatasetBuilder], folder: pathlib.Path):
+    with _quiet():
+        builder = make(data_dir=folder, file_format="array_record")
+        builder.download_and_prepare()
+    return pathlib.Path(builder.data_path)
 
 
 def prepare_folder(folder: Folder, target: pathlib.Path, *, skip: bool) -> None:
     """`prepare` an `ImageFolder`, and say on stderr that it takes a while."""
-    if target.is_dir():
-        return
-    count, start = sum(map(len, folder.splits.values())), time.monotonic()
-    say(f"preparing {count} images of {str(folder.path)!r} (once)")
-    make = functools.partial(ImageFolder, folder=folder, skip=skip)
-    prepare(make, target)
-    say(f"prepared in {time.monotonic() - start:.0f} s in {str(target)!r}")
 
+    def build(made: pathlib.Path) -> pathlib.Path:
+        count, start = sum(map(len, folder.splits.values())), time.monotonic()
+        say(f"preparing {count} images of {str(folder.path)!r} (once)")
+        make = functools.partial(ImageFolder, folder=folder, skip=skip)
+        built = _build(make, made)
+        say(f"prepared in {time.monotonic() - start:.0f} s in {str(target)!r}")
+        return built
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    prepared.prepare(target, build)
 
 
 @contextlib.contextmanager

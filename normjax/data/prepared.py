@@ -1,16 +1,22 @@
 """Where prepared data lies, and how a file of it is made: complete or not at all."""
 
 import contextlib
+import errno
 import functools
+import glob
 import hashlib
 import os
 import pathlib
 import re
+import shutil
+import socket
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from normjax.core.errors import UserError, one_of
+from normjax.core.locks import locked
 
 
 def preparation_key(builder: Any, split: str) -> str:
@@ -26,33 +32,72 @@ def cache_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:
     return pathlib.Path(data_dir or default).expanduser()
 
 
-@contextlib.contextmanager
-def complete_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write into, which becomes `target` when the block ends well.
+def prepare(
+    target: pathlib.Path, make: Callable[[pathlib.Path], pathlib.Path | None]
+) -> None:
+    """`target` as `make` leaves it, unless it is there: complete or not at all.
+
+    One process makes it, of however many machines share the file system; others that
+    want it say so on stderr, wait, and find it. Where there are no locks each makes
+    one, and the first is kept. What a killed process left half-made is removed.
+
+    Args:
+      make: writes into an empty folder, which becomes `target`; or a folder in it does,
+        which it returns.
 
     Raises:
-      UserError: `target` cannot be written.
+      UserError: `target` cannot be written, or what `make` raises.
     """
+    if target.exists():
+        return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(dir=target.parent, prefix="incomplete.")
+        with locked(
+            target.with_name(f".{target.name}.lock"),
+            busy=lambda holder: say(f"waiting for {holder} to make {str(target)!r}"),
+            lockless=lambda reason: None,
+        ) as alone:
+            if not target.exists():
+                _make(target, make, alone)
     except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
         where = f"cannot write to {str(target.parent)!r} ({error.strerror})"
         raise UserError(
             f"{where}; name a writable folder in data_dir or NORMJAX_DATA_DIR"
         ) from None
-    with scratch as folder:
-        made = pathlib.Path(folder) / target.name
-        made.mkdir()
-        yield made
-        # Another process may have been faster; its folder is as good.
-        with contextlib.suppress(OSError):
+
+
+_UNWRITABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+}
+
+
+def _make(target: pathlib.Path, make: Callable[..., Any], alone: bool) -> None:
+    prefix = f"incomplete.{target.name}.{socket.gethostname()}."
+    if alone:  # what is there of this host is of a process that was killed
+        for left in target.parent.glob(glob.escape(prefix) + "*"):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as scratch:
+        folder = pathlib.Path(scratch) / target.name
+        folder.mkdir()
+        made = make(folder) or folder
+        try:
             made.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was first
+                raise
+
+
+def say(text: str) -> None:
+    """On stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def intact(folder: pathlib.Path) -> Iterator[None]:
-    """Reads files that `complete_folder` made.
+    """Reads files that `prepare` made.
 
     Raises:
       UserError: one is missing or damaged.

@@ -73,7 +73,7 @@ class ImageSource:
         if self.shape and self.num_examples * np.prod(self.shape) < DECODED_BYTES:
             key = prepared.preparation_key(builder, split) + skip * "-skip"
             target = cache / "decoded" / key
-            self._write_decoded(target)
+            prepared.prepare(target, self._write_decoded)
             self._decoded_at = target
         self._map_decoded()
 
@@ -101,27 +101,24 @@ class ImageSource:
                     pairs = np.load(self._decoded_at / "stand_ins.npy")
                     self.stand_ins = dict(pairs.tolist())
 
-    def _write_decoded(self, target: pathlib.Path) -> None:
-        """Decode all examples into `target`, complete or not at all."""
+    def _write_decoded(self, folder: pathlib.Path) -> None:
+        """Decode all examples into `folder`."""
         from normjax.data.builders import track
 
-        if target.exists():
-            return
-        with prepared.complete_folder(target) as made:
-            shape = (self.num_examples, *(self.shape or ()))
-            images = np.lib.format.open_memmap(made / "images.npy", "w+", "u1", shape)
-            labels = np.empty(self.num_examples, np.int64)
-            chunks = [
-                np.arange(start, min(start + 256, self.num_examples))
-                for start in range(0, self.num_examples, 256)
-            ]
-            for chunk in track(chunks, f"decoding {self.name} {self.split}"):
-                decoded, labels[chunk] = self._decode(chunk)
-                images[chunk] = np.stack(decoded)
-            images.flush()
-            np.save(made / "labels.npy", labels)
-            pairs = np.array(list(self.stand_ins.items()), np.int64).reshape(-1, 2)
-            np.save(made / "stand_ins.npy", pairs)
+        shape = (self.num_examples, *(self.shape or ()))
+        images = np.lib.format.open_memmap(folder / "images.npy", "w+", "u1", shape)
+        labels = np.empty(self.num_examples, np.int64)
+        chunks = [
+            np.arange(start, min(start + 256, self.num_examples))
+            for start in range(0, self.num_examples, 256)
+        ]
+        for chunk in track(chunks, f"decoding {self.name} {self.split}"):
+            decoded, labels[chunk] = self._decode(chunk)
+            images[chunk] = np.stack(decoded)
+        images.flush()
+        np.save(folder / "labels.npy", labels)
+        pairs = np.array(list(self.stand_ins.items()), np.int64).reshape(-1, 2)
+        np.save(folder / "stand_ins.npy", pairs)
 
     def rows(self, transform: Transform | None) -> ImageRows:
         """Rows of batches: the images after `transform`, and their labels.
@@ -204,10 +201,8 @@ class ImageSource:
         )
 
     def _note(self, index: int, other: int, what: str) -> None:
-        from normjax.data.builders import say
-
         if index not in self.stand_ins:
-            say(f"{what}; example {other} stands in")
+            prepared.say(f"{what}; example {other} stands in")
         self.stand_ins[index] = other
 
 

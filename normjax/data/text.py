@@ -222,8 +222,8 @@ def open_text(
     cache = prepared.cache_dir(data_dir if name in EMBEDDED else None)
     place = (_FORMAT, name, fingerprint, tokenizer.key, split)
     folder = cache.joinpath("text", *(re.sub(r"[^\w.-]", "_", part) for part in place))
-    if not folder.exists():
-        _write(folder, documents, tokenizer, f"split {split!r} of {name!r}")
+    what = f"split {split!r} of {name!r}"
+    prepared.prepare(folder, lambda made: _write(made, documents, tokenizer, what))
     return TextSource(
         name,
         split,
@@ -292,26 +292,25 @@ def _write(
     tokenizer: Tokenizer,
     what: str,
 ) -> None:
-    """Leave the tokens of `documents` in `folder`, complete or not at all."""
+    """Leave the tokens of `documents` in `folder`."""
     end, dtype = tokenizer.size, _dtype(tokenizer.size + 1)
     starts, num_bytes, digest = [0], 0, hashlib.sha256()
-    with prepared.complete_folder(folder) as made:
-        with (made / "tokens.bin").open("wb") as file:
-            for name, text in documents:
-                try:
-                    tokens = tokenizer.encode(text)
-                except UnicodeDecodeError as error:
-                    reason = f"is not UTF-8 ({error.reason} at byte {error.start})"
-                    hint = "the tokenizer 'bytes' takes any file"
-                    raise UserError(f"{what}: {name!r} {reason}; {hint}") from None
-                row = np.concatenate([[end], tokens]).astype(dtype)
-                row.tofile(file)
-                digest.update(row.tobytes())
-                starts.append(starts[-1] + 1 + len(tokens))
-                num_bytes += len(text)
-            np.array([end], dtype).tofile(file)
-        if len(starts) == 1:
-            raise UserError(f"{what} holds no text")
-        np.save(made / "starts.npy", np.array(starts, np.int64))
-        info = {"num_bytes": num_bytes, "digest": digest.hexdigest()[:16]}
-        (made / "info.json").write_text(json.dumps(info))
+    with (folder / "tokens.bin").open("wb") as file:
+        for name, text in documents:
+            try:
+                tokens = tokenizer.encode(text)
+            except UnicodeDecodeError as error:
+                reason = f"is not UTF-8 ({error.reason} at byte {error.start})"
+                hint = "the tokenizer 'bytes' takes any file"
+                raise UserError(f"{what}: {name!r} {reason}; {hint}") from None
+            row = np.concatenate([[end], tokens]).astype(dtype)
+            row.tofile(file)
+            digest.update(row.tobytes())
+            starts.append(starts[-1] + 1 + len(tokens))
+            num_bytes += len(text)
+        np.array([end], dtype).tofile(file)
+    if len(starts) == 1:
+        raise UserError(f"{what} holds no text")
+    np.save(folder / "starts.npy", np.array(starts, np.int64))
+    info = {"num_bytes": num_bytes, "digest": digest.hexdigest()[:16]}
+    (folder / "info.json").write_text(json.dumps(info))

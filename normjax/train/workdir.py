@@ -1,20 +1,17 @@
 """The folder of a run: one run at a time, room for its checkpoints."""
 
 import contextlib
-import datetime
-import fcntl
-import json
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 
 from normjax.core.errors import UserError
+from normjax.core.locks import locked
 from normjax.train import report
 from normjax.train.distributed import on_first
 
@@ -32,52 +29,31 @@ def held(workdir: Path) -> Iterator[None]:
     Raises:
       UserError: another run has the folder, in all processes; or it cannot be written.
     """
-    file = on_first(lambda: _take(Path(workdir)))
-    try:
+    with contextlib.ExitStack() as stack:
+        on_first(lambda: _lock(Path(workdir), stack))
         yield
-    finally:
-        if file is not None:
-            file.truncate(0)
-            file.close()
 
 
-def _take(workdir: Path) -> TextIO:
-    path = workdir / LOCK_FILE
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise UserError(f"workdir {workdir}: {error.strerror}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = _describe_holder(file.read())
-        file.close()
+def _lock(workdir: Path, stack: contextlib.ExitStack) -> None:
+    def busy(holder: str) -> None:
         raise UserError(
             f"workdir {workdir} is in use by {holder}: wait until it ends, stop it, or "
             "choose another --workdir"
-        ) from None
-    except OSError as error:
+        )
+
+    def lockless(reason: str) -> None:
         report.console.print(
-            f"warning: the file system of {workdir} has no locks ({error.strerror}): a "
+            f"warning: the file system of {workdir} has no locks ({reason}): a "
             "second run there would not be noticed",
             soft_wrap=True,
         )
-    now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-    mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
-    file.truncate(0)
-    file.write(json.dumps(mine))
-    file.flush()
-    return file
 
-
-def _describe_holder(text: str) -> str:
     try:
-        holder = json.loads(text)
-        return "process {pid} on {host} since {since}".format(**holder)
-    except (ValueError, KeyError, TypeError):
-        return "another run"
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = locked(workdir / LOCK_FILE, busy=busy, lockless=lockless)
+        stack.enter_context(lock)
+    except OSError as error:
+        raise UserError(f"workdir {workdir}: {error.strerror}") from error
 
 
 def check_room(workdir: Path, state: Any, keep: int) -> None:

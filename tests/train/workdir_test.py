@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from normjax.core import locks
 from normjax.core.errors import UserError
 from normjax.train import cli, loop, workdir
 from tests.train.tiny import tiny_config
@@ -72,7 +73,7 @@ def test_a_file_system_without_locks_is_no_reason_to_stop(
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(workdir.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     with workdir.held(tmp_path):
         pass
     assert "has no locks (Operation not supported)" in capsys.readouterr().out
