@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import filecmp
 import glob
 import hashlib
 import os
@@ -15,6 +16,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 from normjax.core.errors import UserError
+from normjax.data import plain_text
+from normjax.data.split_names import named_splits
 
 SPLITS = ("train", "validation", "test")
 
@@ -46,6 +49,10 @@ class Document:
     part: str = ""
 
 
+Place = tuple[str, Document]
+"""A document and the split that it is in."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """The documents of every split, in order.
@@ -60,10 +67,10 @@ class Corpus:
     fingerprint: str
 
     def read(self, split: str) -> Iterator[tuple[str, bytes]]:
-        """Name and text of every document that is not empty.
+        """Name and text of every document that is not empty, see `plain_text`.
 
         Raises:
-          UserError: a file that cannot be read.
+          UserError: a file that cannot be read, or is no text.
         """
         archive, opened = pathlib.Path(), None
         with contextlib.ExitStack() as stack:
@@ -72,7 +79,7 @@ class Corpus:
                     if document.member and document.path != archive:
                         archive = document.path
                         opened = stack.enter_context(zipfile.ZipFile(archive))
-                    text = (
+                    raw = (
                         opened.read(document.member)
                         if document.member and opened
                         else document.path.read_bytes()
@@ -83,13 +90,25 @@ class Corpus:
                         f"{self.name}: cannot read {where} of "
                         f"{str(document.path)!r} ({error})"
                     ) from None
-                if text and document.part:
-                    text = part_of(text, document.part)
-                if text:
-                    yield document.name, text
+                try:
+                    yield from _texts(document, raw)
+                except plain_text.NotText as error:
+                    raise UserError(f"{self.name}: {document.name!r} {error}") from None
+
+
+def _texts(document: Document, raw: bytes) -> Iterator[tuple[str, bytes]]:
+    text, name = plain_text.plain_text(raw, document.name)
+    if document.part and text:
+        text = part_of(text, document.part)
+    texts = plain_text.documents_of(text, name)
+    return ((document.name, text) for text in texts if text)
 
 
 _UNREADABLE = (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError)
+
+
+_OFFICE = ("[Content_Types].xml", "mimetype", "META-INF/MANIFEST.MF")
+"""Members that tell zips of another purpose: .docx, .xlsx, .odt, .epub, .jar."""
 
 
 def part_of(text: bytes, split: str) -> bytes:
@@ -153,14 +172,16 @@ def scan_text(path: str, parts: dict[str, str]) -> Corpus:
     """The documents of `text_file`: every file, and every file in a zip, is one.
 
     Args:
-      path: of a file or zip, or a glob of such (`**` crosses folders). Of three files
-        or more a twentieth, at least one, is test, and as many are validation: those
-        with the smallest hashes of their names. One or two are cut, see `part_of`.
+      path: of a file or zip, or a glob of such (`**` crosses folders). Where all names
+        tell a split, they count (see `named_splits`). Else of three files or more a
+        twentieth, at least one, is test, and as many are validation: those with the
+        smallest hashes of their names, and copies of these are not trained on. One or
+        two are cut, see `part_of`.
       parts: paths of the same kinds by split, instead of `path`.
 
     Raises:
       UserError: both or neither are given, no such file, no text in it, a damaged zip,
-        a file in two splits.
+        a file or a copy of it in two splits, names of which only some tell a split.
     """
     given = {split: part for split, part in parts.items() if part}
     if bool(path) == bool(given):
@@ -172,7 +193,8 @@ def scan_text(path: str, parts: dict[str, str]) -> Corpus:
         splits = {split: _list(part, digest) for split, part in given.items()}
         _check_apart(splits)
     else:
-        splits = _hold_out(_list(path, digest))
+        documents = _list(path, digest)
+        splits = _by_name(documents) or _hold_out(documents)
     digest.update(repr({s: [d.name for d in ds] for s, ds in splits.items()}).encode())
     return Corpus("text_file", splits, digest.hexdigest()[:24])
 
@@ -187,12 +209,13 @@ def _list(pattern: str, digest) -> list[Document]:
     if os.path.isdir(pattern):
         hint = "name its files by a glob such as 'folder/**/*.txt'"
         raise UserError(f"text_file: {pattern!r} is a folder; {hint}")
-    documents = []
+    documents, seen = [], set()
     for path in map(pathlib.Path, paths):
-        if path.is_dir():
+        if path.is_dir() or path.resolve() in seen:  # a link to one that is there
             continue
+        seen.add(path.resolve())
         name = path.relative_to(root).as_posix()
-        if path.suffix.lower() == ".zip":
+        if _is_zip(path):
             documents += _list_zip(path, "" if len(paths) == 1 else name + "/", digest)
             continue
         try:
@@ -222,6 +245,14 @@ def _fixed(pattern: str) -> pathlib.Path:
     return root
 
 
+def _is_zip(path: pathlib.Path) -> bool:
+    if path.suffix.lower() == ".zip":
+        return True
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+    return False
+
+
 def _list_zip(path: pathlib.Path, prefix: str, digest) -> list[Document]:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -230,6 +261,9 @@ def _list_zip(path: pathlib.Path, prefix: str, digest) -> list[Document]:
         raise UserError(
             f"text_file: {str(path)!r} is no readable zip ({error})"
         ) from None
+    if any(member.filename in _OFFICE for member in members):
+        hint = "take the text out of it"
+        raise UserError(f"text_file: {str(path)!r} is a document of an office: {hint}")
     path, documents = path.absolute(), []
     for member in members:
         name = member.filename
@@ -242,6 +276,17 @@ def _list_zip(path: pathlib.Path, prefix: str, digest) -> list[Document]:
     return documents
 
 
+def _by_name(documents: Sequence[Document]) -> dict[str, list[Document]] | None:
+    """Where the names of all tell a split; a lone file is what it is."""
+    named = {document.name: document for document in documents}
+    found = named_splits(list(named)) if len(documents) > 1 else None
+    if found is None:
+        return None
+    splits = {s: [named[name] for name in found[s]] for s in SPLITS if s in found}
+    _check_apart(splits)
+    return splits
+
+
 def _hold_out(documents: Sequence[Document]) -> dict[str, list[Document]]:
     if len(documents) < 3:
         return {
@@ -251,19 +296,48 @@ def _hold_out(documents: Sequence[Document]) -> dict[str, list[Document]]:
     order = sorted(documents, key=lambda document: _hash(document.name))
     count = max(1, round(len(documents) / 20))
     test, validation = set(order[:count]), set(order[count : 2 * count])
-    return {
+    splits = {
         "train": [d for d in documents if d not in test | validation],
         "validation": [d for d in documents if d in validation],
         "test": [d for d in documents if d in test],
     }
+    # What is held out must not be trained on under another name.
+    for (first, twin), _ in list(_copies(splits)):
+        if twin in splits[first]:
+            splits[first].remove(twin)
+    return splits
 
 
 def _check_apart(splits: dict[str, list[Document]]) -> None:
+    """Raises UserError if a document, or a copy of one, is in two splits."""
     seen: dict[tuple, str] = {}
     for split, documents in splits.items():
         for document in documents:
-            key = document.path.resolve(), document.member
-            other = seen.setdefault(key, split)
+            other = seen.setdefault((document.path.resolve(), document.member), split)
             if other != split:
                 both = f"in split {other!r} and in split {split!r}"
                 raise UserError(f"text_file: {document.name!r} is {both}")
+    for (first, twin), (second, document) in _copies(splits):
+        both = f"in split {first!r}, {document.name!r} in split {second!r}"
+        raise UserError(f"text_file: the same text is {twin.name!r} {both}")
+
+
+def _copies(splits: dict[str, list[Document]]) -> Iterator[tuple[Place, Place]]:
+    """Pairs of files of different splits that hold the same."""
+    sizes: dict[int, list[Place]] = {}
+    for split, documents in splits.items():
+        for document in documents:
+            if not document.member:
+                size = document.path.stat().st_size
+                sizes.setdefault(size, []).append((split, document))
+    for alike in sizes.values():
+        if len({split for split, _ in alike}) == 1:
+            continue
+        heads: dict[bytes, list[Place]] = {}
+        for split, document in alike:
+            with document.path.open("rb") as file:
+                twins = heads.setdefault(file.read(4096), [])
+            for other, twin in twins:
+                if other != split and filecmp.cmp(twin.path, document.path, False):
+                    yield (other, twin), (split, document)
+            twins.append((split, document))

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ EMBEDDED = ("pytext", "text_file")
 
 LAYOUTS = ("packed", "padded")
 
-_FORMAT = "2"  # of the prepared tokens
+_FORMAT = "3"  # of the prepared tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +287,14 @@ def _dtype(vocab_size: int) -> Any:
     return np.uint16 if vocab_size <= 2**16 else np.int32
 
 
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _write(
     folder: pathlib.Path,
     documents: Iterable[tuple[str, bytes]],
@@ -295,14 +304,16 @@ def _write(
     """Leave the tokens of `documents` in `folder`."""
     end, dtype = tokenizer.size, _dtype(tokenizer.size + 1)
     starts, num_bytes, digest = [0], 0, hashlib.sha256()
+    foreign: list[str] = []
     with (folder / "tokens.bin").open("wb") as file:
         for name, text in documents:
             try:
                 tokens = tokenizer.encode(text)
             except UnicodeDecodeError as error:
                 reason = f"is not UTF-8 ({error.reason} at byte {error.start})"
-                hint = "the tokenizer 'bytes' takes any file"
+                hint = "the tokenizer 'bytes' takes any text"
                 raise UserError(f"{what}: {name!r} {reason}; {hint}") from None
+            foreign += [] if _is_utf8(text) else [name]
             row = np.concatenate([[end], tokens]).astype(dtype)
             row.tofile(file)
             digest.update(row.tobytes())
@@ -314,3 +325,7 @@ def _write(
     np.save(folder / "starts.npy", np.array(starts, np.int64))
     info = {"num_bytes": num_bytes, "digest": digest.hexdigest()[:16]}
     (folder / "info.json").write_text(json.dumps(info))
+    if foreign:
+        which = f"{len(foreign)} of {len(starts) - 1} documents, {foreign[0]!r} first,"
+        note = f"{what}: {which} are not UTF-8; their bytes are learned as they are"
+        print(note, file=sys.stderr)
