@@ -8,7 +8,12 @@ import functools
 from typing import Any
 
 from normjax.core.registry import Spec
-from normjax.norms.base import NORMS, InferenceAffine, includes_activation
+from normjax.norms.base import (
+    NORMS,
+    InferenceAffine,
+    includes_activation,
+    reads_batch,
+)
 from normjax.norms.batch import BatchNorm, RepBN, batch_normalize
 from normjax.norms.batch_variants import ClampedBatchNorm, FilledBatchNorm
 from normjax.norms.channel import (
@@ -84,6 +89,7 @@ __all__ = [
     "poincare_batch_normalize",
     "power_normalize",
     "progressive_weight",
+    "reads_batch",
     "region_normalize",
     "rms_normalize",
     "task_context",

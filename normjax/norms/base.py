@@ -35,6 +35,14 @@ def includes_activation(norm: Any) -> bool:
     return getattr(norm, "activates", False)
 
 
+def reads_batch(module: Any) -> bool:
+    """Whether the rows of a batch meet in `module` at evaluation.
+
+    `reads_batch` of its class. Rows that only fill a batch must not be in it then.
+    """
+    return getattr(module, "reads_batch", False)
+
+
 def along_channels(vector: jax.Array, rank: int) -> jax.Array:
     """[C] -> [1, ..., 1, C] of the given rank: no implicit rank promotion."""
     return vector.reshape((1,) * (rank - vector.ndim) + vector.shape)

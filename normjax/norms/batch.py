@@ -82,6 +82,11 @@ class BatchStatistics(nn.Module):
     scale_init: Initializer | float = nn.initializers.ones
     bias_init: Initializer | float = nn.initializers.zeros
 
+    @property
+    def reads_batch(self) -> bool:
+        """Whether evaluation is by the statistics of the batch as well."""
+        return self.use_running_average is False
+
     def is_training(self, train: bool | None) -> bool:
         """Whether to use the statistics of the batch."""
         if self.use_running_average is not None:

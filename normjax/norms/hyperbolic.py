@@ -1,5 +1,7 @@
 """Batch normalization on the Poincare ball, between tangent vectors at its origin."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -138,6 +140,8 @@ class PoincareBatchNorm(nn.Module):
     param_dtype: Dtype = jnp.float32
     mean_init: Initializer | float = nn.initializers.zeros
     variance_init: Initializer | float = nn.initializers.ones
+
+    reads_batch: ClassVar[bool] = True
 
     @nn.compact
     def __call__(

@@ -1,5 +1,7 @@
 """Region normalization: two regions of an image, each by its own moments."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -84,6 +86,8 @@ class RegionNorm(nn.Module):
     scale_init: Initializer | float = nn.initializers.zeros
     bias_init: Initializer | float = nn.initializers.zeros
 
+    reads_batch: ClassVar[bool] = True
+
     @nn.compact
     def __call__(
         self, x: jax.Array, *, mask: jax.Array | None = None, train: bool = False
@@ -154,6 +158,8 @@ class LearnableRegionNorm(nn.Module):
     axis_name: str | tuple[str, ...] | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+
+    reads_batch: ClassVar[bool] = True
 
     @nn.compact
     def __call__(

@@ -109,7 +109,7 @@ def _print_comparison(experiment, variants, split: str) -> None:
     calls = {name: partial(f, v, batch) for name, (f, v) in functions.items()}
     latency = alternate(calls, LATENCY_ROUNDS)
     rows = [(name, 1e3 * t) for name, t in latency.items()]
-    columns = ("model", f"ms a batch of {experiment.config.batch_size}")
+    columns = ("model", f"ms a batch of {len(jax.tree.leaves(batch)[0])}")
     report.table("latency (median)", columns, rows)
     report.console.print(
         f"largest logit difference {largest:.2e}; "

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -87,9 +87,27 @@ class Experiment:
         votes = abstract_votes(self.mesh) if train else {}
         return with_shardings({**batch, **votes}, split_batch(self.mesh))
 
-    @functools.cached_property
+    @property
+    def reads_batch(self) -> bool:
+        """Whether the rows of a batch meet at evaluation, see `norms.reads_batch`."""
+        return self._traced[1]
+
+    @property
     def _shapes(self) -> TrainState:
-        return jax.eval_shape(self._create)
+        return self._traced[0]
+
+    @functools.cached_property
+    def _traced(self) -> tuple[TrainState, bool]:
+        """Shapes of the state, and whether a module reads the batch."""
+        found = []
+
+        def ask(call, args, kwargs, context):
+            found.append(norms.reads_batch(context.module))
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(ask):
+            shapes = jax.eval_shape(lambda: self._create())
+        return shapes, any(found)
 
     def _create(self) -> TrainState:
         row = {k: jnp.zeros((1, *s.shape), s.dtype) for k, s in self.task.row().items()}
@@ -117,8 +135,18 @@ class Experiment:
             return next(batches)
 
     def eval_batches(self, split: str):
-        """One pass over `split` in order, padded and masked, on the devices."""
-        return to_devices(self.task.eval_batches(split, **self._share()), self.mesh)
+        """One pass over `split` in order, on the devices.
+
+        Padded and masked; without what is masked where the rows of a batch meet.
+        """
+        batches = self.task.eval_batches(split, **self._share())
+        keep = self._real if self.reads_batch else None
+        return to_devices(batches, self.mesh, keep=keep)
+
+    def _real(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+        """bool [B], the rows in which anything counts."""
+        counted: Any = self.task.objective.counted(cast(Any, batch))
+        return np.asarray(counted).reshape(len(counted), -1).any(-1)
 
     def evaluate(self, eval_step: Any, variables: Any, split: str) -> dict[str, float]:
         """Scores of `variables` over `split`."""

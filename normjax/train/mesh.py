@@ -5,7 +5,8 @@ Examples are split over `data` and `fsdp` together, parameters over `fsdp` and `
 of P holds the p-th P-th of the rows of every batch, whatever the sizes of the axes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -122,11 +123,23 @@ def split_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def to_devices(batches: Iterable[Any], mesh: Mesh, ahead: int = 2) -> Iterator[Any]:
-    """Batches of this process as global arrays, transferred `ahead` of their use."""
+def to_devices(
+    batches: Iterable[Any],
+    mesh: Mesh,
+    ahead: int = 2,
+    keep: Callable[[Any], np.ndarray] | None = None,
+) -> Iterator[Any]:
+    """Batches of this process as global arrays, transferred `ahead` of their use.
+
+    Args:
+      keep: which rows of a batch to take, bool [B]; None: all. What is left where some
+        are not is on every device whole, unless it can be split.
+    """
     sharding = split_batch(mesh)
 
     def put(batch):
+        if keep is not None:
+            return _put_some(batch, keep(batch), mesh)
         return {
             name: jax.make_array_from_process_local_data(sharding, value)
             for name, value in batch.items()
@@ -138,6 +151,23 @@ def to_devices(batches: Iterable[Any], mesh: Mesh, ahead: int = 2) -> Iterator[A
         if len(queue) > ahead:
             yield queue.pop(0)
     yield from queue
+
+
+def _put_some(batch: Any, kept: np.ndarray, mesh: Mesh) -> Any:
+    """The rows `kept` of a batch of all processes, which wait for each other."""
+    if several_processes(mesh):
+        from jax.experimental import multihost_utils
+
+        gather = functools.partial(multihost_utils.process_allgather, tiled=True)
+        batch, kept = jax.tree.map(gather, (batch, kept))
+    even = kept.sum() % batch_shards(mesh) == 0
+    sharding = split_batch(mesh) if even else replicated(mesh)
+
+    def put(rows):
+        rows = rows[kept]
+        return jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__)
+
+    return {name: put(rows) for name, rows in batch.items()}
 
 
 def _of_a_part(mesh: Mesh) -> str:

@@ -17,7 +17,7 @@ from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from normjax.core.collections import PARAMS
-from normjax.train.mesh import BATCH_AXES
+from normjax.train.mesh import BATCH_AXES, batch_shards
 
 
 class Placed(NamedTuple):
@@ -102,6 +102,8 @@ def _hold_rows(mesh: Mesh, rows: int) -> Any:
 
     def hold(y):
         if not isinstance(y, jax.Array) or y.ndim < 2 or y.shape[0] != rows:
+            return y
+        if rows % batch_shards(mesh):  # the last batch of an evaluation
             return y
         spec = PartitionSpec(BATCH_AXES, *[free] * (y.ndim - 1))
         return jax.lax.with_sharding_constraint(y, NamedSharding(mesh, spec))

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 
 import normjax
+from normjax.core.collections import BATCH_STATS
 from normjax.core.compiler import compiler_options
 from normjax.core.errors import UserError
 from normjax.train.diagnostics import make_diagnose
@@ -51,7 +52,7 @@ def jit_eval_step(experiment: Experiment, model: nn.Module | None = None) -> Any
     """
     e = experiment
     apply = e.placed().apply if model is None else model.apply
-    step = make_eval_step(apply, e.task.objective)
+    step = make_eval_step(_unrecorded(apply), e.task.objective)
     return _jit(e, step, replicated(e.mesh))
 
 
@@ -65,11 +66,22 @@ def jit_diagnose(experiment: Experiment) -> Any:
 def jit_logits(experiment: Experiment, model: nn.Module) -> Any:
     """(variables, batch) -> logits of evaluation, whole on every device."""
 
+    apply = _unrecorded(model.apply)
+
     def logits(variables, batch):
         x, known = experiment.task.objective.inputs(batch)
-        return model.apply(variables, x, train=False, **known)
+        return apply(variables, x, train=False, **known)
 
     return _jit(experiment, logits, replicated(experiment.mesh))
+
+
+def _unrecorded(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """`apply`, and what norms record that evaluate by the batch is let go."""
+
+    def evaluate(variables, x, **known):
+        return apply(variables, x, mutable=[BATCH_STATS], **known)[0]
+
+    return evaluate
 
 
 def _jit(experiment: Experiment, function: Any, out_shardings: Any, **rest) -> Any:
