@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from normjax.core.accumulate import EXACT, einsum
 from normjax.core.errors import UserError, one_of
 from normjax.core.moments import at_least_float32
 
@@ -13,7 +14,7 @@ FIRST_STOP = 2  # iteration, counted from 0, from which on it may
 
 
 def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum("nd,md->nm", a, b, precision="highest")
+    return einsum("nd,md->nm", a, b)
 
 
 def _distances(features: jax.Array) -> jax.Array:
@@ -130,7 +131,7 @@ def laplacian_adjusted(
 
     def step(carry):
         count, old, energy, _ = carry
-        pull = weight * jnp.matmul(kernel, old, precision="highest")
+        pull = weight * jnp.matmul(kernel, old, precision=EXACT)
         new = jax.nn.softmax(pull - unary, axis=-1)
         entropy = new * jnp.log(jnp.maximum(new, 1e-20))
         reached = jnp.sum(unary * new - pull * new + entropy)

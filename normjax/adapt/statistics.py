@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from normjax.core.accumulate import einsum
 from normjax.core.moments import at_least_float32, masked_moments
 
 
@@ -95,9 +96,7 @@ def unmix_normalize(
     """
     own_mean, own_var, _ = masked_moments(x, range(1, x.ndim - 1))
     own_mean, own_var = (t.reshape(len(x), 1, -1) for t in (own_mean, own_var))
-    cosine = jnp.einsum(
-        "bc,kc->bk", _unit(own_mean[:, 0]), _unit(means), precision="highest"
-    )
+    cosine = einsum("bc,kc->bk", _unit(own_mean[:, 0]), _unit(means))
     share = jax.lax.stop_gradient(jax.nn.softmax(cosine / temperature, -1))[..., None]
     mixed_mean = means[None] + share * (own_mean - means[None])
     mixed_var = variances[None] + share * (own_var - variances[None])

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from normjax.core.accumulate import einsum, precision_of
 from normjax.core.broadcast import repeat_over_batch
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
@@ -68,9 +69,10 @@ def linear_attention(
 ) -> jax.Array:
     """o_i = (q_i . sum_j k_j v_j^T) / (q_i . sum_j k_j + epsilon), per head.
 
-    q and k are features that are not negative (Katharopoulos et al., 2020). Sums are
-    accumulated in at least float32. Of q (k^T v) and (q k^T) v the cheaper order is
-    taken: O(N K V + M K V) or O(N M (K + V)) multiply-adds a head.
+    q and k are features that are not negative (Katharopoulos et al., 2020). Products
+    and sums are in at least float32; where an array is bfloat16, the sums alone. Of
+    q (k^T v) and (q k^T) v the cheaper order is taken: O(N K V + M K V) or
+    O(N M (K + V)) multiply-adds a head.
 
     Args:
       q: [B, N, H, K].  k: [B, M, H, K].  v: [B, M, H, V].
@@ -81,14 +83,19 @@ def linear_attention(
     """
     # Heads first: one transposition here, fused with what made q, k and v, where the
     # products would each make their own.
+    precision = precision_of(q, k, v)
     q, k, v = (jnp.swapaxes(at_least_float32(t), 1, 2) for t in (q, k, v))
+
+    def product(subscripts, *operands):
+        return einsum(subscripts, *operands, precision=precision)
+
     n, m, key, value = q.shape[2], k.shape[2], q.shape[-1], v.shape[-1]
     if n * m * (key + value) > key * value * (n + m):
-        o = jnp.einsum("bhnk,bhkv->bhnv", q, jnp.einsum("bhmk,bhmv->bhkv", k, v))
-        normalizer = jnp.einsum("bhnk,bhk->bhn", q, jnp.sum(k, axis=2))
+        o = product("bhnk,bhkv->bhnv", q, product("bhmk,bhmv->bhkv", k, v))
+        normalizer = product("bhnk,bhk->bhn", q, jnp.sum(k, axis=2))
     else:
-        weights = jnp.einsum("bhnk,bhmk->bhnm", q, k)
-        o = jnp.einsum("bhnm,bhmv->bhnv", weights, v)
+        weights = product("bhnk,bhmk->bhnm", q, k)
+        o = product("bhnm,bhmv->bhnv", weights, v)
         normalizer = jnp.sum(weights, axis=-1)
     return jnp.swapaxes(o / (normalizer + epsilon)[..., None], 1, 2)
 
@@ -106,7 +113,8 @@ def softmax_attention(
 ) -> jax.Array:
     """softmax(gain * scale * q k^T + bias) v per head (Vaswani et al., 2017).
 
-    Logits, softmax and sums in at least float32. Accelerators run
+    Logits, softmax and sums in at least float32; what becomes of float32 operands of
+    the two products before, `jax.default_matmul_precision` says. Accelerators run
     `jax.nn.dot_product_attention`; on CPU, where its layout costs transpositions and
     the weights are worth dividing after the product only, ours takes half its time.
 

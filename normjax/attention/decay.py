@@ -17,6 +17,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from normjax.core.accumulate import EXACT, einsum, precision_of
 from normjax.core.moments import align_mask
 
 CHUNK = 64
@@ -44,7 +45,7 @@ def step(
     if log_decay is not None:
         state = jnp.exp(log_decay.astype(state.dtype))[..., None] * state
     state = state + k[..., None] * v[..., None, :]
-    return jnp.einsum("bhk,bhkv->bhv", q, state), state
+    return einsum("bhk,bhkv->bhv", q, state, precision=EXACT), state
 
 
 def recurrent(
@@ -70,14 +71,14 @@ def _steps(q, k, v, decay, state):
 
 # A CPU that holds the states in its cache takes a third of the time step by step, but
 # ten times as long for the gradient.
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _steps_in_inference(chunk, *operands):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _steps_in_inference(chunk, precision, *operands):
     return _steps(*operands)
 
 
 @_steps_in_inference.defjvp
-def _steps_jvp(chunk, primals, tangents):
-    return jax.jvp(functools.partial(_blocks, chunk), primals, tangents)
+def _steps_jvp(chunk, precision, primals, tangents):
+    return jax.jvp(functools.partial(_blocks, chunk, precision), primals, tangents)
 
 
 def parallel(
@@ -105,8 +106,9 @@ def chunked(
     Inside a block the sums run over pairs of neighbouring halves, then quarters, and so
     on: every decay that is applied is a product of given ones, so that nothing
     overflows or is divided, however strong the decay, and a decay of exactly 0 (a
-    logarithm of -inf) starts anew. Everything in at least float32. Where nothing is
-    differentiated and the states fit the cache of a CPU, it goes as `recurrent`.
+    logarithm of -inf) starts anew. Everything in at least float32, but for products of
+    what was bfloat16. Where nothing is differentiated and the states fit the cache of
+    a CPU, it goes as `recurrent`.
 
     Args:
       q, k: [B, L, H, K].  v: [B, L, H, V].
@@ -118,21 +120,24 @@ def chunked(
     Returns:
       o [B, L, H, V] and the state after the last position.
     """
+    precision = precision_of(q, k, v)
     operands = _prepared(q, k, v, log_decay, state)
 
     def default(*operands) -> tuple[jax.Array, jax.Array]:
-        return _blocks(chunk, *operands)
+        return _blocks(chunk, precision, *operands)
 
     def on_cpu(*operands) -> tuple[jax.Array, jax.Array]:
         # An exported batch size is no number.
         known = isinstance(operands[-1].shape[0], int)
         small = known and operands[-1].size <= _CACHED
-        return _steps_in_inference(chunk, *operands) if small else default(*operands)
+        if not small:
+            return default(*operands)
+        return _steps_in_inference(chunk, precision, *operands)
 
     return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=default)
 
 
-def _blocks(chunk, q, k, v, decay, state):
+def _blocks(chunk, precision, q, k, v, decay, state):
     length = q.shape[1]
     size = min(_power_of_two(chunk), _power_of_two(length))
     blocks = -(-length // size)
@@ -146,8 +151,9 @@ def _blocks(chunk, q, k, v, decay, state):
 
     q, k, v = split(q), split(k), split(v)
     factor = None if decay is None else jnp.exp(split(decay))
-    inside, q, k, total = _inside(q, k, v, factor)
-    added = jnp.einsum("bhnck,bhncv->nbhkv", k, v)
+    product = functools.partial(einsum, precision=precision)
+    inside, q, k, total = _inside(product, q, k, v, factor)
+    added = product("bhnck,bhncv->nbhkv", k, v)
 
     def hand_on(state, inputs):
         new, kept = inputs
@@ -155,7 +161,7 @@ def _blocks(chunk, q, k, v, decay, state):
 
     kept = None if total is None else jnp.moveaxis(jnp.swapaxes(total, -1, -2), 2, 0)
     state, before = jax.lax.scan(hand_on, state, (added, kept))
-    o = inside + jnp.einsum("bhnck,nbhkv->bhncv", q, before)
+    o = inside + product("bhnck,nbhkv->bhncv", q, before)
     o = jnp.moveaxis(o, 1, 3).reshape(o.shape[0], blocks * size, *o.shape[1:2], -1)
     return o[:, :length], state
 
@@ -230,10 +236,11 @@ def diagonal(
     return h, h[:, -1]
 
 
-def _inside(q, k, v, factor):
+def _inside(product, q, k, v, factor):
     """What the positions of a block give each other, and the block as a whole.
 
     Args:
+      product: an einsum.
       q, k, v: [..., C, K or V], C a power of two.  factor: [..., C, K or 1] or None.
 
     Returns:
@@ -256,8 +263,8 @@ def _inside(q, k, v, factor):
         q = q * factor
     while half < size:
         (q0, q1), (k0, k1), (v0, _), (o0, o1) = map(halves, (q, k, v, o))
-        weights = jnp.einsum("...ik,...jk->...ij", q1, k0)
-        o = joined(o0, o1 + jnp.einsum("...ij,...jv->...iv", weights, v0))
+        weights = product("...ik,...jk->...ij", q1, k0)
+        o = joined(o0, o1 + product("...ij,...jv->...iv", weights, v0))
         if total is not None:
             pairs = total.reshape(*lead, -1, 2, 1, total.shape[-1])
             t0, t1 = pairs[..., 0, :, :], pairs[..., 1, :, :]

@@ -1,5 +1,6 @@
 """Griffin's two mixers: a gated linear recurrence and attention to a window."""
 
+import functools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from normjax.attention.base import (
 )
 from normjax.attention.rotary import rotate_halves
 from normjax.attention.sequence import RecurrentMixer, documents_of, only_tokens
+from normjax.core.accumulate import einsum, precision_of
 from normjax.core.dense import Dense, SplitDense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
@@ -31,7 +33,8 @@ class RGLRU(nn.Module):
         r, i = sigmoid(W x + b), block-diagonal W with one block per head
         a = exp(-8 r softplus(A))       h_t = a_t h_{t-1} + sqrt(1 - a_t**2) (i_t x_t)
 
-    elementwise, in at least float32. Where a document starts, h_t = i_t x_t.
+    elementwise, in at least float32, and so is W x unless x is bfloat16. Where a
+    document starts, h_t = i_t x_t.
 
     Attributes:
       num_heads: blocks of W.
@@ -62,7 +65,7 @@ class RGLRU(nn.Module):
         Raises:
           UserError: D does not split into `num_heads` blocks.
         """
-        width, dtype = x.shape[-1], x.dtype
+        width, dtype, precision = x.shape[-1], x.dtype, precision_of(x)
         if width % self.num_heads:
             raise UserError(f"width {width} does not split into {self.num_heads} heads")
         weights = {
@@ -77,9 +80,10 @@ class RGLRU(nn.Module):
         starts = None if positions is None else positions == 0
         if state is None:
             state = jnp.zeros((x.shape[0], width), x.dtype)
-        operands = (weights, x, starts, mask, state)
         h, last = jax.lax.platform_dependent(
-            *operands, cpu=_gated_recurrence_in_blocks, default=_gated_recurrence
+            *(weights, x, starts, mask, state),
+            cpu=functools.partial(_gated_recurrence_in_blocks, precision),
+            default=functools.partial(_gated_recurrence, precision),
         )
         return h.astype(dtype), last
 
@@ -92,9 +96,9 @@ class RGLRU(nn.Module):
         return kernel, bias
 
 
-def _gated_recurrence(weights, x, starts, mask, state):
+def _gated_recurrence(precision, weights, x, starts, mask, state):
     """(h, the last h) of RGLRU; x [B, L, D], starts and mask [B, L] or None."""
-    r, i = _gate(weights["recurrence"], x), _gate(weights["input"], x)
+    r, i = (_gate(weights[name], x, precision) for name in ("recurrence", "input"))
     rate = jax.nn.softplus(at_least_float32(weights["rate"])).reshape(1, 1, -1)
     log_a = -_SHARPNESS * r * rate
     a, kept = jnp.exp(log_a), _bounded_sqrt(-jnp.expm1(2 * log_a))
@@ -106,12 +110,12 @@ def _gated_recurrence(weights, x, starts, mask, state):
     return decay.diagonal(a, kept * i * x, state)
 
 
-def _gated_recurrence_in_blocks(weights, x, starts, mask, state):
+def _gated_recurrence_in_blocks(precision, weights, x, starts, mask, state):
     """The same in blocks of positions whose intermediate arrays stay in the cache."""
     length = x.shape[1]
     count = length // _BLOCK
     if count < 2 or length % _BLOCK:
-        return _gated_recurrence(weights, x, starts, mask, state)
+        return _gated_recurrence(precision, weights, x, starts, mask, state)
 
     def split(t):
         """[B, L, ...] -> [count, B, _BLOCK, ...]."""
@@ -119,18 +123,19 @@ def _gated_recurrence_in_blocks(weights, x, starts, mask, state):
 
     def block(state, part):
         x, starts, mask = part
-        h, last = _gated_recurrence(weights, x, starts, mask, state)
+        h, last = _gated_recurrence(precision, weights, x, starts, mask, state)
         return last, h
 
     last, h = jax.lax.scan(block, state, jax.tree.map(split, (x, starts, mask)))
     return jnp.moveaxis(h, 0, 1).reshape(x.shape), last
 
 
-def _gate(weights, x):
+def _gate(weights, x, precision):
     """sigmoid(W x + b), W block-diagonal."""
     kernel, bias = (at_least_float32(w) for w in weights)
     parts = x.reshape(*x.shape[:-1], *bias.shape)
-    y = jnp.einsum("blhi,hij->blhj", parts, kernel) + bias[None, None]
+    y = einsum("blhi,hij->blhj", parts, kernel, precision=precision)
+    y += bias[None, None]
     return jax.nn.sigmoid(y.reshape(x.shape))
 
 

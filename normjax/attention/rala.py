@@ -20,6 +20,7 @@ from normjax.attention.cores import depthwise_layer, only_valid
 from normjax.attention.grid import GridMixer
 from normjax.attention.rotary import grid_angles, rotate_pairs, turn_pairs
 from normjax.attention.sequence import only_tokens
+from normjax.core.accumulate import einsum, precision_of
 from normjax.core.dense import SplitDense
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
@@ -118,6 +119,7 @@ def _rank_augmented(size, q, k, v, turn, mask):
     def joined(t):
         return jnp.moveaxis(t, 0, 1).reshape(q.shape[0], -1, *t.shape[3:])
 
+    product = functools.partial(einsum, precision=precision_of(q, k, v))
     known = jnp.ones(q.shape[:2], bool) if mask is None else mask
     count = jnp.maximum(jnp.sum(known, 1), 1).astype(turn[0].dtype).reshape(-1, 1, 1)
     queries, keys, values = (split(t) for t in (q, k, v))
@@ -136,7 +138,7 @@ def _rank_augmented(size, q, k, v, turn, mask):
         k, v, w, here, turn = block
         k = jnp.where(here[..., None], _positive(k) * w[..., None], 0)
         turned = turn_pairs(k, *turn)
-        state = jnp.einsum("bmhk,bmhv->bhkv", turned, at_least_float32(v))
+        state = product("bmhk,bmhv->bhkv", turned, at_least_float32(v))
         return (sums[0] + state, sums[1] + jnp.sum(k, 1)), None
 
     like = jnp.zeros_like(typical[:, 0])
@@ -145,7 +147,7 @@ def _rank_augmented(size, q, k, v, turn, mask):
 
     def read(block):
         q, turn = _positive(block[0]), block[1]
-        o = jnp.einsum("blhk,bhkv->blhv", turn_pairs(q, *turn), state)
+        o = product("blhk,bhkv->blhv", turn_pairs(q, *turn), state)
         return o / (jnp.sum(q * total[:, None], -1) + 1e-6 * count)[..., None]
 
     return joined(jax.lax.map(read, (queries, turns)))

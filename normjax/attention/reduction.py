@@ -19,6 +19,7 @@ from normjax.attention.cores import (
     only_valid,
 )
 from normjax.attention.grid import GridMixer
+from normjax.core.accumulate import einsum
 from normjax.core.dense import Dense, SplitDense
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
@@ -223,8 +224,8 @@ class LinearSpatialReductionAttention(Reduced):
     def _pool(self, x: jax.Array) -> jax.Array:
         x = at_least_float32(x)
         rows, columns = (jnp.asarray(self._bins(n), x.dtype) for n in x.shape[1:3])
-        x = jnp.einsum("sh,bhwc->bswc", rows, x)
-        return jnp.einsum("tw,bswc->bstc", columns, x)
+        x = einsum("sh,bhwc->bswc", rows, x)
+        return einsum("tw,bswc->bstc", columns, x)
 
     @nn.nowrap
     def _bins(self, size: int) -> np.ndarray:

@@ -1,11 +1,13 @@
 """Depthwise 2-D convolution whose values and gradients are fast on CPU as well."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from normjax.core.accumulate import precision_of
 from normjax.core.moments import at_least_float32
 from normjax.core.spmd import match_varying
 
@@ -19,7 +21,7 @@ def _pad(x: jax.Array, kh: int, kw: int, right: int = 0) -> jax.Array:
     return jnp.pad(x, ((0, 0), (p, p), (q, q + right), (0, 0)))
 
 
-def _grouped_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _grouped_conv(x: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel[:, :, None],
@@ -27,10 +29,13 @@ def _grouped_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
         "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
+        precision=precision,
     )
 
 
-def _grouped_kernel_grad(x: jax.Array, dy: jax.Array, kh: int, kw: int) -> jax.Array:
+def _grouped_kernel_grad(
+    x: jax.Array, dy: jax.Array, kh: int, kw: int, precision: Any = None
+) -> jax.Array:
     # The batch is what is summed, so it plays the features, and the channels the batch.
     return lax.conv_general_dilated(
         x,
@@ -39,6 +44,7 @@ def _grouped_kernel_grad(x: jax.Array, dy: jax.Array, kh: int, kw: int) -> jax.A
         [(kh // 2, kh // 2), (kw // 2, kw // 2)],
         dimension_numbers=("CHWN", "IHWO", "HWNC"),
         batch_group_count=x.shape[-1],
+        precision=precision,
     )[:, :, 0]
 
 
@@ -82,7 +88,8 @@ def _by_platform(shifted, grouped, *operands: jax.Array) -> jax.Array:
     # CPU. GPUs and TPUs have kernels for it, so they get it; not yet measured there.
     dtype = jnp.result_type(*operands)
     wide = [at_least_float32(o.astype(dtype)) for o in operands]
-    return lax.platform_dependent(*wide, cpu=shifted, default=grouped).astype(dtype)
+    default = partial(grouped, precision=precision_of(*operands))
+    return lax.platform_dependent(*wide, cpu=shifted, default=default).astype(dtype)
 
 
 # The convolution and its kernel gradient are each other's adjoints, so each rule is
@@ -122,8 +129,9 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Depthwise cross-correlation with zero padding to the same size, stride 1.
 
     y[b, h, w, c] = sum_ij kernel[i, j, c % d] x[b, h + i - kh//2, w + j - kw//2, c],
-    x being 0 outside. Sums are taken in at least float32. Differentiable in reverse
-    mode, to any order; the gradients are sums of the same kind.
+    x being 0 outside. Products and sums are in at least float32;
+    where an array is bfloat16, the sums alone. Differentiable in reverse mode, to any
+    order; the gradients are sums of the same kind.
 
     Args:
       x: [B, H, W, C].

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from normjax.core.accumulate import einsum
 from normjax.core.collections import PARAMS
 from normjax.core.errors import UserError, one_of
 from normjax.core.folding import FoldSite
@@ -154,7 +155,8 @@ def _convert_reader(
     """diag(scale) W and b + factor * bias W; then W[:-1] - W[-1] if compressed."""
     kernel = layer["kernel"]
     if "bias" in affine:
-        shift = factor * jnp.einsum("i,...io->o", affine["bias"], kernel)
+        shift = factor * einsum("i,...io->o", affine["bias"], kernel)
+        shift = shift.astype(kernel.dtype)
         layer["bias"] = layer["bias"] + shift if "bias" in layer else shift
     if "scale" in affine:
         kernel = kernel * affine["scale"][:, None]

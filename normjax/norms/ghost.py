@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from normjax.core.accumulate import einsum
 from normjax.core.collections import INTERMEDIATES
 from normjax.norms.base import NORMS
 from normjax.norms.batch import LAYOUTS, BatchNorm, unbiased
@@ -31,7 +32,7 @@ class GhostPool(Pool):
         # A sum by a matrix product: a scatter is not deterministic on GPUs.
         member = self._group(partial)[None] == jnp.arange(groups)[:, None]
         member = member.astype(partial.dtype)
-        total = jnp.einsum("kb,b...->k...", member, partial, precision="highest")
+        total = einsum("kb,b...->k...", member, partial)
         return super().combine(total)
 
     def spread(self, pooled, x):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
+from normjax.core.accumulate import EXACT
 from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError
 from normjax.core.moments import align_mask, at_least_float32, masked_moments
@@ -183,7 +184,7 @@ class LearnableRegionNorm(nn.Module):
                 dtype=wide.dtype,
                 param_dtype=self.param_dtype,
                 # One map: full precision costs nothing and keeps the regions stable.
-                precision="highest",
+                precision=EXACT,
                 name=name,
                 **arguments,
             )(maps)

@@ -10,6 +10,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from normjax.core.accumulate import EXACT
 from normjax.core.errors import UserError, one_of
 from normjax.core.moments import at_least_float32
 from normjax.reparam.base import KERNEL, REPARAMS, Reparameterization, safe_sqrt
@@ -29,7 +30,7 @@ def _as_kernel(matrix: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _times(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    return jnp.matmul(matrix, vector, precision="highest")
+    return jnp.matmul(matrix, vector, precision=EXACT)
 
 
 def _unit(vector: jax.Array) -> jax.Array:
@@ -44,7 +45,7 @@ def leading_vectors(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def spectral_norm(kernel: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
     """left^T M right, a scalar: the spectral norm if these are its singular vectors."""
-    return jnp.vdot(left, _times(as_matrix(kernel), right), precision="highest")
+    return jnp.vdot(left, _times(as_matrix(kernel), right), precision=EXACT)
 
 
 def sigma_reparameterize(

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from normjax import data
+from normjax.core.accumulate import einsum
 from normjax.core.errors import UserError
 from normjax.data.mix import mix, one_hot_smooth
 from normjax.tasks.base import TASKS, Batch, Column, Inputs, Task, percent
@@ -53,8 +54,8 @@ def metric_sums(
         "top5": jnp.sum((rank < 5).astype(jnp.float32) * weight),
         "nll": -jnp.sum(jnp.where(mask, own[:, 0], 0.0)),
         "bin_count": jnp.sum(one_hot, axis=0),
-        "bin_confidence": confidence @ one_hot,
-        "bin_hits": hit @ one_hot,
+        "bin_confidence": einsum("n,nb->b", confidence, one_hot),
+        "bin_hits": einsum("n,nb->b", hit, one_hot),
     }
 
 

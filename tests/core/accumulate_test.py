@@ -1,0 +1,140 @@
+"""Sums promised in float32: their products in programs compiled for a TPU."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from normjax import attention
+from normjax.core.dense import SplitDense, ZeroMeanDense
+from normjax.core.operations import multiply_adds
+from normjax.plan.topology import devices_of, prepare
+from tests.attention.rows import ROWS as MIXERS
+from tests.norms.case import Case
+from tests.norms.rows import ROWS as NORMS
+
+PAIRWISE = {
+    *("softmax", "differential", "mixture_of_head", "pattention", "local_attention"),
+    *("rela", "gated_rela", "rala_softmax", "window", "cross_shaped_window"),
+    *("spatial_reduction", "linear_spatial_reduction"),
+}
+"""Mixers with a weight for each pair: their products follow JAX's default."""
+
+KEY = jax.random.key(0)
+LAYERS = (nn.Dense, SplitDense, ZeroMeanDense, nn.Conv)
+
+
+def first_rows(rows):
+    return {row.name: row for row in reversed(rows)}
+
+
+def products(function, *arguments):
+    """(name, whether in full precision) of the products of a program for a TPU."""
+    device = devices_of("v5e:1x1")[0]
+    place = jax.sharding.SingleDeviceSharding(device)
+    given = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), arguments
+    )
+    text = jax.jit(function).lower(*given).compile().as_text()
+    lines = [i for i in text.splitlines() if re.search(r" (dot|convolution)\(", i)]
+    assert all('op_name="' in line for line in lines)
+    return [
+        (re.findall(r'op_name="([^"]*)"', line)[0], "{highest,highest}" in line)
+        for line in lines
+    ]
+
+
+def layers_of(function, *arguments):
+    """Names of the layers that a function calls."""
+    names = set()
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, LAYERS):
+            names.add(context.module.name)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(function, *arguments)
+    return names
+
+
+def gradient(apply):
+    """Of everything that is no integer, in one program with the value."""
+
+    def loss(variables, x):
+        out = apply(variables, x)
+        return sum(jnp.sum(jnp.square(y.astype(jnp.float32))) for y in out)
+
+    return jax.value_and_grad(loss, (0, 1), allow_int=True)
+
+
+def mixer_products(row, dtype):
+    """(products of sums, products of layers), as `products` gives them."""
+    types = {"dtype": dtype, "param_dtype": dtype}
+    mixer = attention.build(row.name, **row.kwargs, **types)()
+    x = jax.ShapeDtypeStruct(row.shape, dtype)
+    variables = jax.eval_shape(mixer.init, KEY, x)
+    apply = gradient(lambda variables, x: [mixer.apply(variables, x)])
+    layers = layers_of(mixer.apply, variables, x)
+    sums, projections = [], []
+    for name, exact in products(apply, variables, x):
+        of_layer = layers & set(re.split(r"[/.]", name))
+        (projections if of_layer else sums).append((name, exact))
+    return sums, projections
+
+
+def linear_mixers():
+    rows = first_rows(MIXERS)
+    assert rows.keys() > PAIRWISE
+    return [
+        pytest.param(row, id=name, marks=() if name == "sla" else pytest.mark.slow)
+        for name, row in rows.items()
+        if name not in PAIRWISE
+    ]
+
+
+def of_norms():
+    """(function, arguments): norms with products, in training, with gradients."""
+    cases, variables, xs = {}, {}, {}
+    for name, row in first_rows(NORMS).items():
+        case = Case(row)
+        given = case.variables("float32"), jnp.asarray(case.x, "float32")
+        if multiply_adds(case.apply, *given):
+            cases[name], (variables[name], xs[name]) = case, given
+
+    def run(variables, xs):
+        return [
+            case.apply(variables[name], xs[name])[0] for name, case in cases.items()
+        ]
+
+    assert cases.keys() >= {"ghost_batch_norm", "region_norm_learnable"}
+    return gradient(run), (variables, xs)
+
+
+@pytest.fixture(autouse=True)
+def without_a_tpu():
+    pytest.importorskip("libtpu")
+    prepare(["v5e:1x1"])
+
+
+@pytest.mark.parametrize("row", linear_mixers())
+def test_sums_of_linear_mixers_are_exact(row):
+    sums, projections = mixer_products(row, jnp.float32)
+    assert all(exact for _, exact in sums), sums
+    assert not any(exact for _, exact in projections), projections
+    assert sums or row.name in ("pooling", "identity", "lightning")
+
+
+@pytest.mark.parametrize("row", linear_mixers())
+def test_bfloat16_is_multiplied_at_full_speed(row):
+    sums, projections = mixer_products(row, jnp.bfloat16)
+    exact = [name for name, exact in sums + projections if exact]
+    assert not exact, exact
+
+
+def test_products_of_norms_are_exact():
+    function, arguments = of_norms()
+    found = products(function, *arguments)
+    assert found and all(exact for _, exact in found), found
