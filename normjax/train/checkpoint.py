@@ -193,7 +193,7 @@ class Checkpoints:
         """
         state, wrong, kept = None, None, {}
         try:
-            with _without_leftovers():
+            with _collecting_leftovers():
                 folder = self._manager.directory / str(step)
                 metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
                 kept = dict((metadata["custom_metadata"] or {}).get(_CHECKSUMS) or {})
@@ -242,7 +242,7 @@ class Checkpoints:
 
     def _try(self, write: Callable[[], Any]) -> None:
         try:
-            with _without_leftovers():
+            with _collecting_leftovers():
                 write()
         except Exception as error:  # of the file system and of tensorstore
             self._manager.reload()
@@ -282,17 +282,14 @@ class _Names(_STANDARD_NAMES):
 
 
 @contextlib.contextmanager
-def _without_leftovers() -> Iterator[None]:
-    """Raise what fails meanwhile, and only that; see `_UnlessLeftover`."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+def _collecting_leftovers() -> Iterator[None]:
+    """Collect what a failure leaves behind now, not at a time of its own."""
     try:
         yield
     except Exception as error:
         traceback.clear_frames(error.__traceback__)
         gc.collect()
         raise
-    finally:
-        sys.unraisablehook = hook
 
 
 class _UnlessLeftover:

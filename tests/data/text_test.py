@@ -354,7 +354,7 @@ def test_a_changed_file_is_read_again(tmp_path):
     assert (first.num_bytes, second.num_bytes) == (3, 4)
 
 
-def test_a_tfds_set_is_read_from_its_files(tmp_path):
+def test_a_tfds_set_is_read_from_its_files(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     from normjax.data import builders
@@ -383,12 +383,9 @@ def test_a_tfds_set_is_read_from_its_files(tmp_path):
             raise NotImplementedError
 
     builders.prepare(Tiny, tmp_path / "tiny/1.0.0")
-    os.environ["NORMJAX_DATA_DIR"] = str(tmp_path / "cache")
-    try:
-        source = open_text("tiny", "train", {"length": 40}, data_dir=tmp_path)
-        slim = open_text("tiny", "train[:1]", {"length": 40}, data_dir=tmp_path)
-    finally:
-        del os.environ["NORMJAX_DATA_DIR"]
+    monkeypatch.setenv("NORMJAX_DATA_DIR", str(tmp_path / "cache"))
+    source = open_text("tiny", "train", {"length": 40}, data_dir=tmp_path)
+    slim = open_text("tiny", "train[:1]", {"length": 40}, data_dir=tmp_path)
     stream = [*source[0]["tokens"][: source.num_tokens].tolist(), END]
     assert documents_in(stream) == [t.encode() for t in texts if t]
     assert slim.num_documents == 1
