@@ -9,10 +9,16 @@ Only raw Philox words are used (Salmon et al., "Parallel random numbers: as easy
 """
 
 import functools
+import math
 
 import numpy as np
 
-_ORDER, _AUGMENT = 0, 1  # streams under one seed
+_ORDER, _AUGMENT, _KEYS = 0, 1, 2  # streams under one seed
+
+LARGEST_PERMUTATION = 2**24
+"""Examples that are put in order by sorting; more are shuffled by calculation."""
+
+_ROUNDS = 4  # double ones; Luby & Rackoff (1988) need two
 
 
 def _words(seed: int, stream: int, block: int, count: int) -> np.ndarray:
@@ -34,18 +40,59 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     return order
 
 
+def shuffled(seed: int, epoch: int, n: int, positions: np.ndarray) -> np.ndarray:
+    """Example numbers at `positions` of epoch `epoch`; memory does not grow with n.
+
+    A Feistel network is a bijection of a grid of rows x columns >= n cells whatever its
+    round functions are; cells past n are walked on until they are inside (Black &
+    Rogaway, "Ciphers with arbitrary finite domains", 2002).
+
+    Args:
+      seed: any int.  epoch: 0-based.  n: number of examples, below 2**62.
+      positions: int64 [P], each in [0, n).
+
+    Returns:
+      int64 [P]; of all n positions, every example once.
+    """
+    rows = np.uint64(math.isqrt(n - 1) + 1)
+    columns = np.uint64(-(-n // int(rows)))
+    keys = _words(seed, _KEYS, epoch, 2 * _ROUNDS).reshape(_ROUNDS, 2)
+    numbers = positions.astype(np.uint64)
+    outside = np.arange(len(numbers))
+    while outside.size:
+        row, column = np.divmod(numbers[outside], columns)
+        for key in keys:
+            row = (row + _mixed(column ^ key[0])) % rows
+            column = (column + _mixed(row ^ key[1])) % columns
+        numbers[outside] = row * columns + column
+        outside = outside[numbers[outside] >= n]
+    return numbers.astype(np.int64)
+
+
+def _mixed(words: np.ndarray) -> np.ndarray:
+    """uint64 words whose every bit depends on all of `words` (SplitMix64's finalizer,
+    Steele, Lea & Flood, 2014), less those that the sum with a row could overflow."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (words ^ (words >> np.uint64(31))) >> np.uint64(1)
+
+
 def example_indices(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
     """Example numbers of global batch `step` (0-based): int64 [batch_size].
 
     The batch is positions `step * batch_size ...` of the endless sequence epoch 0,
-    epoch 1, ..., so a batch may span epochs and no example is ever dropped.
+    epoch 1, ..., so a batch may span epochs and no example is ever dropped. An epoch is
+    in the order of `permutation`, or `shuffled` beyond `LARGEST_PERMUTATION` examples.
     """
     positions = step * batch_size + np.arange(batch_size)
     epochs, offsets = np.divmod(positions, n)
     indices = np.empty(batch_size, np.int64)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         inside = epochs == epoch
-        indices[inside] = permutation(seed, epoch, n)[offsets[inside]]
+        if n > LARGEST_PERMUTATION:
+            indices[inside] = shuffled(seed, epoch, n, offsets[inside])
+        else:
+            indices[inside] = permutation(seed, epoch, n)[offsets[inside]]
     return indices
 
 

@@ -1,8 +1,10 @@
 """Batches: random access by step number, wrapped in grain for threads and workers."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -10,6 +12,8 @@ from normjax.core.errors import LoadingFailed, UserError
 from normjax.data import order
 from normjax.data.augment import Transform
 from normjax.data.rows import STOOD_IN, Batch, Rows, Source
+
+_TURN = 32  # rows that a thread makes at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +25,7 @@ class BatchSource:
       process_index, process_count: which contiguous share of the rows is ours.
       seed: an int gives training batches, whose order and augmentation depend on
         (seed, step) alone; None gives one pass in order, padded and masked.
+      executor: threads that share the rows of a batch; None: the caller's alone.
     """
 
     rows: Rows
@@ -28,6 +33,7 @@ class BatchSource:
     process_index: int
     process_count: int
     seed: int | None
+    executor: ThreadPoolExecutor | None = None
 
     def __post_init__(self):
         if self.batch_size < 1 or self.batch_size % self.process_count:
@@ -50,14 +56,23 @@ class BatchSource:
         n, k = len(self.rows), self.rows.num_uniforms
         indices = order.example_indices(self.seed, index, self.batch_size, n)
         u = order.uniforms(self.seed, index, self.batch_size, k)
-        return self.rows.load(indices[ours], u[ours])
+        return self._load(indices[ours], u[ours])
+
+    def _load(self, indices: np.ndarray, u: np.ndarray) -> Batch:
+        """Rows `indices`; decoding and resizing hold no lock, so threads share them."""
+        parts = np.array_split(np.arange(len(indices)), -(-len(indices) // _TURN))
+        if self.executor is None or len(parts) < 2:
+            return self.rows.load(indices, u)
+        loads = [self.executor.submit(self.rows.load, indices[p], u[p]) for p in parts]
+        loaded = [load.result() for load in loads]
+        return {name: np.concatenate([b[name] for b in loaded]) for name in loaded[0]}
 
     def _in_order(self, start: int, count: int) -> Batch:
         indices = np.arange(start, min(start + count, len(self.rows)))
         batch = self.rows.blank(count)
         batch.setdefault("mask", np.arange(count) < len(indices))
         if indices.size:
-            loaded = self.rows.load(indices, np.empty((len(indices), 0)))
+            loaded = self._load(indices, np.empty((len(indices), 0)))
             if STOOD_IN in loaded:  # an example must not count twice
                 batch["mask"][: len(indices)] &= loaded.pop(STOOD_IN) < 0
             for name, rows in loaded.items():
@@ -90,11 +105,12 @@ def train_batches(
       augment: of images, from `augment.build(spec, train=True)`, or None.
       process_index, process_count: this process takes the contiguous rows
         [index * L, (index + 1) * L), L = batch_size / process_count.
-      workers: processes that load batches (0: threads of this one). Worth it only
-        where decoding and augmenting cost more than a step; each holds its own cache.
+      workers: processes that load batches (0: as many threads of this one as it may
+        use CPUs). Worth it only where decoding and augmenting cost more than a step and
+        more than threads can do, which take turns in Python; each holds its own cache.
         The main script then needs an `if __name__ == "__main__"` guard.
-      prefetch: batches made ahead, each by its own thread; with workers, by each of
-        them; 0 makes them when asked for.
+      prefetch: batches made ahead; with workers, by each of them; 0 makes them when
+        asked for.
 
     Yields:
       Of images {"image": uint8 [L, H, W, C], "label": int32 [L]}, and `STOOD_IN` of a
@@ -147,6 +163,9 @@ def _iterate(
     import grain
 
     threads = 0 if workers else prefetch
+    if not workers:
+        executor = ThreadPoolExecutor(_cpus(), thread_name_prefix="normjax-rows")
+        batches = dataclasses.replace(batches, executor=executor)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     dataset = grain.MapDataset.source(batches)[start:].to_iter_dataset(options)
     if workers:
@@ -167,3 +186,12 @@ def _iterate(
         raise LoadingFailed(f"loading data{where} failed: {reason}") from error
     finally:
         iterator.close()
+        if batches.executor:
+            batches.executor.shutdown(cancel_futures=True)
+
+
+def _cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -135,7 +135,8 @@ class Task(abc.ABC):
         self, split: str, **arguments: Any
     ) -> Iterator[dict[str, np.ndarray]]:
         """One pass over `split`; `arguments` of `data.eval_batches` as above."""
-        return data.eval_batches(self.source(split), **arguments)
+        workers = self._config.data.workers
+        return data.eval_batches(self.source(split), workers=workers, **arguments)
 
     @abc.abstractmethod
     def summarize(self, sums: Mapping[str, Any], split: str) -> dict[str, float]:

@@ -1,5 +1,8 @@
 """Order: permutations per epoch, endless batches, nothing but (seed, position)."""
 
+import math
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -30,6 +33,69 @@ def test_order_is_the_raw_philox_stream():
     words = np.random.Philox(key=7 + (0 << 64), counter=2 << 192).random_raw(16)
     ranks = sorted(range(16), key=words.tolist().__getitem__)
     assert order.permutation(7, 2, 16).tolist() == ranks
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 100, 101, 1023, 1024, 1025])
+def test_a_calculated_order_is_a_permutation_of_its_own_by_epoch(n):
+    first, second = (order.shuffled(3, e, n, np.arange(n)) for e in range(2))
+    assert sorted(first) == sorted(second) == list(range(n))
+    assert first.dtype == np.int64
+    if n >= 100:
+        other = order.shuffled(4, 0, n, np.arange(n))
+        assert np.mean(first == second) < 0.1 and np.mean(first == other) < 0.1
+
+
+def test_a_calculated_order_is_uniform():
+    """Chi-square of pairs of neighbours over 6,000 epochs: 30 pairs, 200 of each."""
+    pairs = [order.shuffled(0, e, 6, np.arange(2)) for e in range(6000)]
+    counts = np.zeros((6, 6))
+    np.add.at(counts, tuple(np.array(pairs).T), 1)
+    assert not counts.diagonal().any()
+    expected = 6000 / 30
+    chi_square = ((counts - expected) ** 2 / expected)[~np.eye(6, dtype=bool)].sum()
+    assert chi_square < 58.3  # 29 degrees of freedom, p = 0.001
+
+
+def test_neighbours_in_a_calculated_order_are_strangers():
+    indices = order.shuffled(1, 0, 10**6, np.arange(20_000)) / 1e6
+    assert abs(np.corrcoef(indices[:-1], indices[1:])[0, 1]) < 0.03
+    np.testing.assert_allclose(
+        np.histogram(indices, 10, (0, 1))[0] / 20_000, 0.1, atol=0.01
+    )
+
+
+def test_the_order_of_very_many_examples_takes_no_memory_of_their_number():
+    n = 600_000_000
+    tracemalloc.start()
+    batches = [order.example_indices(0, n // 4096 + s, 4096, n) for s in range(2)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+    assert len(np.unique(batches)) == 8192 and np.max(batches) < n
+
+
+@pytest.mark.parametrize("n", [5, 600_000_000])
+def test_a_calculated_order_is_settled(n):
+    """In Python's integers, from the raw Philox stream."""
+    keys = np.random.Philox(key=7 + (2 << 64), counter=2 << 192).random_raw(8).tolist()
+    rows = math.ceil(math.sqrt(n))
+    columns = math.ceil(n / rows)
+
+    def mixed(z):
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            z = (z ^ (z >> shift)) * factor % 2**64
+        return (z ^ (z >> 31)) >> 1
+
+    def settled(position):
+        row, column = divmod(position, columns)
+        for first, second in zip(keys[::2], keys[1::2], strict=True):
+            row = (row + mixed(column ^ first)) % rows
+            column = (column + mixed(row ^ second)) % columns
+        number = row * columns + column
+        return number if number < n else settled(number)
+
+    expected = [settled(p) for p in range(5)]
+    assert order.shuffled(7, 2, n, np.arange(5)).tolist() == expected
 
 
 def test_any_seed_and_a_late_step_are_fine():

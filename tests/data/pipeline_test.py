@@ -10,7 +10,14 @@ import pytest
 from PIL import Image
 
 from normjax.core.errors import UserError
-from normjax.data import augment, eval_batches, image_shape, open_images, train_batches
+from normjax.data import (
+    augment,
+    eval_batches,
+    image_shape,
+    open_images,
+    order,
+    train_batches,
+)
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +199,34 @@ def test_batches_are_fresh_arrays(digits):
 def test_read_gives_the_stored_file(uneven):
     data, _ = uneven.read(0)
     assert Image.open(io.BytesIO(data)).format == "PNG"
+
+
+def test_threads_that_share_a_batch_change_nothing(uneven):
+    """More rows than one thread makes at a time, in training and in evaluation."""
+    augmentation = augment.build({"image_size": 8, "flip": True}, train=True)
+    rows = uneven.rows(augmentation)
+    batch = take(train_batches(uneven, batch_size=100, seed=4, augment=augmentation), 1)
+    indices = order.example_indices(4, 0, 100, len(uneven))
+    expected = rows.load(indices, order.uniforms(4, 0, 100, rows.num_uniforms))
+    assert_same(batch, [expected])
+    seen = set()
+    fixed = augment.build({"image_size": 8}, train=False)
+
+    class Watched:
+        num_uniforms, blank = 0, uneven.rows(fixed).blank
+
+        def __len__(self):
+            return 96
+
+        def load(self, indices, u):
+            seen.add(threading.current_thread().name.rpartition("_")[0])
+            return uneven.rows(fixed).load(indices % len(uneven), u)
+
+    class Source:
+        def rows(self, transform):
+            return Watched()
+
+    (whole,) = take(eval_batches(Source(), batch_size=96), 2)
+    assert seen == {"normjax-rows"} and whole["mask"].all()
+    repeated = whole["image"][np.arange(96) % len(uneven)]
+    np.testing.assert_array_equal(whole["image"], repeated)
