@@ -127,6 +127,7 @@ class BidirectionalGatedLinearAttention(nn.Module):
 
     # The convolution reads the input first, with zeros around the map.
     reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[str | None] = "proj"
 
     @nn.compact
     def __call__(

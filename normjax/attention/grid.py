@@ -35,6 +35,7 @@ class GridMixer(nn.Module):
 
     core: ClassVar[type[nn.Module]]
     reads: ClassVar[tuple[str, ...]] = ("qkv",)
+    writes: ClassVar[str | None] = "proj"
 
     @nn.nowrap
     def inner_widths(self, dim: int) -> dict[str, int]:

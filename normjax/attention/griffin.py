@@ -179,6 +179,7 @@ class RecurrentBlock(nn.Module):
     kernel_init: Initializer = trunc_normal
 
     reads: ClassVar[tuple[str, ...]] = ("branches",)
+    writes: ClassVar[str | None] = "proj"
 
     @nn.compact
     def __call__(

@@ -88,7 +88,8 @@ class PattentionMixer(PairwiseMixer):
     O(L**2 D + L M D) multiply-adds for M learned tokens. Without bias.
 
     Attributes: those of PairwiseMixer and
-      num_tokens: M of each projection; None for the width.
+      num_tokens: M of each projection; None for the width D of queries, keys and
+        values.
       scores: what becomes of the scores, one of SCORES.
     """
 
@@ -96,11 +97,12 @@ class PattentionMixer(PairwiseMixer):
     scores: str = "l2_norm_gelu"
 
     reads: ClassVar[tuple[str, ...]] = ("q/key", "k/key", "v/key")
+    writes: ClassVar[str | None] = "proj/value"
     cross_reads: ClassVar[tuple[str, ...]] = ("q/key",)
     memory_reads: ClassVar[tuple[str, ...]] = ("k/key", "v/key")
 
-    def _layer(self, features: int, tokens: int, name: str) -> Pattention:
-        tokens = self.num_tokens or tokens
+    def _layer(self, features: int, width: int, name: str) -> Pattention:
+        tokens = self.num_tokens or width
         return Pattention(features, tokens, self.scores, name=name, **self._types())
 
     def _project(self, x: jax.Array) -> tuple[jax.Array, ...]:
@@ -117,4 +119,4 @@ class PattentionMixer(PairwiseMixer):
 
     def _finish(self, o: jax.Array, features: int) -> jax.Array:
         o = o.reshape(*o.shape[:2], -1)
-        return self._layer(features, features, "proj")(o)
+        return self._layer(features, o.shape[-1], "proj")(o)

@@ -28,8 +28,9 @@ class Pooling(nn.Module):
     pool_size: int = 3
     dtype: Dtype | None = None
 
-    # No linear layer reads the input, so no norm folds into one.
+    # No linear layer reads the input or gives the output: no norm folds into one.
     reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[str | None] = None
 
     def __call__(
         self, x: jax.Array, *, mask: jax.Array | None = None, train: bool = False
@@ -64,6 +65,7 @@ class IdentityMixer(nn.Module):
 
     # The input goes on into the residual stream.
     reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[str | None] = None
 
     def __call__(
         self,

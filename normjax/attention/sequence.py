@@ -69,6 +69,7 @@ class SequenceMixer(nn.Module):
     kernel_init: Initializer = trunc_normal
 
     reads: ClassVar[tuple[str, ...]] = ("qkv",)
+    writes: ClassVar[str | None] = "proj"
     proj_bias: ClassVar[bool] = True
 
     @nn.nowrap

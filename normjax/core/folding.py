@@ -1,4 +1,13 @@
-"""How a model tells `fusion` where its norms sit: data, no algorithm."""
+"""How models and their layers tell `fusion` what is linear in them: no algorithm.
+
+Every layer of a residual branch has
+
+    reads   paths inside it of the linear layers that together are all that reads its
+            input; empty if something else reads it
+    writes  path inside it of the Dense or Conv whose output is the layer's, or None
+
+as attributes of its class or as properties. A layer without them says neither.
+"""
 
 import dataclasses
 from typing import Any
@@ -24,6 +33,16 @@ class FoldSite:
     writer: str | None = None
     scale: float = 1.0
     obstacle: str = ""
+
+
+def reads_of(layer: Any) -> tuple[str, ...]:
+    """`reads` of a layer, empty if it does not say."""
+    return getattr(layer, "reads", ())
+
+
+def writes_of(layer: Any) -> str | None:
+    """`writes` of a layer, None if it does not say."""
+    return getattr(layer, "writes", None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,14 @@ import numpy as np
 from normjax.core.collections import PARAMS
 from normjax.core.folding import FoldSite
 from normjax.fusion.merge import merge, reparameterized
-from normjax.fusion.rewrite import mutable_tree, remove, rewritten, subtree
+from normjax.fusion.rewrite import (
+    is_linear,
+    mutable_tree,
+    remove,
+    rewritten,
+    subtree,
+    unrolled,
+)
 from normjax.norms import InferenceAffine, NoNorm
 
 
@@ -48,7 +55,7 @@ def plan(model: nn.Module, variables: Mapping[str, Any]) -> list[Fold]:
     """What `fold` does with each reparameterized layer and each norm of `model`."""
     found = reparameterized(model, variables)
     merges = [Fold(path, kind, (path,), "") for path, kind in found.items()]
-    model, variables = merge(*_unrolled(model, variables))
+    model, variables = merge(*unrolled(model, variables))
     return merges + [_judge(site, variables)[0] for site in _sites(model)]
 
 
@@ -74,7 +81,7 @@ def fold(
     Raises:
       ValueError: the model does not say where its norms sit.
     """
-    model, variables = merge(*_unrolled(model, variables))
+    model, variables = merge(*unrolled(model, variables))
     folded = {name: mutable_tree(tree) for name, tree in variables.items()}
     identities, biased, early = {}, set(), []
     for site in _sites(model):
@@ -99,14 +106,6 @@ def fold(
         warnings.warn(UnfinishedDecay(_unfinished(early)), stacklevel=2)
     folded_model = rewritten(model, identities, biased)
     return folded_model, {name: tree for name, tree in folded.items() if tree}
-
-
-def _unrolled(
-    model: nn.Module, variables: Mapping[str, Any]
-) -> tuple[nn.Module, Mapping[str, Any]]:
-    """The model and its variables, with a module of its own for every layer."""
-    unrolled: Any = getattr(model, "unrolled", None)
-    return unrolled(variables) if unrolled else (model, variables)
 
 
 def _sites(model: nn.Module) -> list[FoldSite]:
@@ -137,6 +136,8 @@ def _judge(site: FoldSite, variables) -> tuple[Fold, InferenceAffine | None]:
         reason = "computes its statistics from the input at evaluation too"
     elif site.obstacle or not into:
         reason = site.obstacle or "no linear layer reads its output alone"
+    elif strange := [p for p in into if not is_linear(subtree(variables[PARAMS], p))]:
+        reason = f"{strange[0]} is no linear layer"
     else:
         affine = site.norm.inference_affine(own)
         reason = "" if affine else _formless(decay)

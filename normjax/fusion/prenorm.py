@@ -16,7 +16,14 @@ from normjax.core.accumulate import einsum
 from normjax.core.collections import PARAMS
 from normjax.core.errors import UserError, one_of
 from normjax.core.folding import FoldSite
-from normjax.fusion.rewrite import mutable_tree, remove, rewritten, subtree
+from normjax.fusion.rewrite import (
+    is_linear,
+    mutable_tree,
+    remove,
+    rewritten,
+    subtree,
+    unrolled,
+)
 from normjax.norms import CRMSNorm, LayerNorm, RMSNorm
 
 NORMS = ("rms_norm", "crms_norm")
@@ -66,22 +73,25 @@ def convert_pre_norm(
 
     Args:
       model: a Flax module with `fold_sites`, `stream` and, for "crms_norm", `narrowed`.
+        Scanned layers are unrolled first.
       variables: its variables.
       norm: "rms_norm" or "crms_norm".
 
     Raises:
       UserError: unknown `norm`; a norm on the stream that is no LayerNorm; something
-        that writes into the stream cannot be centred. The message names it.
+        that writes into the stream or reads it is not linear, or is a layer that does
+        not say so (see `core.folding`). The message names it.
     """
     if norm not in NORMS:
         raise UserError(one_of("norm to convert to", norm, NORMS))
-    writers, sites = _stream_of(model, variables)
+    plain, start = unrolled(model, variables)
+    writers, sites = _stream_of(plain, start)
     compress = norm == "crms_norm"
     make = CRMSNorm if compress else lambda **kw: RMSNorm(use_scale=False, **kw)
     norms = {site.path: make(epsilon=site.norm.epsilon) for site in sites}
 
     def transform(variables: Mapping[str, Any]) -> dict[str, Any]:
-        new = mutable_tree(variables)
+        new = mutable_tree(unrolled(model, variables)[1])
         for site in sites:
             affine = subtree(new[PARAMS], site.path) or {}
             for path in site.readers:
@@ -95,8 +105,8 @@ def convert_pre_norm(
             parent[last] = jax.tree.map(lambda w: _centred(w, compress), parent[last])
         return new
 
-    report, biased = _report(sites, writers, variables[PARAMS], norm)
-    new_model = rewritten(_narrowed(model) if compress else model, norms, biased)
+    report, biased = _report(sites, writers, start[PARAMS], norm)
+    new_model = rewritten(_narrowed(plain) if compress else plain, norms, biased)
     return Conversion(new_model, transform(variables), transform, report)
 
 
@@ -133,9 +143,11 @@ def _stream_of(
             raise UserError(f"cannot convert: {site.path} is {name}, not LayerNorm")
         if not site.readers:
             raise UserError(f"cannot convert: {site.path} is read by no linear layer")
-    for path in stream.writers:
-        if subtree(variables[PARAMS], path) is None:
-            raise UserError(f"cannot convert: {path} is not what writes the stream")
+    readers = [path for site in sites for path in site.readers]
+    for path in (*stream.writers, *readers):
+        found = subtree(variables[PARAMS], path)
+        if not is_linear(found) and not hasattr(found, "shape"):
+            raise UserError(f"cannot convert: {path} is no linear layer")
     return stream.writers, sites
 
 

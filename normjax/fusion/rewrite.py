@@ -69,6 +69,19 @@ def rewritten(
     return RewrittenModel(model, tuple(norms.items()), biased)
 
 
+def unrolled(
+    model: nn.Module, variables: Mapping[str, Any]
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The model and its variables, with a module of its own for every layer."""
+    apart: Any = getattr(model, "unrolled", None)
+    return apart(variables) if apart else (model, variables)
+
+
+def is_linear(layer: Any) -> bool:
+    """Whether these are the parameters of a Dense or Conv."""
+    return isinstance(layer, Mapping) and {"kernel"} <= set(layer) <= {"kernel", "bias"}
+
+
 def mutable_tree(tree: Any) -> Any:
     """A copy whose dicts may be changed; the arrays are shared."""
     if isinstance(tree, Mapping):

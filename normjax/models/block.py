@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ import jax
 from flax.typing import Dtype
 
 from normjax.attention.sequence import only_tokens
-from normjax.core.folding import FoldSite
+from normjax.core.folding import FoldSite, Stream, reads_of, writes_of
 from normjax.models.layers import MLP, Factory, StochasticDepth
 from normjax.models.placement import Spots, residual
 
@@ -28,14 +28,12 @@ class Part(NamedTuple):
     Attributes:
       norm, path: names of its norm and its layer.  layer: unbound.
       reads: paths inside the layer of all that reads the norm's output.
-      last: path inside the layer of what gives the branch's output.
     """
 
     norm: str
     path: str
     layer: Any
     reads: tuple[str, ...]
-    last: str
 
 
 class Block(nn.Module):
@@ -118,25 +116,27 @@ class Block(nn.Module):
         return x
 
     @nn.nowrap
-    def _parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[Part, ...]:
+        """The residual branches, first to last."""
         mixer = self.mixer(parent=None)
         mlp = self.mlp(hidden=1, activation=self.activation, parent=None)
         return (
-            Part("norm1", "mixer", mixer, mixer.reads, "proj"),
-            Part("norm2", "mlp", mlp, mlp.reads, "fc2"),
+            Part("norm1", "mixer", mixer, reads_of(mixer)),
+            Part("norm2", "mlp", mlp, reads_of(mlp)),
         )
 
     @nn.nowrap
     def fold_sites(self) -> list[FoldSite]:
         """Every norm of the block with the linear layers around it."""
         sites, norm = [], self.norm(parent=None)
-        for name, path, layer, reads, last in self._parts():
+        for name, path, layer, reads in self.parts():
             readers = tuple(f"{path}/{read}" for read in reads)
             if self.spots.input:
                 scale = self.spots.scale
                 sites.append(FoldSite(name, norm, readers=readers, scale=scale))
             if self.spots.output:
-                writer = f"{path}/{last}" if readers else None
+                written = writes_of(layer)
+                writer = f"{path}/{written}" if written else None
                 sites.append(FoldSite(f"{name}_out", norm, writer=writer))
             if self.spots.stream:
                 sites.append(FoldSite(name, norm, obstacle=_STREAM))
@@ -186,10 +186,11 @@ class CrossBlock(Block):
         return self._residuals(x, branches, train, mask)
 
     @nn.nowrap
-    def _parts(self) -> tuple[Part, ...]:
-        mix, feed = super()._parts()
+    def parts(self) -> tuple[Part, ...]:
+        """The residual branches, first to last."""
+        mix, feed = super().parts()
         cross = self.cross(parent=None)
-        look = Part("norm_cross", "cross", cross, cross.cross_reads, "proj")
+        look = Part("norm_cross", "cross", cross, cross.cross_reads)
         return mix, look, feed
 
 
@@ -202,3 +203,31 @@ def sites_of(path: str, module: Any) -> Iterable[FoldSite]:
             readers=tuple(f"{path}/{reader}" for reader in site.readers),
             writer=f"{path}/{site.writer}" if site.writer else None,
         )
+
+
+def stream_of(
+    tables: Iterable[str],
+    first: Mapping[str, Any],
+    blocks: Mapping[str, Block],
+    obstacle: str,
+) -> Stream:
+    """The residual stream that runs through blocks and ends in `norm`.
+
+    Args:
+      tables: paths of the parameters that are added into it.
+      first: layers that write into it before the blocks, by path.
+      blocks: unbound, by path.
+      obstacle: why the stream cannot be changed, whatever its layers are; "" if it can.
+    """
+    branches = [
+        (path, part) for path, block in blocks.items() for part in block.parts()
+    ]
+    norms = (f"{path}/{part.norm}" for path, part in branches)
+    layers = {f"{path}/{part.path}": part.layer for path, part in branches}
+    writers = []
+    for path, layer in {**first, **layers}.items():
+        writers.append(f"{path}/{writes_of(layer)}")
+        if not obstacle and writes_of(layer) is None:
+            name = type(layer).__name__
+            obstacle = f"{path} is {name}, whose output no linear layer writes"
+    return Stream((*tables, *writers), (*norms, "norm"), obstacle)

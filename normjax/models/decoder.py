@@ -11,7 +11,7 @@ from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
 from normjax.core.registry import offer
 from normjax.models.base import MODELS
-from normjax.models.block import Block, sites_of
+from normjax.models.block import Block, sites_of, stream_of
 from normjax.models.layers import Factory
 from normjax.models.placement import stream_obstacle
 from normjax.models.tokens import TABLE_READS, TokenModel
@@ -129,18 +129,13 @@ class Decoder(TokenModel):
     @nn.nowrap
     def stream(self) -> Stream:
         """What writes into the residual stream and which norms read it."""
-        layers = range(self.depth)
         obstacle = stream_obstacle(self.placement, self.depth)
         if not obstacle and self.tied:
             obstacle = TABLE_READS
         elif not obstacle and self.dropout_rate:
             obstacle = "dropout acts on the stream"
-        branches = ("norm1", "norm2"), ("mixer/proj", "mlp/fc2")
-        norms, writers = (
-            tuple(f"blocks_{i}/{name}" for i in layers for name in names)
-            for names in branches
-        )
-        return Stream(("embed", *writers), (*norms, "norm"), obstacle)
+        blocks = {f"blocks_{i}": self._block(i, parent=None) for i in range(self.depth)}
+        return stream_of(("embed",), {}, blocks, obstacle)
 
     @nn.nowrap
     def narrowed(self) -> "Decoder":

@@ -1,6 +1,7 @@
 """Layers that make the maps of a pyramid: from an image, and from the map before."""
 
 import math
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -72,6 +73,8 @@ class PatchMerge(nn.Module):
     norm: Factory
     activation: Factory
     dtype: Dtype | None = None
+
+    writes: ClassVar[str | None] = "reduction"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -38,6 +38,7 @@ class GatedMLP(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     reads: ClassVar[tuple[str, ...]] = ("fc1",)
+    writes: ClassVar[str | None] = "fc2"
     gate: ClassVar[Factory | None] = None
 
     @nn.compact

@@ -52,6 +52,7 @@ class MLP(nn.Module):
     dtype: Dtype | None = None
 
     reads: ClassVar[tuple[str, ...]] = ("fc1",)
+    writes: ClassVar[str | None] = "fc2"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -79,6 +80,7 @@ class DepthwiseMLP(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     reads: ClassVar[tuple[str, ...]] = ("fc1",)
+    writes: ClassVar[str | None] = "fc2"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -106,6 +108,8 @@ class PatchEmbed(nn.Module):
     patch_size: int = 16
     dtype: Dtype | None = None
 
+    writes: ClassVar[str | None] = "proj"
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """x: [B, H, W, C] -> [B, H / patch_size, W / patch_size, dim].
@@ -132,10 +136,6 @@ class PatchEmbed(nn.Module):
             dtype=self.dtype,
             name="proj",
         )(x)
-
-    def writer(self) -> str:
-        """The layer that makes the tokens."""
-        return "proj"
 
     def inner_widths(self, dim: int) -> dict[str, int]:
         """Arguments that keep the inside at width `dim` when the tokens get another."""
@@ -185,7 +185,8 @@ class ConvStem(nn.Module):
         norm, inner = self.norm(parent=None), range(len(self.strides) - 1)
         return [FoldSite(f"norm_{i}", norm, writer=f"conv_{i}") for i in inner]
 
-    def writer(self) -> str:
+    @property
+    def writes(self) -> str | None:
         """The layer that makes the tokens."""
         return f"conv_{len(self.strides) - 1}"
 

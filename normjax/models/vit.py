@@ -15,7 +15,7 @@ from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
 from normjax.core.registry import offer
 from normjax.models.base import MODELS
-from normjax.models.block import Block, sites_of
+from normjax.models.block import Block, sites_of, stream_of
 from normjax.models.layers import Factory
 from normjax.models.placement import Placement, placement_of, stream_obstacle
 
@@ -175,20 +175,15 @@ class ViT(nn.Module):
     @nn.nowrap
     def stream(self) -> Stream:
         """What writes into the residual stream and which norms read it."""
-        layers = range(self.depth)
         obstacle = stream_obstacle(self.placement, self.depth)
         if not obstacle and self.share_layers:
             obstacle = "layers share their weights"
         elif not obstacle and self.dropout_rate:
             obstacle = "dropout acts on the stream"
         tables = ("cls_token", "pos_embed") if self.pool == "cls" else ("pos_embed",)
-        stem = f"stem/{self._stem(parent=None).writer()}"
-        branches = ("norm1", "norm2"), ("mixer/proj", "mlp/fc2")
-        norms, writers = (
-            tuple(f"blocks_{i}/{name}" for i in layers for name in names)
-            for names in branches
-        )
-        return Stream((stem, *tables, *writers), (*norms, "norm"), obstacle)
+        stem = {"stem": self._stem(parent=None)}
+        blocks = {f"blocks_{i}": self._block(i, parent=None) for i in range(self.depth)}
+        return stream_of(tables, stem, blocks, obstacle)
 
     @nn.nowrap
     def narrowed(self) -> "ViT":

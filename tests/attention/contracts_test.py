@@ -227,6 +227,25 @@ def test_folded_scale_and_shift_equal_a_scaled_and_shifted_input(case):
     np.testing.assert_allclose(folded, expected, rtol=1e-9, atol=1e-9)
 
 
+@over(lambda row: MIXERS[row.name].make.writes)
+def test_a_scaled_and_shifted_last_layer_scales_and_shifts_the_output(case):
+    """`writes` names the linear layer whose output is the mixer's."""
+    a, c = case.rng.uniform(0.5, 1.5, (2, case.row.shape[-1]))
+    params = jax.tree.map(np.array, case.params)
+    path = case.mixer.writes.split("/")
+    layer = functools.reduce(operator.getitem, path, params)
+    layer["kernel"] = layer["kernel"] * a
+    if "bias" in layer:
+        layer["bias"] = layer["bias"] * a + c
+    else:
+        c = np.zeros_like(c)
+    with jax.enable_x64(True):
+        apply = jax.jit(case.apply)
+        folded = apply(params, jnp.asarray(case.x))
+        expected = np.asarray(apply(case.params, jnp.asarray(case.x))) * a + c
+    np.testing.assert_allclose(folded, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_jit_traces_once_per_shape_and_equals_eager(first_case):
     params, x = first_case.cast("float32"), jnp.float32(first_case.x)
     chex.clear_trace_counter()

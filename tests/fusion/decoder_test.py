@@ -192,7 +192,7 @@ def test_variables_of_the_converted_decoder(to):
         ({"dropout_rate": 0.1}, "dropout acts on the stream"),
         ({"placement": "peri"}, "'peri' adds norms"),
         ({"norm": "rms_norm"}, "norm1 is RMSNorm"),
-        ({"mixer": "identity"}, "blocks_0/norm1 is read by no linear layer"),
+        ({"mixer": "identity"}, "blocks_0/mixer is IdentityMixer, whose output no"),
     ],
 )
 def test_what_cannot_be_converted_is_named(arguments, message):

@@ -1,0 +1,196 @@
+"""Every layer of a transformer, folded and converted: exact, or reported or refused.
+
+Which layers read and write the residual stream is what the layers say of themselves.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from normjax import fusion, models
+from normjax.attention import MIXERS
+from normjax.attention.softmax import SoftmaxAttention
+from normjax.core.errors import UserError
+from normjax.models.layers import MLPS, STEMS
+from tests.models.convolutions import random_variables
+
+DIM = 8
+TO = ("rms_norm", "crms_norm")
+SMALL = {"window_size": 2, "split_size": 2, "sr_ratio": 2, "pool_size": 3}
+STEM = {"patch_size": 2, "stride": 2, "kernel_size": 3}
+SLOW = pytest.mark.slow
+
+# In every placement the embedding of "peri" and what these say keep their norms.
+NOTHING_READS = {"pooling", "identity", "vig"}
+NOTHING_WRITES = {"pooling", "identity"}
+NORM_LAST = {"conv_norm", "conv_unit", "conv_pool"}
+
+
+def named(registry, name, **offered):
+    fields = getattr(registry[name].make, "__dataclass_fields__", {})
+    return {"name": name, **{k: v for k, v in offered.items() if k in fields}}
+
+
+def layers():
+    """(part of the model, its registry, key) of all that stands in a transformer."""
+    for part, registry in (("mixer", MIXERS), ("mlp", MLPS), ("stem", STEMS)):
+        for entry in registry:
+            if entry.name != "patch_merge":  # makes a map of another one
+                yield part, registry, entry.name
+
+
+def small(**changes):
+    stem = named(STEMS, "patch", **STEM)
+    size = {"dim": DIM, "depth": 1, "num_heads": 2, "mlp_ratio": 1.5}
+    return models.build("vit", **{"num_classes": 5, "stem": stem, **size, **changes})
+
+
+def build(part, registry, name, **changes):
+    offered = STEM if part == "stem" else SMALL
+    return small(**{part: named(registry, name, **offered)}, **changes)
+
+
+def images():
+    return jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 8, 3)))
+
+
+def variables_of(model):
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images())
+    return random_variables(dict(shapes), np.float64)
+
+
+def assert_same_logits(pairs, x):
+    """Of the first (model, variables) and all others, in one program."""
+    models, variables = zip(*pairs, strict=True)
+
+    @jax.jit
+    def logits(variables):
+        return [m.apply(v, x) for m, v in zip(models, variables, strict=True)]
+
+    expected, *others = (np.asarray(y) for y in logits(variables))
+    assert 1e-3 < expected.std() < 1e3
+    for actual in others:
+        np.testing.assert_allclose(actual, expected, 0, 1e-10 * expected.std())
+
+
+def converts(part, registry, name):
+    """To both norms exactly; or nothing of it, in one line that names the layer."""
+    model = build(part, registry, name, norm="layer_norm")
+    variables = variables_of(model)
+    if name in NOTHING_READS | NORM_LAST:
+        for to in TO:
+            with pytest.raises(UserError, match=r"^cannot convert: (blocks_0|stem)"):
+                fusion.convert_pre_norm(model, variables, to)
+        return
+    made = [fusion.convert_pre_norm(model, variables, to) for to in TO]
+    pairs = [(model, variables), *((new.model, new.variables) for new in made)]
+    assert_same_logits(pairs, images())
+
+
+def folds(part, registry, name, placement):
+    """Everything but what nothing linear reads or writes, which has its reason."""
+    model = build(part, registry, name, norm="repbn", placement=placement)
+    variables = variables_of(model)
+    stays = {entry.path for entry in fusion.plan(model, variables) if entry.reason}
+    kept = {"embed_norm"} if placement == "peri" else set()
+    kept |= {"blocks_0/norm1"} if name in NOTHING_READS else set()
+    if placement in ("sandwich", "peri") and name in NOTHING_WRITES:
+        kept.add("blocks_0/norm1_out")
+    assert stays == kept
+    assert_same_logits([(model, variables), fusion.fold(model, variables)], images())
+
+
+QUICK = {"pattention", *NOTHING_READS, *NORM_LAST}
+"""One of each kind, and what nothing is compiled for."""
+
+
+def over_layers(quick):
+    cases = [
+        pytest.param(*case, id=case[2], marks=() if quick(case[2]) else SLOW)
+        for case in layers()
+    ]
+    return pytest.mark.parametrize(("part", "registry", "name"), cases)
+
+
+@over_layers(lambda name: name in QUICK)
+def test_every_layer_converts_exactly_or_is_named(part, registry, name, x64):
+    converts(part, registry, name)
+
+
+@over_layers(lambda name: name in ("pattention", "vig"))
+@pytest.mark.parametrize(
+    "placement",
+    ["sandwich", "peri", *(pytest.param(p, marks=SLOW) for p in ("pre", "scaled"))],
+)
+def test_every_layer_folds_or_is_reported(part, registry, name, placement, x64):
+    folds(part, registry, name, placement)
+
+
+class Foreign(nn.Module):
+    """A mixer from elsewhere, which says nothing of itself."""
+
+    dtype: object = None
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dense(x.shape[-1], name="last")(jnp.tanh(x))
+
+
+class Changed(SoftmaxAttention):
+    """A subclass whose last layer is not that of its base any more."""
+
+    def _finish(self, o, features):
+        o = o.reshape(*o.shape[:2], -1)
+        return nn.Sequential([nn.Dense(features)], name="proj")(o)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "message", "reason"),
+    [
+        (
+            Foreign,
+            "blocks_0/mixer is Foreign, whose output no linear layer writes",
+            "no linear layer reads its output alone",
+        ),
+        (
+            functools.partial(Changed, num_heads=2),
+            "blocks_0/mixer/proj is no linear layer",
+            "blocks_0/mixer/proj is no linear layer",
+        ),
+    ],
+)
+def test_layers_from_elsewhere_are_refused_and_reported(mixer, message, reason, x64):
+    build = functools.partial(small, mixer=mixer)
+    variables = variables_of(build(norm="layer_norm"))
+    for to in TO:
+        with pytest.raises(UserError, match=f"^cannot convert: {message}$"):
+            fusion.convert_pre_norm(build(norm="layer_norm"), variables, to)
+    model = build(norm="repbn", placement="sandwich")
+    variables = variables_of(model)
+    plan = {entry.path: entry.reason for entry in fusion.plan(model, variables)}
+    assert plan["blocks_0/norm1_out"] == reason
+    assert_same_logits([(model, variables), fusion.fold(model, variables)], images())
+
+
+def test_scanned_layers_convert(x64):
+    model = models.build(
+        "decoder",
+        vocab_size=7,
+        dim=DIM,
+        depth=2,
+        num_heads=2,
+        norm="layer_norm",
+        mlp_hidden=12,
+        scan_layers=True,
+    )
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 7, (2, 5)))
+    shapes = dict(jax.eval_shape(model.init, jax.random.key(0), tokens))
+    variables = random_variables(shapes, np.float64)
+    new = fusion.convert_pre_norm(model, variables, "rms_norm")
+    again = new.transform(variables)
+    pairs = [(model, variables), (new.model, new.variables), (new.model, again)]
+    assert_same_logits(pairs, tokens)
