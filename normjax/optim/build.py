@@ -111,6 +111,21 @@ def build(config: Any, total_steps: int) -> optax.GradientTransformation:
     return optax.partition(parts, labels)
 
 
+def updates_made(opt_state: Any, steps: jax.Array) -> jax.Array:
+    """Updates that the learning rate's schedule has counted; a skipped one is none.
+
+    Args:
+      opt_state: of the optimizer.  steps: given where its rate has no schedule.
+    """
+    scheduled = optax.ScaleByScheduleState
+
+    def is_scheduled(part):
+        return isinstance(part, scheduled)
+
+    parts = jax.tree.leaves(opt_state, is_leaf=is_scheduled)
+    return next((part.count for part in parts if is_scheduled(part)), steps)
+
+
 def path_name(path: tuple) -> str:
     """ "blocks_0/mlp/fc1/kernel" of a key path."""
     return "/".join(str(getattr(key, "key", key)) for key in path)

@@ -216,7 +216,8 @@ def _arguments(state: Any, batch: Any) -> Memory:
         params, optimizer, average = state["params"], (), ()
     else:
         rest = state.model_state, state.step, state.rng
-        params, optimizer, average = state.params, state.opt_state, state.ema
+        params, optimizer = state.params, state.opt_state
+        average = state.ema, state.ema_stats
     return Memory(*map(_bytes, (params, optimizer, average, rest, batch)))
 
 

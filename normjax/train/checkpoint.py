@@ -23,6 +23,7 @@ from normjax.core.errors import UserError
 from normjax.train import report
 from normjax.train.checksums import checksums
 from normjax.train.distributed import from_first, in_any, is_first
+from normjax.train.state import TrainState
 from normjax.train.workdir import CHECKPOINTS
 
 T = TypeVar("T")
@@ -128,7 +129,19 @@ class Checkpoints:
         def abstract(x):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
-        return self._load(step, lambda _: jax.tree.map(abstract, like))
+        def target(folder):
+            saved = ocp.StandardCheckpointHandler().metadata(folder)
+            fields = {k: v for k, v in vars(like).items() if k in saved.tree}
+            return jax.tree.map(abstract, fields)
+
+        state = TrainState(**self._load(step, target))
+        if state.ema_stats is None and like.ema_stats is not None:
+            _print(
+                f"checkpoint {step} of {self._workdir} is older than averages of batch "
+                "statistics: theirs begins with those of the model"
+            )
+            state = state.with_new_ema_stats()
+        return state
 
     def restore_newest(self, like: Any, *, set_aside: bool = False) -> Any:
         """The newest state that is not damaged, or None where there is none at all.

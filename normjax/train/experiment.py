@@ -146,7 +146,8 @@ class Experiment:
     def _real(self, batch: dict[str, np.ndarray]) -> np.ndarray:
         """bool [B], the rows in which anything counts."""
         counted: Any = self.task.objective.counted(cast(Any, batch))
-        return np.asarray(counted).reshape(len(counted), -1).any(-1)
+        rows: Any = np.asarray(counted).reshape(len(counted), -1)
+        return rows.any(-1)
 
     def evaluate(self, eval_step: Any, variables: Any, split: str) -> dict[str, float]:
         """Scores of `variables` over `split`."""

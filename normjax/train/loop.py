@@ -272,8 +272,7 @@ class Run:
         stats = recalibrate(e.placed(), variables, batches, e.task.objective)
         shardings = e.shardings.model_state[BATCH_STATS]
         stats = jax.jit(lambda stats: stats, out_shardings=shardings)(stats)
-        model_state = {**self.state.model_state, BATCH_STATS: stats}
-        self.state = self.state.replace(model_state=model_state)
+        self.state = self.state.with_eval_stats(stats)
 
     def _print_summary(self, flops: float) -> None:
         config, model, mesh = self.config, self.experiment.model, self.experiment.mesh

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from normjax import optim
-from normjax.core.collections import PARAMS, TRANSIENT
 from normjax.core.errors import UserError
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import keep_config
-from normjax.train.state import TrainState
+from normjax.train.state import TrainState, state_of
 from normjax.train.workdir import held
 
 
@@ -33,17 +32,9 @@ def _write_start(config: Any, variables: dict[str, Any], workdir: Path) -> None:
         if checkpoints.latest() is not None:
             raise UserError(f"workdir {workdir} holds a checkpoint: choose another")
         variables = jax.tree.map(jnp.asarray, variables)
-        params, skipped = variables[PARAMS], (PARAMS, *TRANSIENT)
-        checkpoints.save(
-            TrainState(
-                step=jnp.zeros((), jnp.int32),
-                params=params,
-                model_state={k: v for k, v in variables.items() if k not in skipped},
-                opt_state=optim.build(config.optim, config.total_steps).init(params),
-                ema=params if config.ema_decay > 0 else None,
-                rng=jax.random.key_data(jax.random.key(config.seed)),
-            )
-        )
+        optimizer = optim.build(config.optim, config.total_steps)
+        rng, use_ema = jax.random.key(config.seed), config.ema_decay > 0
+        checkpoints.save(state_of(variables, optimizer, rng, use_ema=use_ema))
     finally:
         checkpoints.close()
 
@@ -61,5 +52,4 @@ def saved_variables(workdir: Path) -> dict[str, Any]:
         checkpoints.close()
     if state is None:
         raise UserError(f"workdir {workdir} holds no complete checkpoint")
-    params = state["params"] if state.get("ema") is None else state["ema"]
-    return {PARAMS: params, **state["model_state"]}
+    return TrainState(**state).eval_variables()

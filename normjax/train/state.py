@@ -1,5 +1,6 @@
 """What a run is at one moment."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from normjax.core.collections import PARAMS, TRANSIENT
+from normjax.core.collections import BATCH_STATS, PARAMS, TRANSIENT
 from normjax.tasks.base import Inputs
 
 
@@ -21,6 +22,9 @@ class TrainState(flax.struct.PyTreeNode):
       model_state: every other collection of the model ("batch_stats", ...), by name.
       opt_state: state of the optimizer.
       ema: running average of `params`, or None.
+      ema_stats: running average of the collection "batch_stats", where there are both,
+        or None: what the averaged parameters are evaluated with. Counters in it are
+        those of the model.
       rng: key data (uint32) of the run; every random key is folded from it and `step`.
     """
 
@@ -30,11 +34,26 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Any
     ema: Any
     rng: jax.Array
+    ema_stats: Any = None
 
     def eval_variables(self) -> dict[str, Any]:
-        """Variables to evaluate with: the average of the parameters if there is one."""
+        """Variables to evaluate with: the averages if there are any."""
         params = self.params if self.ema is None else self.ema
-        return {PARAMS: params, **self.model_state}
+        variables = {PARAMS: params, **self.model_state}
+        if self.ema_stats is not None:
+            variables[BATCH_STATS] = self.ema_stats
+        return variables
+
+    def with_new_ema_stats(self) -> "TrainState":
+        """The same with an average of batch statistics that begins now."""
+        stats = jax.tree.map(jnp.copy, self.model_state[BATCH_STATS])
+        return self.replace(ema_stats=stats)
+
+    def with_eval_stats(self, stats: Any) -> "TrainState":
+        """The same with other batch statistics in `eval_variables`."""
+        if self.ema_stats is not None:
+            return self.replace(ema_stats=stats)
+        return self.replace(model_state={**self.model_state, BATCH_STATS: stats})
 
 
 def create_state(
@@ -52,6 +71,21 @@ def create_state(
     """
     rng, (x, known) = jax.random.key(seed), inputs
     variables = model.init({"params": rng}, x, train=False, **known)
+    return state_of(variables, optimizer, rng, use_ema=use_ema)
+
+
+def state_of(
+    variables: Mapping[str, Any],
+    optimizer: optax.GradientTransformation,
+    rng: jax.Array,
+    *,
+    use_ema: bool,
+) -> TrainState:
+    """The state before the first step of a model that begins with `variables`.
+
+    Args:
+      rng: key of the run.
+    """
     params = variables[PARAMS]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -62,4 +96,5 @@ def create_state(
         opt_state=optimizer.init(params),
         ema=params if use_ema else None,
         rng=jax.random.key_data(rng),
+        ema_stats=variables.get(BATCH_STATS) if use_ema else None,
     )

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from normjax import optim
 from normjax.core.collections import (
+    BATCH_STATS,
     DIAGNOSTICS,
     LOSSES,
     OVERWRITE,
@@ -29,7 +31,7 @@ class Recipe(NamedTuple):
 
     Attributes:
       microbatches: parts that a batch is worked through in, one after the other.
-      ema_decay: of the running average of parameters; 0 is off.
+      ema_decay: of the running average of parameters and batch statistics; 0 is off.
       auxiliary_loss_weight: factor on the sum of what layers sow into "losses".
       skip_nonfinite: leave the update out if its loss or gradient is not finite: all
         but `step` stays.
@@ -65,9 +67,10 @@ def make_train_step(
       gradients: default: `make_gradients` of the model.
 
     batch: what the objective takes.
-    metrics: float32 scalars "loss", those of the objective, "grad_norm", "lr",
-    `BAD_GRADIENT`, `SKIPPED` if the recipe skips, "auxiliary_loss" where layers sow
-    into "losses", and what the model sows into "diagnostics".
+    metrics: float32 scalars "loss", those of the objective, "grad_norm", "lr" (of this
+    update: its schedule counts those that were applied), `BAD_GRADIENT`, `SKIPPED` if
+    the recipe skips, "auxiliary_loss" where layers sow into "losses", and what the
+    model sows into "diagnostics".
     """
     gradients = gradients or make_gradients(model, objective, recipe)
 
@@ -81,13 +84,16 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics["grad_norm"], metrics[BAD_GRADIENT] = _norm_and_first_bad(grads)
-        metrics["lr"] = jnp.asarray(schedule(state.step), jnp.float32)
+        made = optim.updates_made(state.opt_state, state.step)
+        metrics["lr"] = jnp.asarray(schedule(made), jnp.float32)
+        average = partial(_average, step=made, decay=recipe.ema_decay)
         new_state = state.replace(
             step=state.step + 1,
             params=params,
             model_state=model_state,
             opt_state=opt_state,
-            ema=_average(state.ema, params, state.step, recipe.ema_decay),
+            ema=average(state.ema, params),
+            ema_stats=average(state.ema_stats, model_state.get(BATCH_STATS)),
         )
         if recipe.skip_nonfinite:
             sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
@@ -210,12 +216,19 @@ def _split(tree: Any, count: int) -> Any:
     return jax.tree.map(split, tree)
 
 
-def _average(ema, params, step, decay):
+def _average(ema, new, *, step, decay):
+    """decay * ema + (1 - decay) * new; of counters the new ones."""
     if ema is None:
         return None
     # A short memory at the start: the first parameters are noise.
     decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, ema, params)
+
+    def move(a, b):
+        if not jnp.issubdtype(b.dtype, jnp.floating):
+            return b
+        return (decay * a + (1 - decay) * b).astype(b.dtype)
+
+    return jax.tree.map(move, ema, new)
 
 
 def _diagnostics(sown: Any) -> dict[str, jax.Array]:

@@ -9,11 +9,12 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from configs.common import base_config
 from normjax import models, optim
 from normjax.core.collections import OVERWRITE
 from normjax.tasks import Classification
 from normjax.tasks.classification import normalize_pixels
-from normjax.train.step import Recipe, make_train_step
+from normjax.train.step import Recipe, make_gradients, make_train_step
 from tests.train.tiny import Linear, toy_batch, toy_state
 
 RATE = 0.1
@@ -180,6 +181,71 @@ def test_average_of_the_parameters():
         average = weight * average + (1 - weight) * kernel
     np.testing.assert_allclose(state.ema["head"]["kernel"], average, rtol=1e-5)
     chex.assert_trees_all_equal(state.eval_variables()["params"], state.ema)
+
+
+def test_averages_have_statistics_of_their_own():
+    """Averaged as the parameters are; counters are those of the model."""
+    decay, state = 0.6, None
+    model, optimizer = small_vit({"name": "prepbn", "decay_steps": 4}), optax.sgd(RATE)
+    state = toy_state(model, optimizer, ema=True)
+    average = jax.tree.map(np.float64, state.model_state["batch_stats"])
+    recipe = Recipe(ema_decay=decay)
+    step = make_train_step(model, parts()[0], optimizer, lambda _: RATE, recipe)
+    step = jax.jit(step)
+    for i in range(4):
+        state, _ = step(state, toy_batch(seed=i))
+        weight = min(decay, (1 + i) / (10 + i))
+        average = jax.tree.map(
+            lambda a, new, w=weight: w * a + (1 - w) * np.float64(new),
+            average,
+            state.model_state["batch_stats"],
+        )
+    used = state.eval_variables()["batch_stats"]
+    chex.assert_trees_all_equal_dtypes(used, state.model_state["batch_stats"])
+    ours, expected = used["norm"], average["norm"]
+    for name in ("mean", "var"):
+        moved = ours["batch_norm"][name], expected["batch_norm"][name]
+        np.testing.assert_allclose(*moved, rtol=1e-5, atol=1e-7)
+    assert int(ours["step"]) == 4
+    with_others = state.with_eval_stats(jax.tree.map(jnp.zeros_like, used))
+    assert not np.any(with_others.eval_variables()["batch_stats"]["norm"]["step"])
+    chex.assert_trees_all_equal(with_others.model_state, state.model_state)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion"])
+@pytest.mark.parametrize("trainable", [".*", "kernel"])
+def test_the_logged_rate_is_that_of_the_update(name, trainable):
+    """Schedules count updates; a step that was skipped is none."""
+    config = base_config().optim
+    config.update(name=name, lr=0.1, warmup_fraction=0.5, trainable=trainable)
+    config.update(beta1=0.0, weight_decay=0.0, clip_norm=0.0)
+    optimizer, schedule = optim.build(config, 8), optim.learning_rate(config, 8)
+    objective, recipe = parts(skip_nonfinite=True)
+    model, state = Linear(), toy_state(Linear(), optimizer)
+    honest = make_gradients(model, objective, recipe)
+
+    def gradients(params, model_state, inputs, targets, key):
+        """Ones, spoiled at step 2 by pixels that are all white."""
+        state, grads, metrics = honest(params, model_state, inputs, targets, key)
+        bad = jnp.min(inputs[0]) > 1.9  # 2, normalised
+        ones = jax.tree.map(lambda g: jnp.where(bad, jnp.nan, 1.0 + 0 * g), grads)
+        return state, ones, metrics
+
+    made = make_train_step(model, objective, optimizer, schedule, recipe, gradients)
+    step, applied, logged = jax.jit(made), [], []
+    for i in range(5):
+        batch = toy_batch(seed=i)
+        if i == 2:
+            batch["image"][:] = 255
+        before = np.asarray(state.params["head"]["kernel"])
+        state, metrics = step(state, batch)
+        moved = before - np.asarray(state.params["head"]["kernel"])
+        # Of gradients that are 1, Nesterov's, Adam's and Lion's steps are the rate.
+        if i != 2:
+            applied.append(moved[0, 0])
+            logged.append(metrics["lr"])
+    np.testing.assert_allclose(logged, 0.025 * np.arange(4), rtol=1e-6)
+    np.testing.assert_allclose(applied, logged, rtol=1e-4, atol=1e-7)
 
 
 @jax.custom_vjp

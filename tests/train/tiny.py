@@ -10,11 +10,10 @@ import ml_collections
 import numpy as np
 
 from configs import digits
-from normjax.core.collections import TRANSIENT
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import keep_config
 from normjax.train.experiment import build_experiment
-from normjax.train.state import TrainState
+from normjax.train.state import TrainState, state_of
 
 
 def tiny_config(arg: str = "", **changes) -> ml_collections.ConfigDict:
@@ -63,16 +62,7 @@ def toy_state(model, optimizer, shape=(2, 2, 1), ema=False, seed=0) -> TrainStat
     key = jax.random.key(seed)
     init = jax.jit(functools.partial(model.init, train=False))
     variables = init(key, jnp.zeros((1, *shape)))
-    params = variables["params"]
-    rest = {k: v for k, v in variables.items() if k not in ("params", *TRANSIENT)}
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        model_state=rest,
-        opt_state=optimizer.init(params),
-        ema=params if ema else None,
-        rng=jax.random.key_data(jax.random.key(seed + 1)),
-    )
+    return state_of(variables, optimizer, jax.random.key(seed + 1), use_ema=ema)
 
 
 def toy_batch(rows=8, shape=(2, 2, 1), num_classes=4, seed=0):
