@@ -17,15 +17,15 @@ import optax
 
 from normjax.adapt.lame import affinity, laplacian_adjusted
 from normjax.adapt.statistics import (
-    alpha_batch_normalize,
+    alpha_statistics,
     split_components,
-    unmix_normalize,
+    unmix_statistics,
 )
 from normjax.core.collections import BATCH_STATS, PARAMS
 from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError
 from normjax.core.registry import Registry
-from normjax.norms import BatchNorm
+from normjax.norms import BatchNorm, reads_batch
 
 ADAPTATIONS = Registry("adaptation")
 
@@ -82,11 +82,9 @@ class AlphaBatchNorm(Adaptation):
         return ()
 
     def predict(self, apply, variables, state, x):
-        def rule(path, x, statistics):
+        def rule(path, x, mean, var):
             del path
-            return alpha_batch_normalize(
-                x, **statistics, batch_weight=self.batch_weight
-            )
+            return alpha_statistics(x, mean, var, batch_weight=self.batch_weight)
 
         return _apply_with(rule, apply, variables, x), state
 
@@ -129,16 +127,12 @@ class UnMixStatistics(Adaptation):
         new = dict(state)
         momentum = 1 - (1 - self.momentum) ** (len(x) / 64)
 
-        def rule(path, x, statistics):
-            keep = ("scale", "bias", "epsilon")
-            y, new[path] = unmix_normalize(
-                x,
-                *new[path],
-                **{name: statistics[name] for name in keep},
-                momentum=momentum,
-                temperature=self.temperature,
+        def rule(path, x, mean, var):
+            del mean, var
+            statistics, new[path] = unmix_statistics(
+                x, *new[path], momentum=momentum, temperature=self.temperature
             )
-            return y
+            return statistics
 
         return _apply_with(rule, apply, variables, x), new
 
@@ -199,12 +193,11 @@ class EntropyMinimization(Adaptation):
         learned, moments = state
 
         def entropy(learned):
-            def rule(path, x, statistics):
-                return alpha_batch_normalize(
-                    x, **{**statistics, **learned[path]}, batch_weight=1.0
-                )
+            def rule(path, x, mean, var):
+                del path
+                return alpha_statistics(x, mean, var, batch_weight=1.0)
 
-            logits = _apply_with(rule, apply, variables, x)
+            logits = _apply_with(rule, apply, variables, x, learned)
             log_p = jax.nn.log_softmax(logits)
             return -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, -1)), logits
 
@@ -241,22 +234,47 @@ def _affine_of(variables: Variables) -> dict[str, Any]:
     return affine
 
 
-def _apply_with(rule: Any, apply: Apply, variables: Variables, x: jax.Array) -> Any:
-    """The model at evaluation with BatchNorms that compute `rule`.
+def _apply_with(
+    rule: Callable[..., tuple[jax.Array, jax.Array]],
+    apply: Apply,
+    variables: Variables,
+    x: jax.Array,
+    learned: Mapping[str, Any] | None = None,
+) -> Any:
+    """The model at evaluation with BatchNorms by other statistics.
 
-    rule(path, x, {"mean", "var", "scale", "bias", "epsilon"}) -> y.
+    What a norm makes of them is its own (`BatchNorm.by_statistics`).
+
+    Args:
+      rule: rule(path, x, mean, var) -> (mean, var), from the running statistics.
+      learned: {path: {"scale", "bias"}} instead of those in `variables`.
+
+    Raises:
+      UserError: statistics that are of no BatchNorm, or of one that uses those of the
+        batch already.
     """
+    left = set(_norms_of(variables))
 
     def exchange(call, args, kwargs, context):
-        norm = context.module
+        norm, path = context.module, "/".join(context.module.path)
+        if path in left and reads_batch(norm):
+            raise UserError(
+                f"adaptation: {path} evaluates by the statistics of the batch already "
+                "(use_running_average=False)"
+            )
         if not (isinstance(norm, BatchNorm) and context.method_name == "normalize"):
             return call(*args, **kwargs)
-        x, ones = args[0], jnp.ones(args[0].shape[-1], jnp.float32)
-        statistics = {k: norm.get_variable(BATCH_STATS, k) for k in ("mean", "var")}
-        statistics["scale"] = norm.get_variable(PARAMS, "scale", ones)
-        statistics["bias"] = norm.get_variable(PARAMS, "bias", 0 * ones)
-        y = rule("/".join(norm.path), x, {**statistics, "epsilon": norm.epsilon})
-        return y, result_dtype(x, statistics["scale"], dtype=norm.dtype)
+        left.discard(path)
+        x = args[0]
+        running = (norm.get_variable(BATCH_STATS, name) for name in ("mean", "var"))
+        own = {k: norm.get_variable(PARAMS, k) for k in ("scale", "bias")}
+        own |= (learned or {}).get(path, {})
+        affine = own["scale"], own["bias"]
+        y = norm.by_statistics(x, affine, *rule(path, x, *running))
+        return y, result_dtype(x, *affine, dtype=norm.dtype)
 
     with nn.intercept_methods(exchange):
-        return apply(variables, x, train=False)
+        y = apply(variables, x, train=False)
+    if left:
+        raise UserError(f"adaptation: {min(left)} is no BatchNorm that could adapt")
+    return y

@@ -37,13 +37,28 @@ def alpha_batch_normalize(
     Returns:
       [..., C] in at least float32.
     """
+    statistics = alpha_statistics(
+        x, mean, var, batch_weight=batch_weight, unbiased=unbiased
+    )
+    return _normalize(x, *statistics, scale, bias, epsilon)
+
+
+def alpha_statistics(
+    x: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    *,
+    batch_weight: float = 0.1,
+    unbiased: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+    """m and v of `alpha_batch_normalize`, [1, ..., 1, C]; arguments as there."""
     own_mean, own_var, count = masked_moments(x, range(x.ndim - 1))
     if unbiased:
         own_var = own_var * count / jnp.maximum(count - 1, 1)
     own_mean, own_var = jax.lax.stop_gradient((own_mean, own_var))
     mean = (1 - batch_weight) * mean.reshape(own_mean.shape) + batch_weight * own_mean
     var = (1 - batch_weight) * var.reshape(own_var.shape) + batch_weight * own_var
-    return _normalize(x, mean, var, scale, bias, epsilon)
+    return mean, var
 
 
 def split_components(
@@ -94,6 +109,25 @@ def unmix_normalize(
     Returns:
       (y [B, ..., C] in at least float32, (means, variances) after this batch).
     """
+    statistics, components = unmix_statistics(
+        x, means, variances, momentum=momentum, temperature=temperature
+    )
+    return _normalize(x, *statistics, scale, bias, epsilon), components
+
+
+def unmix_statistics(
+    x: jax.Array,
+    means: jax.Array,
+    variances: jax.Array,
+    *,
+    momentum: float,
+    temperature: float = 0.07,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """What `unmix_normalize` normalises by; arguments as there.
+
+    Returns:
+      ((m, v) [B, 1, ..., 1, C], (means, variances) after this batch).
+    """
     own_mean, own_var, _ = masked_moments(x, range(1, x.ndim - 1))
     own_mean, own_var = (t.reshape(len(x), 1, -1) for t in (own_mean, own_var))
     cosine = einsum("bc,kc->bk", _unit(own_mean[:, 0]), _unit(means))
@@ -104,10 +138,10 @@ def unmix_normalize(
     spread = jnp.mean(jnp.square(mixed_mean - mean[:, None]), 1)
     var = jnp.mean(mixed_var, 1) + spread
     shape = (len(x), *(1,) * (x.ndim - 2), -1)
-    y = _normalize(x, mean.reshape(shape), var.reshape(shape), scale, bias, epsilon)
     means = means + momentum * jnp.mean(mixed_mean - means[None], 0)
     variances = variances + momentum * jnp.mean(mixed_var - variances[None], 0)
-    return y, jax.lax.stop_gradient((means, variances))
+    statistics = mean.reshape(shape), var.reshape(shape)
+    return statistics, jax.lax.stop_gradient((means, variances))
 
 
 def _unit(rows: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from normjax.fusion.rewrite import (
     subtree,
     unrolled,
 )
-from normjax.norms import InferenceAffine, NoNorm
+from normjax.norms import InferenceAffine, NoNorm, reads_batch
 
 
 class Fold(NamedTuple):
@@ -134,6 +134,8 @@ def _judge(site: FoldSite, variables) -> tuple[Fold, InferenceAffine | None]:
     affine, reason = None, ""
     if not hasattr(site.norm, "inference_affine"):
         reason = "computes its statistics from the input at evaluation too"
+    elif reads_batch(site.norm):
+        reason = "is configured to evaluate by the statistics of the batch"
     elif site.obstacle or not into:
         reason = site.obstacle or "no linear layer reads its output alone"
     elif strange := [p for p in into if not is_linear(subtree(variables[PARAMS], p))]:

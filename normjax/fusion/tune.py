@@ -9,7 +9,7 @@ from normjax.core.broadcast import add_bias
 from normjax.core.collections import BATCH_STATS, PARAMS
 from normjax.core.folding import FoldSite
 from normjax.fusion.rewrite import mutable_tree, subtree
-from normjax.norms import BatchNorm
+from normjax.norms import BatchNorm, reads_batch
 from normjax.reparam import tuned_conv_bn
 
 
@@ -58,9 +58,13 @@ class TunedModel(nn.Module):
 
 
 def tunable_sites(model: nn.Module) -> list[FoldSite]:
-    """BatchNorms of `model` that are all that reads a linear layer."""
+    """BatchNorms of `model` that are all that reads a linear layer.
+
+    Without those that use the statistics of the batch at evaluation.
+    """
     sites = model.fold_sites()  # pyright: ignore[reportCallIssue]
-    return [s for s in sites if s.writer and type(s.norm) is BatchNorm]
+    norms = [s for s in sites if s.writer and type(s.norm) is BatchNorm]
+    return [s for s in norms if not reads_batch(s.norm)]
 
 
 def tuned_params(

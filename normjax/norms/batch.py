@@ -189,8 +189,25 @@ class BatchNorm(BatchStatistics):
         running: Mapping[str, nn.Variable],
     ) -> jax.Array:
         """y by the running statistics."""
-        mean = along_channels(running["mean"].value, x.ndim)
-        var = along_channels(running["var"].value, x.ndim)
+        return self.by_statistics(
+            x, affine, running["mean"].value, running["var"].value
+        )
+
+    @nn.nowrap
+    def by_statistics(
+        self,
+        x: jax.Array,
+        affine: tuple[jax.Array | None, jax.Array | None],
+        mean: jax.Array,
+        var: jax.Array,
+    ) -> jax.Array:
+        """y by any statistics, constants or not.
+
+        Args:
+          affine: scale and bias.
+          mean, var: [C], or more of the last dims of x, 1 where they broadcast.
+        """
+        mean, var = (along_channels(s, x.ndim) for s in (mean, var))
         root = jax.lax.rsqrt(self.regularize(var))
         return apply_affine((at_least_float32(x) - mean) * root, *affine)
 

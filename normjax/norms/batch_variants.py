@@ -18,7 +18,7 @@ from normjax.core.moments import (
     masked_mean,
     masked_moments,
 )
-from normjax.norms.base import NORMS, InferenceAffine, apply_affine
+from normjax.norms.base import NORMS, InferenceAffine
 from normjax.norms.batch import LAYOUTS, BatchNorm
 from normjax.norms.composite import AroundBatchNorm
 from normjax.norms.layer import rms_normalize
@@ -43,10 +43,8 @@ class ClampedBatchNorm(BatchNorm):
         """(y, mean, var, count); the gradient goes through the moments."""
         axes = tuple(range(x.ndim - 1))
         moments = masked_moments(x, axes, mask=mask, axis_name=axis_name)
-        mean, var, count = moments
-        normalized = (at_least_float32(x) - mean) * jax.lax.rsqrt(self.regularize(var))
         mean, var, count = (jnp.squeeze(m, axes) for m in moments)
-        return apply_affine(normalized, *affine), mean, var, count
+        return self.by_statistics(x, affine, mean, var), mean, var, count
 
     @nn.nowrap
     def inference_affine(self, variables: Mapping[str, Any]) -> InferenceAffine:

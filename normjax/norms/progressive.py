@@ -21,7 +21,7 @@ from normjax.core.moments import at_least_float32
 from normjax.core.overwrite import keep
 from normjax.core.registry import Spec
 from normjax.core.switch import switch
-from normjax.norms.base import NORMS, InferenceAffine
+from normjax.norms.base import NORMS, InferenceAffine, reads_batch
 from normjax.norms.batch import LAYOUTS
 
 EVAL_MIXES = ("end", "current")
@@ -126,6 +126,11 @@ class PRepBN(nn.Module):
         factory = NORMS.factory(self.batch_norm, **types)
         return factory(axis_name=self.axis_name, **where)
 
+    @property
+    def reads_batch(self) -> bool:
+        """Whether evaluation is by the statistics of the batch as well."""
+        return reads_batch(self._batch_norm(parent=None))
+
     @nn.nowrap
     def decay(self, variables: Mapping[str, Any]) -> tuple[int, int] | None:
         """(updates made, updates until lam is 0), or None once it is.
@@ -139,11 +144,14 @@ class PRepBN(nn.Module):
 
     @nn.nowrap
     def inference_affine(self, variables: Mapping[str, Any]) -> InferenceAffine | None:
-        """That of `batch_norm`; None while eval_mix="current" mixes in `layer_norm`."""
+        """That of `batch_norm`, if it has one; None while `layer_norm` is mixed in."""
         if self.eval_mix != "end" and self.decay(variables):
             return None
-        own = {collection: tree["batch_norm"] for collection, tree in variables.items()}
-        return self._batch_norm(parent=None).inference_affine(own)
+        batch = self._batch_norm(parent=None)
+        if not hasattr(batch, "inference_affine"):
+            return None
+        inner = {c: tree.get("batch_norm") for c, tree in variables.items()}
+        return batch.inference_affine({c: t for c, t in inner.items() if t is not None})
 
 
 def _mix(weight: jax.Array, y_layer: jax.Array, y_batch: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """Adaptations of a small network against the same network written in NumPy."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ def _wide(x64):
 
 
 class Network(nn.Module):
-    norm: str = "batch_norm"
+    norm: Any = "batch_norm"
 
     @nn.compact
     def __call__(self, x, *, train):
@@ -140,3 +142,70 @@ def test_nothing_to_adapt():
         ADAPTATIONS["alpha_bn"].make().start({"params": {}})
     with pytest.raises(UserError, match="no layer 'head'"):
         ADAPTATIONS["lame"].make().start({"params": {}})
+
+
+def adaptable():
+    """Every norm with running means and variances somewhere inside."""
+    for entry in norms.NORMS:
+        fields = getattr(entry.make, "__dataclass_fields__", {})
+        needed = {"decay_steps": 2, "num_tasks": 2, "num_groups": 3}
+        given = {k: v for k, v in needed.items() if k in fields}
+        if "batch_stats" in entry.tags:
+            yield {"name": entry.name, **given}
+    clamped = {"name": "clamped_batch_norm", "epsilon": 0.7}
+    yield clamped
+    yield {"name": "prepbn", "decay_steps": 2, "batch_norm": clamped}
+    yield {"name": "batch_channel_norm", "num_groups": 3, "statistics": "estimate"}
+
+
+STATELESS = {"evonorm_b0", "power_norm", "unified_norm"}  # of the mean, or of both
+
+
+@pytest.mark.parametrize("norm", list(adaptable()), ids=str)
+def test_without_weight_the_batch_changes_nothing(norm):
+    variables = variables_of(norm)
+    method = ADAPTATIONS.factory({"name": "alpha_bn", "batch_weight": 0.0})()
+    if norm["name"] in STATELESS:
+        with pytest.raises(UserError, match="no BatchNorm"):
+            method.start(variables)
+        return
+    model, state = Network(norm), method.start(variables)
+    got, _ = method.predict(model.apply, variables, state, X[0])
+    np.testing.assert_array_equal(got, model.apply(variables, X[0], train=False))
+
+
+@pytest.mark.parametrize("name", ["batch_stats", "tent"])
+def test_a_clamped_variance_stays_clamped(name):
+    """epsilon is the smallest variance there, not added to it."""
+    norm = {"name": "clamped_batch_norm", "epsilon": 0.5}
+    variables = variables_of(norm)
+    (got, _), _ = stream(name, variables, norm)
+    mean, var = own_moments(X[0])
+    assert (var > 0.5).any()
+    # The network of the oracle adds 1e-5.
+    expected = network(variables, X[0], mean, np.maximum(var, 0.5) - 1e-5)[1]
+    np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "norm", ["batch_norm", "adab2n", "filled_batch_norm", "clamped_batch_norm"]
+)
+@pytest.mark.parametrize("name", ["alpha_bn", "tent", "unmix_tns"])
+def test_what_follows_the_batch_already_is_refused(name, norm):
+    spec = {"name": norm, "use_running_average": False}
+    with pytest.raises(UserError, match=r"^adaptation: norm\S* evaluates by the "):
+        stream(name, variables_of(spec), spec)
+
+
+def test_statistics_of_other_norms_are_refused():
+    class Foreign(Network):
+        @nn.compact
+        def __call__(self, x, *, train):
+            norm = nn.BatchNorm(not train, name="norm", param_dtype=jnp.float64)
+            return nn.Dense(4, name="head")(nn.relu(norm(x)).mean((1, 2)))
+
+    method = ADAPTATIONS["alpha_bn"].make()
+    model = Foreign()
+    variables = model.init(jax.random.key(0), X[0], train=False)
+    with pytest.raises(UserError, match=r"^adaptation: norm is no BatchNorm that"):
+        method.predict(model.apply, variables, method.start(variables), X[0])
