@@ -7,7 +7,7 @@ One table per family says where each array lives and how it is laid out
 (`convert.layouts`); both directions follow it, so one undoes the other.
 """
 
-from normjax.convert.files import read, unwrapped, write
+from normjax.convert.files import load, read, unwrapped, write
 from normjax.convert.names import reads_images
 from normjax.convert.state import (
     Converted,
@@ -25,6 +25,7 @@ __all__ = [
     "channels_of",
     "from_torch",
     "grouped",
+    "load",
     "read",
     "reads_images",
     "size_of",

@@ -19,6 +19,9 @@ from absl import flags
 
 import configs
 from normjax import convert
+from normjax.convert.layouts import SIZES
+from normjax.convert.names import layout_of
+from normjax.convert.settings import published_settings, settle
 from normjax.core.errors import UserError, one_of
 from normjax.models import PRESETS
 from normjax.train.cli import run
@@ -87,23 +90,55 @@ def _import(config: Any, checkpoint: Path, workdir: Path, *, averaged: bool) -> 
     from normjax.train.experiment import build_model
     from normjax.train.start import start_from
 
-    state = convert.read(checkpoint, averaged=averaged)
-    arguments = convert.arguments_of(state, config.model.norm.to_dict())
+    weights = convert.load(checkpoint, averaged=averaged)
+    arguments = convert.arguments_of(weights.state, config.model.norm.to_dict())
+    sizes = {k: v for k, v in arguments.items() if k in SIZES}
+    tied = {"tie_word_embeddings": arguments["tied"]} if "tied" in arguments else {}
     with config.unlocked():
         config.model.norm = ConfigDict(arguments["norm"])
-    sizes = {k: v for k, v in arguments.items() if k != "norm"}
+        model = build_model(config, **sizes)
+        given = {**tied, **published_settings(checkpoint)}
+        changes = settle(config, model, layout_of(model), given)
     model = build_model(config, **sizes)
     shape = ()
     if convert.reads_images(model):
-        shape = (*_image_size(config), convert.channels_of(state))
-    converted = convert.from_torch(model, state, shape)
+        shape = (*_image_size(config), convert.channels_of(weights.state))
+        _check_classes(config.data, sizes["num_classes"])
+    converted = convert.from_torch(model, weights.state, shape)
     start_from(config, converted.variables, workdir)
-    rows = [("used", "", converted.used, "")]
-    for what in ("dropped", "filled"):
-        groups = convert.grouped(getattr(converted, what))
-        rows += [(what, name, count, why) for name, count, why in groups]
     title = f"{checkpoint} ({converted.layout}) -> {workdir}"
+    rows = [("used", weights.taken, converted.used, "averaged" * weights.averaged)]
+    for what, names in (
+        ("dropped", converted.dropped),
+        ("filled", converted.filled),
+        ("left out", weights.left),
+    ):
+        groups = convert.grouped(names)
+        rows += [(what, name, count, why) for name, count, why in groups]
+    for field, value, before in changes:
+        rows.append(("set", f"{field}={value}", 1, f"by the file, instead of {before}"))
     report.table(title, ("", "arrays", "number", "why"), rows)
+
+
+def _check_classes(data: Any, count: int) -> None:
+    """Raises UserError where the data, if at hand, have another number of classes."""
+    from normjax.data import open_images
+    from normjax.data.folder import scan
+
+    try:
+        if data.name == "image_folder":  # which opening would read to its end
+            classes = len(scan(data.path).class_names)
+        else:
+            where = data.data_dir or None
+            images = open_images(data.name, data.train_split, data_dir=where)
+            classes = images.num_classes
+    except UserError:
+        return  # the data are elsewhere, and are compared there
+    if classes != count:
+        raise UserError(
+            f"the file has {count} classes, the data {data.path or data.name} "
+            f"{classes}: a run of converted weights has the classes of the file"
+        )
 
 
 def _export(workdir: Path, file: Path, layout: str | None) -> None:

@@ -24,18 +24,25 @@ class Extra(NamedTuple):
       value: as the published code initialises it.
       reason: why we have none.
       tolerance: how far a file's may be from this value, relative; None for anything.
+      explain: function of another value to words behind "is not what the model
+        computes for it".
     """
 
     value: np.ndarray
     reason: str
     tolerance: float | None = None
+    explain: Callable[[np.ndarray], str] = lambda array: ""
 
-    def allows(self, array: np.ndarray) -> bool:
-        """Whether a file may hold `array`."""
-        if self.tolerance is None:
-            return True
+    def difference(self, array: np.ndarray) -> str:
+        """What a file's `array` is instead, or "" where it may be as it is."""
         wide = np.asarray(array, np.float64)
-        return np.allclose(wide, self.value, rtol=self.tolerance, atol=0)
+        if wide.shape != self.value.shape:
+            return f"has shape {wide.shape} instead of {self.value.shape}"
+        if self.tolerance is None:
+            return ""
+        if np.allclose(wide, self.value, rtol=self.tolerance, atol=0):
+            return ""
+        return f"is not what the model computes for it{self.explain(wide)}"
 
 
 class Host(NamedTuple):
@@ -59,7 +66,7 @@ class Row(NamedTuple):
       name: template with the groups of the pattern.
       make: function of (shape beside, match, host) to the value; None where there is
         no such array.
-      reason, tolerance: as in Extra.
+      reason, tolerance, explain: as in Extra.
     """
 
     layouts: str
@@ -68,6 +75,7 @@ class Row(NamedTuple):
     make: Callable[..., np.ndarray | None]
     reason: str
     tolerance: float | None = None
+    explain: Callable[[np.ndarray], str] = lambda array: ""
 
 
 def _side(table: tuple[int, ...]) -> int:
@@ -106,6 +114,32 @@ def inverse_frequencies(projection, match, host: Host) -> np.ndarray | None:
     channels = projection[0] // own["num_heads"]
     frequencies = rotary_frequencies(channels, own["rotary_base"])
     return frequencies.astype(np.float32)
+
+
+def _other_base(frequencies: np.ndarray) -> str:
+    """Of inverse frequencies base**(-2 i / channels), i = 0, 1, ..."""
+    second = frequencies[1] if len(frequencies) > 1 else 0.0
+    if not 0 < second < 1:
+        return ""
+    base = second ** -len(frequencies)
+    return f", but of config.model.rotary_base={base:.6g}"
+
+
+def mask_side(state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple]) -> int:
+    """Side in pixels of the images that the masks in a file were made for, else 0.
+
+    Args:
+      shapes: of the arrays of the model, whose windows they are for.
+    """
+    patch = np.shape(state.get("patch_embed.proj.weight", ()))[-1:]
+    for name, mask in state.items():
+        match = re.fullmatch(_BLOCK + r"attn_mask", name)
+        shape = np.shape(mask)
+        table = match and shapes.get(f"{match[1]}attn.relative_position_bias_table")
+        if table and patch and shape[1:] == (_side(table) ** 2,) * 2:
+            grid = round(shape[0] ** 0.5) * _side(table)
+            return grid * patch[0] << int(match["s"])
+    return 0
 
 
 def _token(shape, *_: Any) -> np.ndarray:
@@ -168,6 +202,7 @@ ROWS = (
         inverse_frequencies,
         "recomputed, equal",
         tolerance=2**-8,  # files in bfloat16 round it, too
+        explain=_other_base,
     ),
 )
 
@@ -195,5 +230,5 @@ def extras_of(
                 continue
             value = row.make(shape, match, host)
             if value is not None:
-                found[name] = Extra(value, row.reason, row.tolerance)
+                found[name] = Extra(value, row.reason, row.tolerance, row.explain)
     return found

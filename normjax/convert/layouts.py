@@ -165,6 +165,18 @@ LAYOUTS: dict[str, list[Row]] = {
 TEXT = ("llama",)
 """Layouts of models that read tokens; those of the others read images."""
 
+STEMS = tuple(
+    f"{module}.weight"
+    for module in ("patch_embed.proj", "patch_embed1.proj", "stage1_conv_embed.0")
+)
+"""First convolutions."""
+
+ANCHORS = (*STEMS, "model.embed_tokens.weight")
+"""Arrays of which every model has one, whatever stands before its names."""
+
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+"""Arrays that repeat another one where it serves twice."""
+
 SIZES = {
     "vocab_size": (("model.embed_tokens.weight",), "embed", 0),
     "num_classes": (("head.weight", "head.fc.weight"), "head/kernel", -1),

@@ -9,17 +9,13 @@ import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from normjax.convert.extras import extras_of
-from normjax.convert.layouts import LAYER_NORM, REPBN, SIZES
+from normjax.convert.checks import check_finite, check_shapes, check_types
+from normjax.convert.extras import extras_of, mask_side
+from normjax.convert.layouts import LAYER_NORM, REPBN, SIZES, STEMS, TIED
 from normjax.convert.names import Entry, abstract_variables, entries_of, layout_of
 from normjax.core.errors import UserError
 
 State = Mapping[str, np.ndarray]
-
-STEMS = tuple(
-    f"{module}.weight"
-    for module in ("patch_embed.proj", "patch_embed1.proj", "stage1_conv_embed.0")
-)
 
 _SHOWN = 4  # names in an error
 
@@ -62,19 +58,23 @@ def from_torch(
     layout = layout_of(model, "swin_timm" if timm else None)
     entries = entries_of(model, abstract_variables(model, image_shape), layout)
     shapes = {n: s for e in entries for n, s in zip(e.names, e.shapes, strict=True)}
-    extras = extras_of(model, shapes, layout, image_shape)
+    # What depends on the size of the images is compared at the size of the file's.
+    side = mask_side(state, shapes) or (image_shape[0] if image_shape else 0)
+    extras = extras_of(model, shapes, layout, (side, side) if side else ())
+    known = {name: False for name in extras}
+    weights = {n: e.dtype.kind == "f" for e in entries for n in e.names}
+    check_types(state, known | weights)
     state, filled = _completed(state, entries)
+    state, dropped = _without_repeats(state, shapes)
     _refuse("lacks", (name for name in shapes if name not in state))
+    check_shapes(state, shapes, image_shape[0] if image_shape else 0)
     known = shapes.keys() | extras.keys()
     _refuse("holds unknown", (name for name in state if name not in known))
-    wanted = shapes | {name: extra.value.shape for name, extra in extras.items()}
-    for name, array in state.items():
-        if array.shape != (shape := wanted[name]):
-            raise UserError(f"{name} has shape {array.shape} instead of {shape}")
-    dropped = {name: extras[name].reason for name in state if name not in shapes}
-    for name in dropped:
-        if not extras[name].allows(state[name]):
-            raise UserError(f"{name} is not what the model computes for it")
+    for name, extra in extras.items():
+        if name in state and not (difference := extra.difference(state[name])):
+            dropped[name] = extra.reason
+        elif name in state:
+            raise UserError(f"{name} {difference}")
     flat = {entry.path: _ours(entry, state) for entry in entries}
     used = len(shapes) - len(filled)
     return Converted(unflatten_dict(flat), layout, used, dropped, filled)
@@ -108,11 +108,13 @@ def to_torch(
 
 
 def arguments_of(state: State, norm: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the model that the file decides: its size and its norms.
+    """Arguments of the model that the file decides: its size, `tied` and its norms.
 
-    The size is `num_classes` or `vocab_size`. Norms are PRepBN with the schedule of the
-    file's counters, or RepBN where the file has no other branch; running variances go
-    on as PyTorch's. What the preset says of RepBN (its epsilon) stays.
+    The size is `num_classes` or `vocab_size`. A model of tokens without a head of its
+    own is tied. Norms are PRepBN with the
+    schedule of the file's counters, or RepBN where the file has no other branch;
+    running variances go on as PyTorch's. What the preset says of RepBN (its epsilon)
+    stays.
 
     Args:
       norm: the norm of the preset, a dict with `name`.
@@ -121,7 +123,7 @@ def arguments_of(state: State, norm: Mapping[str, Any]) -> dict[str, Any]:
       UserError: no array that tells the size, or norms that are not of the preset's
         kind.
     """
-    sizes = {
+    sizes: dict[str, Any] = {
         argument: len(state[name])
         for argument, (names, _, _) in SIZES.items()
         for name in names
@@ -135,6 +137,9 @@ def arguments_of(state: State, norm: Mapping[str, Any]) -> dict[str, Any]:
     if (name in ("prepbn", "repbn")) != (kind is not None):
         kind = kind or "without running statistics"
         raise UserError(f"the norms of the file are {kind}, those of the model {name}")
+    for head, table in TIED.items():
+        if table in state and head not in state:
+            sizes["tied"] = True
     return {
         **sizes,
         "norm": dict(norm) if kind is None else _rebuilt(norm, kind, state),
@@ -184,7 +189,22 @@ def grouped(names: Mapping[str, str]) -> list[tuple[str, int, str]]:
 def _ours(entry: Entry, state: State) -> np.ndarray:
     arrays = tuple(np.asarray(state[name]) for name in entry.names)
     ours = np.asarray(entry.transform.to_ours(arrays), entry.dtype)
+    check_finite(" and ".join(entry.names), ours)
     return ours.reshape(entry.shape)
+
+
+def _without_repeats(state: State, shapes: Mapping) -> tuple[dict, dict[str, str]]:
+    """The state without arrays that repeat another, and those."""
+    state, dropped = dict(state), {}
+    for name, other in TIED.items():
+        if name not in state or name in shapes or other not in state:
+            continue
+        if not np.array_equal(state[name], state[other]):
+            hint = "config.model.tied=False has a head of its own"
+            raise UserError(f"{name} differs from {other}, the model is tied: {hint}")
+        dropped[name] = f"equal to {other}, which serves twice"
+        del state[name]
+    return state, dropped
 
 
 def _norms(state: State) -> tuple[list[str], list[str]]:

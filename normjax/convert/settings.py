@@ -1,0 +1,165 @@
+"""What the config.json beside published weights says of their model.
+
+Arrays tell neither heads nor the base of rotary positions: where such a file is there,
+its values count, and what the model cannot be is refused.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from normjax.core.errors import UserError
+from normjax.norms import NORMS
+
+FIELDS = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "num_heads",
+    "num_heads": "num_heads",
+    "intermediate_size": "mlp_hidden",
+    "depths": "depths",
+    "rope_theta": "rotary_base",
+    "tie_word_embeddings": "tied",
+}
+"""Their field -> the argument of a model of ours, where it has such a one."""
+
+FAMILIES = {"llama": ("llama", "mistral")}
+"""Layout -> values of `model_type` that name the same network."""
+
+_ALLOWED: dict[str, tuple[Any, ...]] = {
+    "sliding_window": (None,),
+    "partial_rotary_factor": (None, 1.0),
+    "attention_bias": (None, False),
+    "mlp_bias": (None, False),
+    "quantization_config": (None,),
+    "distilled": (None, False),
+}
+_ACTIVATIONS = {"silu": ("silu", "swish"), "gelu": ("gelu",)}
+
+
+class Change(NamedTuple):
+    """A field of a config that config.json decided."""
+
+    field: str
+    value: Any
+    before: Any
+
+
+def published_settings(weights: Path) -> dict[str, Any]:
+    """What describes the model in the config.json of a folder or beside a file.
+
+    {} where there is none, or one of something else.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    path = (weights if weights.is_dir() else weights.parent) / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    names = ("model_type", "architectures", "architecture")
+    if not isinstance(content, dict) or not any(name in content for name in names):
+        return {}
+    rope = content.get("rope_parameters")  # where newer versions keep what turns
+    if isinstance(rope, dict):
+        content = {"rope_scaling": rope, **content, **rope}
+    return {**content, **content.get("model_args", {})}
+
+
+def settle(config: Any, model: Any, layout: str, given: Mapping) -> list[Change]:
+    """Set in `config` what `given` says otherwise than `model`, and tell what.
+
+    Args:
+      config: of a run, unlocked.  model: built of it.  layout: of the model.
+      given: see `published_settings`.
+
+    Raises:
+      UserError: a network that no setting of the model is.
+    """
+    _check(model, layout, given)
+    changes = []
+    for theirs, ours in FIELDS.items():
+        value = given.get(theirs)
+        if value is None or not hasattr(model, ours):
+            continue
+        value = tuple(value) if isinstance(value, list) else value
+        before = getattr(model, ours)
+        before = tuple(before) if isinstance(before, list) else before
+        if type(before) in (int, float, bool):
+            value = type(before)(value)
+        if value != before:
+            config.model[ours] = value
+            changes.append(Change(f"model.{ours}", value, before))
+    changes += _settle_norm(config.model.norm, given)
+    changes += _settle_pixels(config.data, given.get("pretrained_cfg", {}))
+    return changes
+
+
+def _check(model: Any, layout: str, given: Mapping) -> None:
+    kind, families = given.get("model_type"), FAMILIES.get(layout)
+    if kind and families and kind not in families:
+        _refuse("model_type", kind, " or ".join(families))
+    for field, allowed in _ALLOWED.items():
+        value = given.get(field)
+        windowed = field != "sliding_window" or given.get("use_sliding_window", True)
+        if windowed and value not in allowed:
+            _refuse(field, value, allowed[-1])
+    heads = given.get("num_attention_heads")
+    if given.get("num_key_value_heads") not in (None, heads):
+        _refuse("num_key_value_heads", given["num_key_value_heads"], heads)
+    width, head = given.get("hidden_size"), given.get("head_dim")
+    if head and width and isinstance(heads, int) and head * heads != width:
+        _refuse("head_dim", head, width // heads)
+    scaling = given.get("rope_scaling") or {}
+    rope = scaling.get("rope_type", scaling.get("type", "default"))
+    if rope != "default":
+        _refuse("rope_scaling", rope, None)
+    activation = given.get("hidden_act") or given.get("hidden_activation")
+    ours = "silu" if layout in FAMILIES else "gelu"
+    if activation and activation not in _ACTIVATIONS[ours]:
+        _refuse("hidden_act", activation, ours)
+
+
+def _refuse(field: str, value: Any, ours: Any) -> None:
+    value = "..." if isinstance(value, dict) else repr(value)
+    raise UserError(f"config.json says {field}={value}, the model is for {ours}")
+
+
+def _settle_norm(norm: Any, given: Mapping) -> list[Change]:
+    """The epsilon of every norm inside `norm`."""
+    value = given.get("rms_norm_eps", given.get("layer_norm_eps"))
+    if value is None:
+        return []
+    inner = [k for k in ("layer_norm", "batch_norm") if k in norm]
+    changes = []
+    for key in inner or [""]:
+        node = norm[key] if key else norm
+        if isinstance(node, str):
+            node = norm[key] = {"name": node}
+        make: Any = NORMS[node["name"]].make
+        default = next((f.default for f in fields(make) if f.name == "epsilon"), None)
+        before = node.get("epsilon", default)
+        if before != value:
+            node["epsilon"] = value
+            field = ".".join(filter(None, ("model.norm", key, "epsilon")))
+            changes.append(Change(field, value, before))
+    return changes
+
+
+def _settle_pixels(data: Any, given: Mapping) -> list[Change]:
+    """Mean and deviation of the pixels that the weights were trained with."""
+    changes = []
+    for field in ("mean", "std"):
+        value = given.get(field)
+        if not value or field not in data:
+            continue
+        value, before = tuple(map(float, value)), tuple(data[field])
+        if value not in (before, before * len(value)):
+            data[field] = value
+            changes.append(Change(f"data.{field}", value, before))
+    return changes
