@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ class ImageSource:
 
         self.name, self.split, self.skip = name, split, skip
         self.stand_ins: dict[int, int] = {}
-        self.ignored: dict[str, int] = ignored
+        self.ignored: Mapping[str, int] = ignored
         metadata: Any = builder.info.metadata or {}
         self.digest = metadata.get("digest") or _digest(builder)
         features = builder.info.features
@@ -268,16 +268,15 @@ def open_images(
     if (name == "image_folder") != (path is not None):
         rule = "path names the directory or zip of 'image_folder', and only that"
         raise UserError(f"data set {name!r} with path={path and str(path)!r}: {rule}")
-    ignored: dict[str, int] = {}
+    cache = prepared.cache_dir(data_dir if name in EMBEDDED else None)
+    keys, ignored = ("image", "label"), {}
     if name == "digits":
-        builder = _open_digits(prepared.cache_dir(data_dir))
+        builder = _open_digits(cache)
         shape = builder.info.features["image"].shape
-        keys = "image", "label"
-    elif name == "image_folder":
+    elif path is not None:
         folder = scan(path)
-        builder = _open_folder(prepared.cache_dir(data_dir), folder, skip=skip)
+        builder = _open_folder(cache, folder, skip=skip)
         shape, ignored = builder.info.metadata["image_shape"], folder.left_out
-        keys = "image", "label"
     else:
         builder = prepared.open_tfds(name, data_dir, EMBEDDED)
         keys = _classification_keys(name, builder.info.features)
@@ -290,7 +289,7 @@ def open_images(
         image_key=image_key,
         label_key=label_key,
         shape=(*shape[:2], channels or shape[-1]),
-        cache=prepared.cache_dir(data_dir if name in EMBEDDED else None),
+        cache=cache,
         skip=skip,
         ignored=ignored,
     )

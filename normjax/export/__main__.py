@@ -4,9 +4,11 @@ python -m normjax.export --workdir=DIR [--fold] [--platforms=cpu,cuda,tpu] FILE
 
 The newest checkpoint's model with its weights, batch size left open, as a serialized
 jax.export artifact. It is read back and compared with the live model before the command
-reports success. Images go in as uint8 [B, H, W, C], text as tokens.
+reports success. Images go in as uint8 [B, H, W, C], text as tokens. FILE.json gets the
+names of the classes, in the order of the logits.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,13 +46,16 @@ def export_command(argv: Sequence[str]) -> int:
     for name in values.platforms:
         if name not in PLATFORMS:
             raise UserError(one_of("platform", name, PLATFORMS))
+    from normjax.train.datasets import check_classes
     from normjax.train.experiment import build_experiment, computation_dtype
     from normjax.train.mesh import on_these_devices
     from normjax.train.start import saved_variables
 
     config = on_these_devices(kept_config(Path(values.workdir)))
     experiment = build_experiment(config)
-    model, variables = experiment.model, saved_variables(Path(values.workdir))
+    check_classes(experiment.task, Path(values.workdir))
+    like = experiment.abstract_state()
+    model, variables = experiment.model, saved_variables(Path(values.workdir), like)
     if values.fold:
         with report.warnings_in_lines():
             model, variables = fusion.fold(model, variables)
@@ -59,6 +64,10 @@ def export_command(argv: Sequence[str]) -> int:
     predict = predictor(model, jax.device_put(variables), objective)
     artifact = export_model(predict, row, values.platforms or None)
     _write(Path(files[0]), artifact)
+    names = experiment.task.class_names()
+    if names:
+        beside = Path(f"{files[0]}.json")
+        _write(beside, json.dumps({"classes": names}, indent=2).encode() + b"\n")
     difference = float("nan")
     local = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if not values.platforms or local in values.platforms:
@@ -76,6 +85,7 @@ def export_command(argv: Sequence[str]) -> int:
         ("bytes", len(artifact)),
         ("inputs", inputs),
         ("platforms", ", ".join(values.platforms) or local),
+        *([("classes", f"{len(names)}, named in {files[0]}.json")] if names else []),
         ("largest difference to the live model", f"{difference:.2e}"),
     ]
     report.table(files[0], ("", ""), rows)

@@ -107,6 +107,10 @@ class Task(abc.ABC):
             for split, source in self._sources.items()
         }
 
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits; empty without classes."""
+        return ()
+
     @abc.abstractmethod
     def _open(self, split: str) -> Any:
         """The `data` source of one split."""
@@ -150,3 +154,7 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def describe(self) -> str:
         """The data in a few words."""
+
+    def details(self) -> list[tuple[str, str]]:
+        """More to be known of the data before a run: what, and which."""
+        return []

@@ -18,6 +18,7 @@ from normjax.data.corrupt import corrupt
 from normjax.tasks.classification import metric_sums, summarize
 from normjax.train import report
 from normjax.train.config import kept_config
+from normjax.train.datasets import check_classes
 from normjax.train.experiment import build_experiment
 from normjax.train.mesh import on_these_devices
 from normjax.train.start import saved_variables
@@ -65,7 +66,9 @@ def adapt_run(
     if config.task != "image_classification":
         raise UserError(f"--adapt needs a run on images, not of task {config.task!r}")
     experiment = build_experiment(config)
-    variables = jax.tree.map(jnp.asarray, saved_variables(workdir))
+    check_classes(experiment.task, workdir)
+    like = experiment.abstract_state()
+    variables = jax.tree.map(jnp.asarray, saved_variables(workdir, like))
     scores = {}
     for name, method in methods.items():
         step = jit(_step_of(experiment, method))

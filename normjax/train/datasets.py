@@ -1,5 +1,6 @@
 """Which data a run began with: kept in its workdir, compared when it goes on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from normjax.core.errors import UserError
@@ -7,6 +8,7 @@ from normjax.tasks import Task
 from normjax.train.config import read_json, write_json
 
 DATA_FILE = "data.json"
+CLASSES_FILE = "classes.json"
 
 
 def keep_data(task: Task, workdir: Path, *, write: bool = True) -> None:
@@ -18,8 +20,9 @@ def keep_data(task: Task, workdir: Path, *, write: bool = True) -> None:
       write: of several processes one writes.
 
     Raises:
-      UserError: a data set that has changed, or the file cannot be written.
+      UserError: a data set that has changed, or a file that cannot be written.
     """
+    check_classes(task, workdir)
     path, mine = Path(workdir) / DATA_FILE, task.digests()
     if path.exists():
         for split, kept in read_json(path).items():
@@ -34,3 +37,50 @@ def keep_data(task: Task, workdir: Path, *, write: bool = True) -> None:
                 )
     elif write:
         write_json(path, mine)
+    classes = Path(workdir) / CLASSES_FILE
+    if write and task.class_names() and not classes.exists():
+        write_json(classes, {"names": task.class_names()})
+
+
+def check_classes(task: Task, workdir: Path) -> None:
+    """Compare the classes of the data with those that a run began with.
+
+    Runs of earlier versions, and those that have not begun, have none to compare.
+
+    Raises:
+      UserError: others, or in another order: logits would get other names.
+    """
+    path = Path(workdir) / CLASSES_FILE
+    if not path.exists():
+        return
+    then, now = read_json(path)["names"], task.class_names()
+    if tuple(then) != tuple(now):
+        raise UserError(
+            f"the classes of the data are not those that the run in {workdir} was "
+            f"trained on ({_difference(then, now)}): bring them back, or train in "
+            "another --workdir"
+        )
+
+
+def _difference(then: Sequence[str], now: Sequence[str]) -> str:
+    gone = [name for name in then if name not in set(now)]
+    new = [name for name in now if name not in set(then)]
+    groups = (("gone", gone), ("new", new))
+    parts = [f"{word}: {_listed(names)}" for word, names in groups if names]
+    if not parts:
+        number = next(
+            i
+            for i, pair in enumerate(zip(then, now, strict=False))
+            if pair[0] != pair[1]
+        )
+        parts = [
+            f"another order: class {number} was {then[number]!r} and is {now[number]!r}"
+        ]
+    sizes = f"{len(then)} then, {len(now)} now"
+    return "; ".join([*parts, sizes] if len(then) != len(now) else parts)
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    text = ", ".join(map(repr, names[:most]))
+    rest = len(names) - most
+    return f"{text} and {rest} more" if rest > 0 else text

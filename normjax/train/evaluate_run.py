@@ -12,6 +12,7 @@ from normjax.core.timing import alternate
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import kept_config
+from normjax.train.datasets import check_classes
 from normjax.train.experiment import build_experiment
 from normjax.train.mesh import on_these_devices, replicated
 from normjax.train.programs import jit_eval_step, jit_logits
@@ -35,6 +36,7 @@ def evaluate_run(
     """
     config = on_these_devices(kept_config(workdir))
     experiment = build_experiment(config)
+    check_classes(experiment.task, workdir)
     split = str(split or config.data.eval_split)
     checkpoints = Checkpoints(workdir, rank=experiment.task.rank)
     try:
