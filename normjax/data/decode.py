@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,6 +11,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 Images = np.ndarray | Sequence[np.ndarray]
 """uint8 [B, H, W, C], or B images uint8 [H, W, C] of different sizes."""
+
+# Images of 90 to 180 million pixels are read like others; larger ones raise.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Undecodable(ValueError):
@@ -126,8 +130,10 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             yield image
-    except (MemoryError, Undecodable):
+    except Undecodable:
         raise
+    except MemoryError:
+        raise Undecodable("more pixels than the memory holds") from None
     except UnidentifiedImageError:
         raise Undecodable("no image, or of a kind that Pillow cannot read") from None
     except Exception as error:  # damaged files raise whatever a decoder stumbles over

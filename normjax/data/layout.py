@@ -48,6 +48,7 @@ def arrange(listing: Listing) -> tuple[tuple[str, ...], Splits, list[str]]:
     paths = {name: name.removeprefix(wrapper).split("/") for name in names}
     inner = {f.removeprefix(wrapper) for f in listing.folders if f.startswith(wrapper)}
     found = _split_folders(paths)
+    paths, inner = _undoubled(paths, inner, found)
     if found:
         paths = _with_class(paths, found, inner, listing)
     depth = 1 if found else 0
@@ -55,6 +56,7 @@ def arrange(listing: Listing) -> tuple[tuple[str, ...], Splits, list[str]]:
         if len(parts) < depth + 2:
             raise UserError(f"image {name!r} lies outside a class folder; {EXPECTED}")
     _check_filled(paths, inner, depth)
+    _check_nested(paths, depth)
     classes = {name: _class_of(parts, depth) for name, parts in paths.items()}
     class_names = tuple(sorted(set(classes.values())))
     if len(class_names) == 1:
@@ -126,6 +128,23 @@ def _split_folders(paths: Paths) -> dict[str, str]:
     return {top: split for split, top in by_split.items()}
 
 
+def _undoubled(
+    paths: Paths, folders: set[str], found: dict[str, str]
+) -> tuple[Paths, set[str]]:
+    """Without the inner of two folders that hold the same split: train/train/cat."""
+    twice = set()
+    for top in found:
+        inside = {parts[1] for parts in paths.values() if parts[0] == top}
+        if len(inside) == 1 and split_of(name := inside.pop()) == split_of(top):
+            twice.add(f"{top}/{name}")
+
+    def once(parts: list[str]) -> list[str]:
+        return parts[:1] + parts[2:] if "/".join(parts[:2]) in twice else parts
+
+    shorter = {"/".join(once(folder.split("/"))) for folder in folders}
+    return {name: once(parts) for name, parts in paths.items()}, shorter
+
+
 def _check_alike(tops: set[str]) -> None:
     """Names that differ by those of splits alone are splits: seg_train, seg_test."""
     words = "|".join(sorted(SPLITS, key=len, reverse=True))
@@ -162,6 +181,26 @@ def _with_class(
         paths = {name: parts for name, parts in paths.items() if parts[0] != top}
         del found[top]
     return paths
+
+
+def _check_nested(paths: Paths, depth: int) -> None:
+    """Folders inside class folders hold more images of the class, or are the classes.
+
+    The first, where some images lie right inside a class folder, or a class folder has
+    one such folder. Else other tools read it in either way.
+    """
+    below: dict[str, set[str]] = collections.defaultdict(set)
+    for parts in paths.values():
+        if len(parts) == depth + 2:
+            return
+        below["/".join(parts[: depth + 1])].add(parts[depth + 1])
+    for folder, inside in sorted(below.items()):
+        if len(inside) > 1:
+            first = f"{folder}/{min(inside)}"
+            raise UserError(
+                f"is {folder!r} the class of the images in {first!r}, or {first!r}? "
+                "put the images of a class right into its folder"
+            )
 
 
 def _check_filled(paths: Paths, folders: set[str], depth: int) -> None:

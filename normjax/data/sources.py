@@ -66,8 +66,7 @@ class ImageSource:
         self.ignored: Mapping[str, int] = ignored
         metadata: Any = builder.info.metadata or {}
         self.digest = metadata.get("digest") or _digest(builder)
-        features = builder.info.features
-        names = metadata.get("class_names") or features[label_key].names
+        names = metadata.get("class_names") or builder.info.features[label_key].names
         self.class_names = tuple(names)
         self.channels = shape[-1]
         self.shape = tuple(shape) if all(shape) else None
@@ -90,9 +89,7 @@ class ImageSource:
         self._decoded_at: pathlib.Path | None = None
         if self.shape and self.num_examples * np.prod(self.shape) < DECODED_BYTES:
             key = prepared.preparation_key(builder, split) + skip * "-skip"
-            if features[image_key].shape[-1] == 1 != self.channels:
-                key += "-rgb"
-            target = cache / "decoded" / key
+            target = cache / "decoded" / f"{key}-{self.channels}"
             prepared.prepare(target, self._write_decoded)
             self._decoded_at = target
         self._map_decoded()
