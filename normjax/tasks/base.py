@@ -101,9 +101,13 @@ class Task(abc.ABC):
         return self._sources[split]
 
     def digests(self) -> dict[str, dict[str, Any]]:
-        """Number of examples and digest of every split that is open."""
+        """Number of examples, digest and order of every split that is open."""
         return {
-            split: {"examples": len(source), "digest": source.digest}
+            split: {
+                "examples": len(source),
+                "digest": source.digest,
+                "order": order.name_of(len(source)),
+            }
             for split, source in self._sources.items()
         }
 

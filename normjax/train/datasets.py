@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from normjax.core.errors import UserError
 from normjax.tasks import Task
@@ -25,21 +26,31 @@ def keep_data(task: Task, workdir: Path, *, write: bool = True) -> None:
     check_classes(task, workdir)
     path, mine = Path(workdir) / DATA_FILE, task.digests()
     if path.exists():
-        for split, kept in read_json(path).items():
-            if mine.get(split, kept) != kept:
-                now, then = mine[split]["examples"], kept["examples"]
-                sizes = f"{then} examples then, {now} now"
-                same = "as many examples, other names, labels or content"
+        for split, then in read_json(path).items():
+            changed = _change(then, mine.get(split, then))
+            if changed:
                 raise UserError(
                     f"the data have changed since the run in {workdir} began: split "
-                    f"{split!r} ({same if now == then else sizes}): bring them back, "
-                    f"choose another --workdir, or remove {path} to go on with them"
+                    f"{split!r} ({changed}): bring them back, choose another "
+                    f"--workdir, or remove {path} to go on with them"
                 )
     elif write:
         write_json(path, mine)
     classes = Path(workdir) / CLASSES_FILE
     if write and task.class_names() and not classes.exists():
         write_json(classes, {"names": task.class_names()})
+
+
+def _change(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """What is different of a split; empty if nothing is."""
+    if then["examples"] != now["examples"]:
+        return f"{then['examples']} examples then, {now['examples']} now"
+    if then["digest"] != now["digest"]:
+        return "as many examples, other names, labels or content"
+    # Runs that name no order began when all were permutations.
+    if then.get("order", "permutation") != now.get("order", "permutation"):
+        return f"this version reads {now['examples']} examples in another order"
+    return ""
 
 
 def check_classes(task: Task, workdir: Path) -> None:
