@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from normjax.core.errors import UserError, one_of
+from normjax.train.host import answer_libtpu
 
 MEGACORE = {"v4": "megacore", "v5p": "megachip_tccontrol"}
 """Chips whose two cores are one device, and how libtpu calls that."""
@@ -31,11 +32,8 @@ def prepare(names: Sequence[str]) -> None:
       UserError: a name that is none.
     """
     parsed = [_parse(name) for name in names]
-    # Without these libtpu asks for a metadata server and complains on stderr.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    # Nor does it then claim the TPUs of this machine, one process at a time.
+    answer_libtpu()
+    # It does not then claim the TPUs of this machine, one process at a time.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     cores = [size[0] for kind, size in parsed if kind == "cpu" and size]
     if all(kind != "gpu" for kind, _ in parsed):
