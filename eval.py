@@ -1,10 +1,4 @@
-"""Evaluate a run.
-
-python eval.py --workdir=runs/a [--split=test] [--best] [--fold]
-
-Reports top-1, top-5, negative log likelihood (nats) and expected calibration error;
-with --fold also for the model whose norms are merged into their neighbours.
-"""
+"""Evaluate a run: `python eval.py --help`."""
 
 import sys
 

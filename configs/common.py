@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from normjax.core.errors import UserError, one_of
+from normjax.core.schedules import norm_schedule
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
@@ -49,14 +50,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
 
 def norm_config(name: str) -> ConfigDict:
     """The norm called `name`, with the fields of its schedule where it has one."""
-    config = ConfigDict({"name": name})
-    if name in ("power_norm", "unified_norm"):
-        config.warmup_fraction = 0.1
-    if name == "prepbn":
-        # A user of the published 60,000 steps got NaN; 4/5 of the run cured it.
-        config.warmup_fraction = 0.0
-        config.decay_fraction = 0.8
-    return config
+    return ConfigDict({"name": name, **norm_schedule(name)})
 
 
 def base_config() -> Any:

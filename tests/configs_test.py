@@ -15,6 +15,7 @@ from configs.common import parse_arg
 from normjax import models
 from normjax.core.errors import UserError
 from normjax.train import config as configs
+from normjax.train import flags
 from normjax.train.experiment import build_experiment, build_model
 from normjax.train.step import make_train_step
 
@@ -67,7 +68,7 @@ def other(value):
 
 def parse(*argv):
     argv = ["train.py", *argv]
-    return configs.parse_flags(argv, lambda v: configs.define_config(v, argv)).config
+    return flags.parse_flags(argv, flags.define_config, "", overrides=True).config()
 
 
 def test_there_are_configs():
@@ -77,8 +78,10 @@ def test_there_are_configs():
 @EVERY
 def test_every_field_can_be_overridden(path):
     wanted = {name: other(value) for name, value in leaves(get(path))}
-    flags = [f"--config.{name}={text}" for name, (_, text) in wanted.items()]
-    assert dict(leaves(parse(f"--config={path}", *flags))) == {
+    if "model.activation" in wanted:  # a component, by its name
+        wanted["model.activation"] = "relu", "relu"
+    given = [f"--config.{name}={text}" for name, (_, text) in wanted.items()]
+    assert dict(leaves(parse(f"--config={path}", *given))) == {
         name: value for name, (value, _) in wanted.items()
     }
 

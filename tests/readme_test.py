@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from normjax.train import flags
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -17,6 +19,18 @@ def test_links_exist():
     assert links
     for link in links:
         assert (ROOT / link).exists(), link
+
+
+def test_every_config_is_one():
+    """Their choices and overrides, too; and the second command resumes."""
+    commands = re.findall(r"^python .*--config.*", README, re.MULTILINE)
+    for command in commands:
+        argv = [word for word in command.split() if word.startswith("--config")]
+        given = flags.parse_flags(["-", *argv], flags.define_config, "", overrides=True)
+        assert given.config().task, command
+    assert len(commands) > 5
+    resumes = re.findall(r"^python train.py (.*?) *# again", README, re.MULTILINE)
+    assert resumes == ["--workdir=runs/a"]
 
 
 def test_every_command_exists():

@@ -65,8 +65,8 @@ def test_a_run_is_trained_once_and_a_diverging_one_is_a_result(tmp_path):
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        ([], "FILE --workdir"),
-        (["configs/studies/digits_norms.py"], "FILE --workdir"),
+        ([], "missing FILE: give FILE"),
+        (["configs/studies/digits_norms.py"], "--workdir is required"),
         (["configs/studies/digit_norms.py", "--workdir=w"], "digits_norms.py"),
         (["configs/studies/digits_norms.py", "--workdir=w", "--only=("], "--only="),
         (["configs/studies/digits_norms.py", "--workdir=w", "--only=zz"], "none of"),

@@ -10,11 +10,13 @@ python -m normjax.bench decoders [PRESET ...]             tokens a second, folde
 """
 
 import importlib
+import inspect
 import sys
 from collections.abc import Sequence
 
 from normjax.core.errors import UserError, one_of
 from normjax.train.cli import run
+from normjax.train.flags import HELP, HelpWanted
 
 COMMANDS = ("loop", "norms", "mixers", "models", "decoders", "fold", "conv_bn")
 
@@ -23,11 +25,16 @@ def bench_command(argv: Sequence[str]) -> int:
     """Dispatch on the first argument; the rest is the command's own."""
     if len(argv) < 2:
         raise UserError(f"python -m normjax.bench {'|'.join(COMMANDS)}")
-    name = argv[1]
+    name, *rest = argv[1:]
+    if name in HELP:
+        raise HelpWanted(__doc__)
     if name not in COMMANDS:
         raise UserError(one_of("benchmark", name, COMMANDS))
     module = importlib.import_module(f"normjax.bench.{name}")
-    return getattr(module, f"{name}_command")(argv[1:])
+    command = getattr(module, f"{name}_command")
+    if set(rest) & set(HELP):
+        raise HelpWanted(inspect.getdoc(command))
+    return command(argv[1:])
 
 
 if __name__ == "__main__":

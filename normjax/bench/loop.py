@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from normjax.core.errors import UserError
 from normjax.tasks.base import percent
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints
-from normjax.train.config import define_config, parse_flags
 from normjax.train.experiment import build_experiment
+from normjax.train.flags import define_config, parse_flags
 from normjax.train.loop import Run
 from normjax.train.programs import trace_train_step
 from normjax.train.signals import Interrupt
@@ -24,10 +23,9 @@ ROUNDS = 5
 
 def loop_command(argv: Sequence[str]) -> int:
     """`loop --config=FILE[:ARGUMENTS]`: `total_steps / 5` steps of each, in turns."""
-    values = parse_flags(argv, lambda flags: define_config(flags, argv))
-    if values.config is None:
-        raise UserError("--config is required, such as --config=configs/digits.py")
-    loop, bare = measure(values.config)
+    about = loop_command.__doc__
+    given = parse_flags(argv, define_config, about, overrides=True)
+    loop, bare = measure(given.config())
     rows = [
         ("bare step, one batch", 1e3 * bare, 1 / bare),
         ("whole loop", 1e3 * loop, 1 / loop),

@@ -17,7 +17,6 @@ from typing import Any
 
 from absl import flags
 
-import configs
 from normjax import convert
 from normjax.convert.layouts import SIZES
 from normjax.convert.names import layout_of
@@ -25,9 +24,10 @@ from normjax.convert.settings import published_settings, settle
 from normjax.core.errors import UserError, one_of
 from normjax.models import PRESETS
 from normjax.train.cli import run
-from normjax.train.config import define_config, parse_flags
+from normjax.train.flags import define_config, parse_flags
+from normjax.train.recipes import RECIPES
 
-RECIPES = {
+FAMILIES = {
     **{
         family: f"imagenet_{family}.py:variant={{variant}}"
         for family in ("deit", "swin", "pvt", "cswin")
@@ -43,44 +43,51 @@ USAGE = "--model=NAME CHECKPOINT WORKDIR, or --to_torch WORKDIR FILE.safetensors
 
 def convert_command(argv: Sequence[str]) -> int:
     """See the head of the file."""
-    paths = [Path(argument) for argument in argv[1:] if not argument.startswith("-")]
-    argv = [argv[0], *_recipe(argv), *(a for a in argv[1:] if a.startswith("-"))]
 
     def define(values: flags.FlagValues) -> None:
-        define_config(values, argv)
+        define_config(values)
         flags.DEFINE_string("model", None, "preset", flag_values=values)
         flags.DEFINE_bool("averaged", False, "the averaged weights", flag_values=values)
         flags.DEFINE_bool("to_torch", False, "back to PyTorch", flag_values=values)
         flags.DEFINE_string("layout", None, "of the file to write", flag_values=values)
 
-    values = parse_flags(argv, define)
-    if len(paths) != 2 or (values.config is None and not values.to_torch):
-        raise UserError(f"python -m normjax.convert {USAGE}")
-    if values.model and values.config and values.config.model.name != values.model:
-        name = values.config.model.name
-        raise UserError(f"--model={values.model}, but the model of --config is {name}")
-    source, target = paths
+    given = parse_flags(
+        argv, define, __doc__, files="CHECKPOINT WORKDIR", overrides=True
+    )
+    values, (source, target) = given.flags, map(Path, given.files)
     if values.to_torch:
+        given.refuse(["model", "config", "averaged"], "with --to_torch")
+        if given.overrides:
+            raise UserError(f"--config.{given.overrides[0].field} has no effect here")
         _export(source, target, values.layout)
-    else:
-        _import(values.config, source, target, averaged=values.averaged)
+        return 0
+    given.refuse(["layout"], "without --to_torch")
+    if values.model and not values.config:
+        values.config = _recipe(values.model)
+    if not values.config:
+        raise UserError(f"python -m normjax.convert {USAGE}")
+    config = given.config()
+    if values.model and config.model.name != values.model:
+        name = config.model.name
+        raise UserError(f"--model={values.model}, but the model of --config is {name}")
+    _import(config, source, target, averaged=values.averaged)
     return 0
 
 
-def _recipe(argv: Sequence[str]) -> list[str]:
-    """The flag of the config that --model stands for, where there is none."""
-    models = [a.partition("=")[2] for a in argv if a.lstrip("-").startswith("model=")]
-    if not models or any(a.lstrip("-").startswith("config=") for a in argv):
-        return []
-    name = models[-1]
-    family = next((f for f in RECIPES if f in name.split("_")), None)
+def _recipe(name: str) -> str:
+    """The config that --model stands for.
+
+    Raises:
+      UserError: no preset of this name, or none with a recipe.
+    """
+    family = next((f for f in FAMILIES if f in name.split("_")), None)
     if name not in PRESETS or family is None:
-        known = [n for n in PRESETS if set(n.split("_")) & set(RECIPES)]
+        known = [n for n in PRESETS if set(n.split("_")) & set(FAMILIES)]
         raise UserError(one_of("model", name, known))
     words = name.split("_")
     variant = "_".join(word for word in words if word != family)
-    recipe = RECIPES[family].format(variant=variant, size=words[-1])
-    return [f"--config={Path(configs.__path__[0]) / recipe}"]
+    recipe = FAMILIES[family].format(variant=variant, size=words[-1])
+    return str(RECIPES / recipe)
 
 
 def _import(config: Any, checkpoint: Path, workdir: Path, *, averaged: bool) -> None:
@@ -105,7 +112,7 @@ def _import(config: Any, checkpoint: Path, workdir: Path, *, averaged: bool) -> 
         shape = (*_image_size(config), convert.channels_of(weights.state))
         _check_classes(config.data, sizes["num_classes"])
     converted = convert.from_torch(model, weights.state, shape)
-    start_from(config, converted.variables, workdir)
+    start_from(config, converted.variables, workdir, _description(model, shape))
     title = f"{checkpoint} ({converted.layout}) -> {workdir}"
     rows = [("used", weights.taken, converted.used, "averaged" * weights.averaged)]
     for what, names in (
@@ -139,6 +146,15 @@ def _check_classes(data: Any, count: int) -> None:
             f"the file has {count} classes, the data {data.path or data.name} "
             f"{classes}: a run of converted weights has the classes of the file"
         )
+
+
+def _description(model: Any, shape: Any) -> Any:
+    """What there is to know of data for the model; a run keeps it."""
+    from normjax.tasks.described import Images, Text
+
+    if not shape:
+        return Text(model.vocab_size)
+    return Images("", model.num_classes, shape[-1], shape)
 
 
 def _export(workdir: Path, file: Path, layout: str | None) -> None:

@@ -45,14 +45,19 @@ def corrupt(
     Raises:
       UserError: unknown kind, or a severity outside 1..5.
     """
-    if kind not in STRENGTHS:
-        raise UserError(one_of("corruption", kind, STRENGTHS))
-    if severity not in range(1, 6):
-        raise UserError(f"severity must lie in 1..5, got {severity}")
+    check_corruption(kind, severity)
     large = max(images.shape[1:3]) > SMALL
     strength = STRENGTHS[kind][large][severity - 1]
     rows = zip(images, u[:, 0], strict=True)
     return np.stack([_KINDS[kind](image, strength, float(x)) for image, x in rows])
+
+
+def check_corruption(kind: str, severity: int) -> None:
+    """Raise a UserError unless there is this corruption of this severity."""
+    if kind not in STRENGTHS:
+        raise UserError(one_of("corruption", kind, STRENGTHS))
+    if severity not in range(1, 6):
+        raise UserError(f"severity must lie in 1..5, got {severity}")
 
 
 def _noise(image: np.ndarray, strength: float, u: float) -> np.ndarray:

@@ -77,11 +77,6 @@ def _mixed(words: np.ndarray) -> np.ndarray:
     return (words ^ (words >> np.uint64(31))) >> np.uint64(1)
 
 
-def name_of(n: int) -> str:
-    """What the order of `n` examples is called in the records of a run."""
-    return "shuffled" if n > LARGEST_PERMUTATION else "permutation"
-
-
 def example_indices(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
     """Example numbers of global batch `step` (0-based): int64 [batch_size].
 
@@ -94,7 +89,7 @@ def example_indices(seed: int, step: int, batch_size: int, n: int) -> np.ndarray
     indices = np.empty(batch_size, np.int64)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         inside = epochs == epoch
-        if name_of(n) == "shuffled":
+        if n > LARGEST_PERMUTATION:
             indices[inside] = shuffled(seed, epoch, n, offsets[inside])
         else:
             indices[inside] = permutation(seed, epoch, n)[offsets[inside]]

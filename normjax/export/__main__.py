@@ -4,11 +4,10 @@ python -m normjax.export --workdir=DIR [--fold] [--platforms=cpu,cuda,tpu] FILE
 
 The newest checkpoint's model with its weights, batch size left open, as a serialized
 jax.export artifact. It is read back and compared with the live model before the command
-reports success. Images go in as uint8 [B, H, W, C], text as tokens. FILE.json gets the
-names of the classes, in the order of the logits.
+reports success: on noise, or on the data where --config.data.path=... says that they
+are. Images go in as uint8 [B, H, W, C], text as tokens.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,8 +28,10 @@ from normjax.export.artifact import (
 )
 from normjax.train import report
 from normjax.train.cli import EXIT_FAILED, run
-from normjax.train.config import kept_config, parse_flags
+from normjax.train.config import kept_config
+from normjax.train.flags import define_workdir, parse_flags
 
+READS = ("data",)  # of the run's config
 PLATFORMS = ("cpu", "cuda", "tpu")
 CHECKED_SIZES = (1, 3)  # batch sizes
 TOLERANCE = 1e-4  # of float32 logits; bfloat16 has two digits
@@ -39,23 +40,20 @@ TOLERANCE_BFLOAT16 = 1e-1
 
 def export_command(argv: Sequence[str]) -> int:
     """See the head of the file."""
-    files = [arg for arg in argv[1:] if not arg.startswith("-")]
-    values = parse_flags([a for a in argv if a not in files], _define)
-    if len(files) != 1 or not values.workdir:
-        raise UserError("python -m normjax.export --workdir=DIR [--fold] FILE")
+    given = parse_flags(argv, _define, __doc__, files="FILE", overrides=True)
+    values, workdir, file = given.flags, given.workdir(), given.files[0]
     for name in values.platforms:
         if name not in PLATFORMS:
             raise UserError(one_of("platform", name, PLATFORMS))
-    from normjax.train.datasets import check_classes
+    from normjax.train.datasets import kept_description
     from normjax.train.experiment import build_experiment, computation_dtype
     from normjax.train.mesh import on_these_devices
     from normjax.train.start import saved_variables
 
-    config = on_these_devices(kept_config(Path(values.workdir)))
-    experiment = build_experiment(config)
-    check_classes(experiment.task, Path(values.workdir))
-    like = experiment.abstract_state()
-    model, variables = experiment.model, saved_variables(Path(values.workdir), like)
+    config = on_these_devices(kept_config(workdir, given.overrides, READS))
+    described = None if given.overrides else kept_description(config.task, workdir)
+    experiment = build_experiment(config, described=described)
+    model, variables = experiment.model, saved_variables(workdir)
     if values.fold:
         with report.warnings_in_lines():
             model, variables = fusion.fold(model, variables)
@@ -63,21 +61,17 @@ def export_command(argv: Sequence[str]) -> int:
     row = input_row(objective, experiment.task.row())
     predict = predictor(model, jax.device_put(variables), objective)
     artifact = export_model(predict, row, values.platforms or None)
-    _write(Path(files[0]), artifact)
-    names = experiment.task.class_names()
-    if names:
-        beside = Path(f"{files[0]}.json")
-        _write(beside, json.dumps({"classes": names}, indent=2).encode() + b"\n")
+    _write(Path(file), artifact)
     difference = float("nan")
     local = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if not values.platforms or local in values.platforms:
-        again = load(Path(files[0]).read_bytes())
-        batches = _batches(experiment, row)
+        again = load(Path(file).read_bytes())
+        batches = _noise(row, described) if described else _batches(experiment, row)
         difference = largest_difference(predict, again, batches)
         exact = computation_dtype(config) == np.float32
         bound = TOLERANCE if exact else TOLERANCE_BFLOAT16
         if not difference <= bound:
-            message = f"read back, the logits of {files[0]} differ by {difference:.2e}"
+            message = f"read back, the logits of {file} differ by {difference:.2e}"
             print(f"error: {message}", file=sys.stderr)
             return EXIT_FAILED
     inputs = ", ".join(f"{k} {s.dtype}{['B', *s.shape]}" for k, s in row.items())
@@ -85,16 +79,15 @@ def export_command(argv: Sequence[str]) -> int:
         ("bytes", len(artifact)),
         ("inputs", inputs),
         ("platforms", ", ".join(values.platforms) or local),
-        *([("classes", f"{len(names)}, named in {files[0]}.json")] if names else []),
         ("largest difference to the live model", f"{difference:.2e}"),
     ]
-    report.table(files[0], ("", ""), rows)
+    report.table(file, ("", ""), rows)
     return 0
 
 
 def _define(values: flags.FlagValues) -> None:
     known: Any = {"flag_values": values}
-    flags.DEFINE_string("workdir", None, "folder of the run", **known)
+    define_workdir(values)
     flags.DEFINE_bool("fold", False, "norms merged into their neighbours", **known)
     flags.DEFINE_list("platforms", [], "cpu, cuda, tpu; default: this one", **known)
 
@@ -113,6 +106,23 @@ def _batches(experiment: Any, row: Any) -> list[dict[str, np.ndarray]]:
     split = experiment.config.data.eval_split
     batch = next(experiment.task.eval_batches(split, batch_size=max(CHECKED_SIZES)))
     return [{name: batch[name][:size] for name in row} for size in CHECKED_SIZES]
+
+
+def _noise(row: Any, described: Any) -> list[dict[str, np.ndarray]]:
+    """As many rows of anything: pixels, tokens, and masks that hide nothing."""
+    rng = np.random.default_rng(0)
+
+    def made_up(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        if dtype == np.bool_:
+            return np.ones(shape, bool)
+        pixels = dtype == np.uint8  # else tokens, or their positions
+        high = 256 if pixels else min(shape[1], described.vocab_size)
+        return rng.integers(0, high, shape).astype(dtype)
+
+    return [
+        {name: made_up((size, *s.shape), s.dtype) for name, s in row.items()}
+        for size in CHECKED_SIZES
+    ]
 
 
 if __name__ == "__main__":

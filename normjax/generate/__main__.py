@@ -2,7 +2,7 @@
 
 python -m normjax.generate --workdir=DIR [--prompt=TEXT | --prompt_file=FILE]
     [--length=256] [--temperature=1] [--top_k=K] [--top_p=P] [--seed=0] [--count=1]
-    [--fold]
+    [--fold] [--config.data.text.tokenizer=FILE]
 
 The text goes to stdout with its prompt in front, the speed to stderr. Without a prompt
 a document begins. It is --length new tokens long, or shorter where the document ends.
@@ -28,18 +28,22 @@ from normjax.generate.decoding import cache_bytes, generate, init_cache
 from normjax.generate.sampling import check
 from normjax.models import MODELS, PRESETS
 from normjax.train.cli import run
-from normjax.train.config import kept_config, parse_flags
+from normjax.train.config import kept_config
+from normjax.train.flags import define_workdir, parse_flags
+
+READS = ("data.text.tokenizer",)
+"""Fields of a config that generation makes use of."""
 
 
 def generate_command(argv: Sequence[str]) -> int:
     """See the head of the file."""
-    values = parse_flags(argv, _define)
-    if not values.workdir:
-        raise UserError("--workdir is required, such as --workdir=runs/lm")
+    given = parse_flags(argv, _define, __doc__, overrides=True)
+    values, workdir = given.flags, given.workdir()
     check(values.temperature, values.top_k, values.top_p)
+    if values.temperature == 0:
+        given.refuse(["top_k", "top_p"], "with --temperature=0: nothing is drawn")
     prompt = _prompt(values)
-    workdir = Path(values.workdir)
-    config = _decoder_config(workdir)
+    config = _decoder_config(kept_config(workdir, given.overrides, READS), workdir)
     tokenizer = open_tokenizer(config.data.text.tokenizer)
     model, variables = _restore(workdir, config, tokenizer.size + 1, fold=values.fold)
     start = np.array([tokenizer.size, *_encoded(tokenizer, prompt)], np.int32)
@@ -70,7 +74,7 @@ def generate_command(argv: Sequence[str]) -> int:
 def _define(values: flags.FlagValues) -> None:
     known: Any = {"flag_values": values}
     count = {"lower_bound": 1, **known}
-    flags.DEFINE_string("workdir", None, "folder of the run", **known)
+    define_workdir(values)
     flags.DEFINE_string("prompt", None, "how the text begins", **known)
     flags.DEFINE_string("prompt_file", None, "file with the prompt", **known)
     flags.DEFINE_integer("length", 256, "new tokens at most", **count)
@@ -95,9 +99,8 @@ def _prompt(values: flags.FlagValues) -> bytes:
         raise UserError(f"cannot read --prompt_file={reason}") from None
 
 
-def _decoder_config(workdir: Path) -> Any:
-    """The config of a run whose model generates."""
-    config = kept_config(workdir)
+def _decoder_config(config: Any, workdir: Path) -> Any:
+    """`config` of a run, whose model generates."""
     name = config.model.name
     kind = PRESETS.get(name, {"name": name})["name"]
     if "decode" not in MODELS[kind].tags:

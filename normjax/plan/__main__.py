@@ -18,14 +18,14 @@ from absl import flags
 
 from normjax.core.errors import UserError
 from normjax.train.cli import EXIT_FAILED, run
-from normjax.train.config import define_config, parse_flags
+from normjax.train.flags import define_config, parse_flags
 
 
 def plan_command(argv: Sequence[str]) -> int:
     """See the head of the file."""
 
     def define(values: flags.FlagValues) -> None:
-        define_config(values, argv)
+        define_config(values)
         known: Any = {"flag_values": values}
         flags.DEFINE_string("topology", None, "devices, such as v5e:4x4", **known)
         flags.DEFINE_list("sweep", [], "topologies to compare", **known)
@@ -33,15 +33,16 @@ def plan_command(argv: Sequence[str]) -> int:
         sizes = {"lower_bound": 1, **known}
         flags.DEFINE_integer("vocab_size", None, "tokens of the tokenizer", **sizes)
 
-    values = parse_flags(argv, define)
-    if values.config is None:
-        raise UserError("--config is required, such as --config=configs/digits.py")
+    given = parse_flags(argv, define, __doc__, overrides=True)
+    values, config = given.flags, given.config()
+    if config.task != "language_modeling":
+        given.refuse(["vocab_size"], f"in a run of {config.task}")
     if bool(values.topology) == bool(values.sweep):
         raise UserError("give --topology=v5e:4x4 or --sweep=v5e:2x2,v5e:4x4")
     from normjax.plan.topology import prepare
 
     prepare(values.sweep or [values.topology])
-    config = _config(values)
+    config = _config(config, values)
     if values.sweep:
         return _sweep(config, values.sweep)
     return _plan(config, values.topology)
@@ -65,10 +66,10 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
-def _config(values: flags.FlagValues) -> Any:
+def _config(config: Any, values: flags.FlagValues) -> Any:
     from normjax.plan.plan import without_data
 
-    config = without_data(values.config, values.vocab_size)
+    config = without_data(config, values.vocab_size)
     if values.mesh:
         with config.unlocked():
             config.mesh = parse_mesh(values.mesh)

@@ -1,31 +1,17 @@
 """Tasks without their data: only what a compiler needs to know of it."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from normjax.core.errors import UserError
 from normjax.data.sources import EMBEDDED
 from normjax.data.vocabulary import open_tokenizer
 from normjax.tasks import TASKS
 from normjax.tasks.classification import ImageClassification
+from normjax.tasks.described import Images, Text
 from normjax.tasks.language import LanguageModeling
 
 SUFFIX = "_without_data"
 """Behind the name of a task: the same without its data."""
-
-
-class Images(NamedTuple):
-    """What a model and its step depend on of an image source; see `ImageSource`."""
-
-    name: str
-    num_classes: int
-    channels: int
-    shape: tuple[int, int, int] | None
-
-
-class Text(NamedTuple):
-    """As `Images`, of text."""
-
-    vocab_size: int
 
 
 @TASKS.register(f"image_classification{SUFFIX}")

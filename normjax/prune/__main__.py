@@ -9,7 +9,7 @@ biases alone, so that what is 0 stays 0.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,53 +18,68 @@ from absl import flags
 from normjax.core.errors import UserError
 from normjax.prune.magnitude import magnitude_pruned
 from normjax.train.cli import run
-from normjax.train.config import define_config, parse_flags
-
-USAGE = "--workdir=DIR --config=FILE[:ARGUMENTS] --sparsity=0.9 NEW_DIR"
+from normjax.train.flags import define_config, define_workdir, parse_flags
 
 
 def prune_command(argv: Sequence[str]) -> int:
     """See the head of the file."""
-    targets = [Path(arg) for arg in argv[1:] if not arg.startswith("-")]
-    argv = [argv[0], *(arg for arg in argv[1:] if arg.startswith("-"))]
 
     def define(values: flags.FlagValues) -> None:
-        define_config(values, argv)
-        flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+        define_config(values)
+        define_workdir(values)
         flags.DEFINE_float("sparsity", None, "share of zeros", flag_values=values)
 
-    values = parse_flags(argv, define)
-    wanted = (values.workdir, values.config, values.sparsity)
-    if len(targets) != 1 or None in wanted:
-        raise UserError(f"python -m normjax.prune {USAGE}")
-    _prune(Path(values.workdir), values.config, values.sparsity, targets[0])
+    given = parse_flags(argv, define, __doc__, files="NEW_DIR", overrides=True)
+    workdir, config = given.workdir(), given.config()
+    if given.flags.sparsity is None:
+        raise UserError("--sparsity is required, such as --sparsity=0.9")
+    _prune(workdir, config, given.flags.sparsity, Path(given.files[0]))
     return 0
 
 
 def _prune(workdir: Path, config: Any, sparsity: float, target: Path) -> None:
     from normjax.core.collections import PARAMS
     from normjax.train import report
-    from normjax.train.arrays import check_same_arrays
-    from normjax.train.datasets import check_classes
     from normjax.train.experiment import build_experiment
     from normjax.train.start import saved_variables, start_from
 
     variables = saved_variables(workdir)
     experiment = build_experiment(config)
-    check_classes(experiment.task, workdir)
     state = experiment.abstract_state()
-    check_same_arrays(
-        variables,
-        {PARAMS: state.params, **state.model_state},
-        f"the run in {workdir} is not of the model of --config",
-    )
+    _check(variables, {PARAMS: state.params, **state.model_state}, workdir)
     pruned = magnitude_pruned(variables[PARAMS], sparsity)
-    start_from(config, {**variables, PARAMS: pruned.params}, target)
+    start = {**variables, PARAMS: pruned.params}
+    start_from(config, start, target, experiment.task.description())
     rows = [(path, zeros / size, size) for path, (zeros, size) in pruned.zeros.items()]
     zeros, size = (sum(column) for column in zip(*pruned.zeros.values(), strict=True))
     rows.append(("all", zeros / size, size))
     title = f"{workdir} -> {target}"
     report.table(title, ("kernel", "share of zeros", "entries"), rows)
+
+
+def _check(variables: Any, expected: Any, workdir: Path) -> None:
+    """Both name the same arrays of the same shapes.
+
+    Raises:
+      UserError: they do not; the message names one.
+    """
+    ours, theirs = dict(_shapes(variables, "")), dict(_shapes(expected, ""))
+    for path in sorted({*ours, *theirs}):
+        there, here = (shapes.get(path, "absent") for shapes in (ours, theirs))
+        if there != here:
+            raise UserError(
+                f"the run in {workdir} is not of the model of --config: {path} is "
+                f"{there} there and {here} here"
+            )
+
+
+def _shapes(tree: Any, path: str):
+    for name, child in tree.items():
+        below = f"{path}/{name}".lstrip("/")
+        if isinstance(child, Mapping):
+            yield from _shapes(child, below)
+        else:
+            yield below, tuple(child.shape)
 
 
 if __name__ == "__main__":

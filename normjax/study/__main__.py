@@ -1,33 +1,37 @@
-"""Run a study: `python -m normjax.study FILE --workdir=DIR [--only=REGEX]`."""
+"""Run a study: every run of a file's `get_study()`, and a table of them.
+
+python -m normjax.study FILE --workdir=DIR [--only=REGEX]
+
+FILE may be the name of one of ours, such as studies/digits_norms. Runs that are done
+are not repeated.
+"""
 
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from normjax.core.errors import UserError
 from normjax.train.cli import run
-from normjax.train.config import load_module, parse_flags
+from normjax.train.flags import define_workdir, parse_flags
+from normjax.train.recipes import load_module
 
 
 def study_command(argv: Sequence[str]) -> int:
-    """Every run of the file's `get_study()`; those that are done are not repeated."""
+    """See the head of the file."""
 
     def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", None, "folder of the study", values)
+        define_workdir(values)
         flags.DEFINE_string("only", "", "regular expression on row/column", values)
 
-    files = [arg for arg in argv[1:] if not arg.startswith("-")]
-    values = parse_flags([a for a in argv if a not in files], define)
-    if len(files) != 1 or not values.workdir:
-        raise UserError("python -m normjax.study FILE --workdir=DIR [--only=REGEX]")
+    given = parse_flags(argv, define, __doc__, files="FILE")
+    values, workdir = given.flags, given.workdir()
     try:
         only = re.compile(values.only)
     except re.error as error:
         raise UserError(f"--only={values.only!r}: {error}") from None
-    study, workdir = load_module(files[0], "get_study"), Path(values.workdir)
+    study = load_module(given.files[0], "get_study")
     from normjax.study.study import run_study
 
     run_study(study, workdir, only)

@@ -68,6 +68,8 @@ class Task(abc.ABC):
       unit: what a row of a batch is made of, in plural.  units_per_row: how many.
       columns: the scores in tables.
       curves: the axes of the plot, (label, logarithmic, names of scalars).
+      described_as: class of what stands for the data where they are not; None: they
+        are made on the fly.
       stood_in: numbers of the training examples that were to come up in this process
         so far and could not be decoded; see `config.data.undecodable`.
     """
@@ -78,13 +80,19 @@ class Task(abc.ABC):
     columns: ClassVar[tuple[Column, ...]]
     curves: ClassVar[tuple[tuple[str, bool, tuple[str, ...]], ...]]
 
-    def __init__(self, config: Any):
+    described_as: ClassVar[Any] = None
+
+    def __init__(self, config: Any, described: Any = None):
         """Open the data set of `config.data` and check its fields.
+
+        Args:
+          described: what is known of it, of the class `described_as`; it is then not
+            opened, and no batches come from it.
 
         Raises:
           UserError: a data set, split or field that is not allowed.
         """
-        self._config = config
+        self._config, self._described = config, described
         self._sources: dict[str, Any] = {}
         self.stood_in: set[int] = set()
         # All at once: a wrong name must not wait for its use.
@@ -97,23 +105,23 @@ class Task(abc.ABC):
     def source(self, split: str) -> Any:
         """One split of the data set, opened once and kept."""
         if split not in self._sources:
-            self._sources[split] = self._open(split)
+            self._sources[split] = self._described or self._open(split)
         return self._sources[split]
 
     def digests(self) -> dict[str, dict[str, Any]]:
-        """Number of examples, digest and order of every split that is open."""
+        """Number of examples and digest of every split that is open."""
         return {
-            split: {
-                "examples": len(source),
-                "digest": source.digest,
-                "order": order.name_of(len(source)),
-            }
+            split: {"examples": len(source), "digest": source.digest}
             for split, source in self._sources.items()
         }
 
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the logits; empty without classes."""
-        return ()
+    def description(self) -> Any:
+        """The `described_as` of the data that are open; None as there."""
+        if self.described_as is None:
+            return None
+        source = self.source(self._config.data.train_split)
+        fields = self.described_as._fields
+        return self.described_as(*(getattr(source, name) for name in fields))
 
     @abc.abstractmethod
     def _open(self, split: str) -> Any:
@@ -158,7 +166,3 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def describe(self) -> str:
         """The data in a few words."""
-
-    def details(self) -> list[tuple[str, str]]:
-        """More to be known of the data before a run: what, and which."""
-        return []

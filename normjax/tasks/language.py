@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from normjax import data
 from normjax.tasks.base import TASKS, Batch, Column, Inputs, Task, percent
+from normjax.tasks.described import Text
 
 
 class NextToken(NamedTuple):
@@ -82,6 +83,7 @@ class LanguageModeling(Task):
     """Text as rows of tokens; see `data.open_text`."""
 
     unit = "tokens"
+    described_as = Text
     columns = (
         Column("bits_per_byte", "bits per byte"),
         Column("perplexity", "perplexity"),
@@ -94,8 +96,8 @@ class LanguageModeling(Task):
         ("", False, ("accuracy", "eval_accuracy", "lam")),
     )
 
-    def __init__(self, config: Any):
-        super().__init__(config)
+    def __init__(self, config: Any, described: Any = None):
+        super().__init__(config, described)
         self.units_per_row = config.data.text.length
         padded = config.data.text.layout == "padded"
         self.objective = NextToken(config.z_loss_weight, not padded, padded)

@@ -69,8 +69,8 @@ class Transduction(Task):
         ("", False, ("accuracy", "eval_accuracy", "eval_exact", "lam")),
     )
 
-    def __init__(self, config: Any):
-        super().__init__(config)
+    def __init__(self, config: Any, described: Any = None):
+        super().__init__(config, described)
         self.units_per_row = config.data.length + 1
         self.objective = SourceToTarget()
 

@@ -18,10 +18,13 @@ from normjax.data.corrupt import corrupt
 from normjax.tasks.classification import metric_sums, summarize
 from normjax.train import report
 from normjax.train.config import kept_config
-from normjax.train.datasets import check_classes
+from normjax.train.evaluate_run import restored
 from normjax.train.experiment import build_experiment
 from normjax.train.mesh import on_these_devices
-from normjax.train.start import saved_variables
+from normjax.train.overrides import Override
+
+READS = ("data",)
+"""Sections of a config that adaptation makes use of."""
 
 STREAMS = ("iid", "correlated")
 
@@ -46,14 +49,20 @@ class Stream(NamedTuple):
 
 
 def adapt_run(
-    workdir: Path, names: Sequence[str], stream: Stream
+    workdir: Path,
+    names: Sequence[str],
+    stream: Stream,
+    *,
+    best: bool = False,
+    overrides: Sequence[Override] = (),
 ) -> dict[str, dict[str, float]]:
-    """Print and return the scores of the newest checkpoint as it is and adapted.
+    """Print and return the scores of a checkpoint as it is and adapted.
 
     Adaptations see the images of a batch and those before, no labels.
 
     Args:
       names: keys of `adapt.ADAPTATIONS`.
+      best, overrides: as of `evaluate_run`.
 
     Raises:
       UserError: an unknown name, no run in `workdir`, or a run that is no image
@@ -62,13 +71,13 @@ def adapt_run(
     methods = {name: ADAPTATIONS[name].make() for name in ("source", *names)}
     if stream.order not in STREAMS:
         raise UserError(one_of("stream", stream.order, STREAMS))
-    config = on_these_devices(kept_config(workdir))
+    config = on_these_devices(kept_config(workdir, overrides, READS))
     if config.task != "image_classification":
-        raise UserError(f"--adapt needs a run on images, not of task {config.task!r}")
+        why = f"need a run on images, not of task {config.task!r}"
+        raise UserError(f"--adapt and --corruption {why}")
     experiment = build_experiment(config)
-    check_classes(experiment.task, workdir)
-    like = experiment.abstract_state()
-    variables = jax.tree.map(jnp.asarray, saved_variables(workdir, like))
+    state = restored(experiment, workdir, best=best)
+    variables = jax.tree.map(jnp.asarray, jax.device_get(state.eval_variables()))
     scores = {}
     for name, method in methods.items():
         step = jit(_step_of(experiment, method))

@@ -1,18 +1,21 @@
 """The commands behind train.py and eval.py: flags in, exit code out."""
 
-import io
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from absl import flags
 
 from normjax.core.errors import LoadingFailed, UserError
-from normjax.train.config import define_config, parse_flags
-from normjax.train.host import keep_freed_memory
+from normjax.train.flags import (
+    HelpWanted,
+    define_config,
+    define_workdir,
+    parse_flags,
+)
+from normjax.train.host import answer_libtpu, keep_freed_memory, may_have_tpu
 
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
@@ -22,12 +25,15 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again and it goes o
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Run a command; a wrong input becomes one line on stderr and exit code 2."""
     keep_freed_memory()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr: names may be no UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if not may_have_tpu():
+        answer_libtpu()
     # Orbax logs the tracebacks of what it raises, too.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         return command(argv)
+    except HelpWanted as text:
+        print(text)
+        return 0
     except UserError as error:
         print("error:", *str(error).splitlines(), file=sys.stderr)
         return EXIT_USER_ERROR
@@ -66,22 +72,38 @@ def _leave_the_others(code: int) -> None:
 
 
 def train_command(argv: Sequence[str]) -> int:
-    """`train.py --config=FILE[:ARGUMENTS] --workdir=DIR [--config.field=value ...]`."""
+    """Train a model, or go on where the run in a folder stopped.
+
+    python train.py --config=configs/digits.py:norm=prepbn,mixer=sla --workdir=runs/a \\
+        --config.optim.lr=1e-3
+    python train.py --workdir=runs/a
+
+    The first command again, or --workdir alone, goes on exactly where the run stopped;
+    with --config.FIELD=VALUE of fields that change nothing in what is learned, such as
+    data.path, eval_every and mesh.fsdp. `python -m normjax.train` is the same command.
+    Exit codes: 0 done, 1 training failed, 2 wrong input, 75 stopped by a signal with a
+    checkpoint saved.
+    """
 
     def define(values: flags.FlagValues) -> None:
-        define_config(values, argv)
-        _define_workdir(values)
+        define_config(values)
+        define_workdir(values)
 
-    values = parse_flags(argv, define)
-    if values.config is None:
-        raise UserError("--config is required, such as --config=configs/digits.py")
+    given = parse_flags(argv, define, train_command.__doc__, overrides=True)
     from normjax.train.checkpoint import RunFailed
+    from normjax.train.config import config_exists, kept_config
     from normjax.train.distributed import initialize
     from normjax.train.loop import train
 
+    alone = not given.flags.config and given.flags.workdir
+    if alone and config_exists(given.workdir()):
+        config = kept_config(given.workdir(), given.overrides)
+    else:
+        config = given.config()
+    workdir = given.workdir()
     initialize()
     try:
-        scores = train(values.config, _workdir(values))
+        scores = train(config, workdir)
     except RunFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -89,51 +111,62 @@ def train_command(argv: Sequence[str]) -> int:
 
 
 def eval_command(argv: Sequence[str]) -> int:
-    """`eval.py --workdir=DIR [--split=NAME] [--fold] [--best]`, or
+    """Evaluate a run, folded and unfolded, or adapted to what it was not trained for.
 
-    `eval.py --workdir=DIR --adapt=NAME[,NAME] [--split=NAME] [--corruption=KIND]
-    [--severity=5] [--stream=iid|correlated] [--images=N]`.
+    python eval.py --workdir=runs/a [--split=test] [--best] [--fold]
+    python eval.py --workdir=runs/a --corruption=jpeg [--severity=5] [--images=2000]
+    python eval.py --workdir=runs/a --adapt=tent,lame [--stream=correlated]
+
+    Top-1, top-5, negative log likelihood (nats) and expected calibration error of
+    images, with --fold also of the model whose norms are merged into their neighbours.
+    Where the data have moved, --config.data.path=... says where they are.
+    `python -m normjax.eval` is the same command.
     """
 
     def define(values: flags.FlagValues) -> None:
-        _define_workdir(values)
+        define_workdir(values)
         flags.DEFINE_string("split", None, "split; default: the config's", values)
         flags.DEFINE_bool("fold", False, "compare with the folded model", values)
         flags.DEFINE_bool("best", False, "best checkpoint, not the newest", values)
         flags.DEFINE_list("adapt", [], "test-time adaptations to compare", values)
-        flags.DEFINE_string("corruption", "", "of the images, with --adapt", values)
+        flags.DEFINE_string("corruption", None, "of the images", values)
         flags.DEFINE_integer("severity", 5, "1 to 5", flag_values=values)
-        flags.DEFINE_string("stream", "iid", "order, with --adapt", values)
-        flags.DEFINE_integer("images", 0, "of the split; 0: all", flag_values=values)
+        flags.DEFINE_string("stream", "iid", "order: iid or correlated", values)
+        flags.DEFINE_integer("images", 0, "so many; 0: all", 0, flag_values=values)
 
-    values = parse_flags(argv, define)
+    given = parse_flags(argv, define, eval_command.__doc__, overrides=True)
+    workdir, values = given.workdir(), given.flags
+    streamed = values.adapt or values.corruption is not None
+    if not values.adapt:
+        given.refuse(["stream"], "without --adapt")
+    if values.corruption is None:
+        given.refuse(["severity"], "without --corruption")
+    if streamed:
+        given.refuse(["fold"], "with --adapt or --corruption")
+    else:
+        given.refuse(["images"], "without --adapt or --corruption")
+    if values.corruption is not None:
+        from normjax.data.corrupt import check_corruption
+
+        check_corruption(values.corruption, values.severity)
     from normjax.train.distributed import initialize
     from normjax.train.evaluate_run import evaluate_run
 
     initialize()
-    if values.adapt:
-        from normjax.train.adapt_run import Stream, adapt_run
-
-        stream = Stream(
-            split=values.split or "",
-            corruption=values.corruption,
-            severity=values.severity,
-            order=values.stream,
-            images=values.images,
-        )
-        adapt_run(_workdir(values), values.adapt, stream)
+    if not streamed:
+        which = {"split": values.split, "fold": values.fold, "best": values.best}
+        evaluate_run(workdir, overrides=given.overrides, **which)
         return 0
-    evaluate_run(
-        _workdir(values), split=values.split, fold=values.fold, best=values.best
+    from normjax.train.adapt_run import Stream, adapt_run
+
+    stream = Stream(
+        split=values.split or "",
+        corruption=values.corruption or "",
+        severity=values.severity,
+        order=values.stream,
+        images=values.images,
+    )
+    adapt_run(
+        workdir, values.adapt, stream, best=values.best, overrides=given.overrides
     )
     return 0
-
-
-def _define_workdir(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-
-
-def _workdir(values: flags.FlagValues) -> Path:
-    if not values.workdir:
-        raise UserError("--workdir is required, such as --workdir=runs/digits")
-    return Path(values.workdir)

@@ -1,7 +1,9 @@
 """Evaluate a finished or running run, folded and unfolded."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,16 +14,25 @@ from normjax.core.timing import alternate
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import kept_config
-from normjax.train.datasets import check_classes
-from normjax.train.experiment import build_experiment
+from normjax.train.experiment import Experiment, build_experiment
 from normjax.train.mesh import on_these_devices, replicated
+from normjax.train.overrides import Override
 from normjax.train.programs import jit_eval_step, jit_logits
+from normjax.train.state import TrainState
 
 LATENCY_ROUNDS = 30
 
+READS = ("data", "mesh", "sharding", "batch_size")
+"""Sections and fields of a config that evaluation makes use of."""
+
 
 def evaluate_run(
-    workdir: Path, *, split: str | None = None, fold: bool = False, best: bool = False
+    workdir: Path,
+    *,
+    split: str | None = None,
+    fold: bool = False,
+    best: bool = False,
+    overrides: Sequence[Override] = (),
 ) -> dict[str, dict[str, float]]:
     """Print and return the metrics of a run's checkpoint on a split.
 
@@ -30,25 +41,16 @@ def evaluate_run(
       fold: evaluate the folded model as well; print what was folded, the sizes, the
         largest difference of a logit and the latency of both.
       best: the checkpoint with the best scores instead of the newest.
+      overrides: of the run's config, as far as evaluation may differ from it.
 
     Raises:
-      UserError: no run or no sound checkpoint in `workdir`, or an unknown split.
+      UserError: no run or no sound checkpoint in `workdir`, an unknown split, or an
+        override that is not allowed.
     """
-    config = on_these_devices(kept_config(workdir))
+    config = config_to_read(workdir, overrides)
     experiment = build_experiment(config)
-    check_classes(experiment.task, workdir)
     split = str(split or config.data.eval_split)
-    checkpoints = Checkpoints(workdir, rank=experiment.task.rank)
-    try:
-        step, like = checkpoints.best() if best else None, experiment.abstract_state()
-        if step is None:
-            state = checkpoints.restore_newest(like)
-        else:
-            state = checkpoints.restore(step, like)
-    finally:
-        checkpoints.close()
-    if state is None:
-        raise UserError(f"workdir {workdir} holds no complete checkpoint")
+    state = restored(experiment, workdir, best=best)
     variants = {"unfolded": (experiment.model, state.eval_variables())}
     if fold:
         everywhere = replicated(experiment.mesh)
@@ -67,6 +69,40 @@ def evaluate_run(
     if fold:
         _print_comparison(experiment, variants, split)
     return scores
+
+
+def config_to_read(workdir: Path, overrides: Sequence[Override] = ()) -> Any:
+    """The config of a run for a command that computes with its model here.
+
+    Its mesh is that of the run, or along `data` where that cannot be; one of the
+    overrides has to be possible.
+    """
+    config = kept_config(workdir, overrides, READS)
+    chosen = any(one.field.startswith("mesh.") for one in overrides)
+    return config if chosen else on_these_devices(config)
+
+
+def restored(
+    experiment: Experiment, workdir: Path, *, best: bool = False
+) -> TrainState:
+    """The newest sound state of a run, or the best.
+
+    Raises:
+      UserError: there is none.
+    """
+    checkpoints = Checkpoints(workdir, rank=experiment.task.rank)
+    try:
+        like = experiment.abstract_state()
+        step = checkpoints.best() if best else None
+        if step is not None:
+            return checkpoints.restore(step, like)
+        state = None if best else checkpoints.restore_newest(like)
+    finally:
+        checkpoints.close()
+    if state is None:
+        what = "evaluated" if best else "complete"
+        raise UserError(f"workdir {workdir} holds no {what} checkpoint")
+    return state
 
 
 def _print_plan(plan: list[fusion.Fold]) -> None:

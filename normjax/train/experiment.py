@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from normjax import models, norms, optim, reparam
+from normjax.core.schedules import norm_schedule
 from normjax.tasks import TASKS, Task
 from normjax.train.config import nonfinite_policy, require, resolve_fractions
 from normjax.train.evaluate import evaluate
@@ -162,11 +163,14 @@ class Experiment:
         }
 
 
-def build_experiment(config: Any, devices: Sequence[Any] | None = None) -> Experiment:
+def build_experiment(
+    config: Any, devices: Sequence[Any] | None = None, described: Any = None
+) -> Experiment:
     """Check `config` and build what it describes.
 
     Args:
       devices: default: all. Only what runs something needs devices that can.
+      described: what is known of the data, which are then not opened; see `Task`.
 
     Raises:
       UserError: a name, value or combination that is not allowed.
@@ -175,7 +179,7 @@ def build_experiment(config: Any, devices: Sequence[Any] | None = None) -> Exper
     mesh, rules = make_mesh(config, devices), rules_of(config)
     if require(config, "parallelism", PARALLELISM) == "pmap":
         check_mesh(mesh)
-    task = TASKS[config.task].make(config)
+    task = TASKS[config.task].make(config, described)
     platform = mesh.devices.flat[0].platform
     model = build_model(config, platform, **task.model_arguments())
     recipe = Recipe(
@@ -204,7 +208,10 @@ def build_model(config: Any, platform: str = "", **arguments: Any) -> nn.Module:
       **arguments: of the model, which the data fix.
     """
     spec: dict[str, Any] = config.model.to_dict()
-    spec["norm"] = resolve_fractions(norms.NORMS, spec["norm"], config.total_steps)
+    norm = spec["norm"]
+    if isinstance(norm, str):
+        norm = {"name": norm, **norm_schedule(norm)}
+    spec["norm"] = resolve_fractions(norms.NORMS, norm, config.total_steps)
     dtype = computation_dtype(config, platform)
     model = models.build(spec, **arguments, dtype=dtype)
     return reparam.reparameterize(model, config.to_dict().get("reparam"))

@@ -14,7 +14,7 @@ from normjax.core.compiler import compiled_code_in
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints, RunFailed
 from normjax.train.config import keep_config
-from normjax.train.datasets import keep_data
+from normjax.train.datasets import keep_data, keep_description
 from normjax.train.diagnostics import LayerLog, plot_layers
 from normjax.train.distributed import is_first, on_first
 from normjax.train.experiment import Experiment, build_experiment
@@ -60,8 +60,10 @@ def _train(
     config, kept = experiment.config, experiment.config.checkpoint
     state = experiment.abstract_state()
     on_first(lambda: check_room(workdir, state, kept.keep_last + kept.keep_best))
-    keep_config(config, workdir, write=is_first())
+    keep_config(config, workdir, write=False)
     keep_data(experiment.task, workdir, write=is_first())
+    keep_config(config, workdir, write=is_first())
+    on_first(lambda: keep_description(experiment.task.description(), workdir))
     checkpoints = Checkpoints(
         workdir,
         keep_last=kept.keep_last,
@@ -288,7 +290,6 @@ class Run:
             ("FLOPs a step and device", flops),
             ("devices", f"{mesh.size} x {kind}{f' ({axes})' if axes else ''}"),
             ("data", self.experiment.task.describe()),
-            *self.experiment.task.details(),
             ("batch statistics", f"of {each}{' on a device' if alone else ''}"),
             ("steps", f"{self.step:,} of {config.total_steps:,} done"),
         ]

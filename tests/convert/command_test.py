@@ -12,9 +12,10 @@ from normjax.convert.__main__ import _recipe, convert_command
 from normjax.convert.names import abstract_variables
 from normjax.models import PRESETS
 from normjax.train.cli import run
-from normjax.train.config import kept_config, load_config
+from normjax.train.config import kept_config
 from normjax.train.evaluate_run import evaluate_run
 from normjax.train.experiment import build_model
+from normjax.train.recipes import load_config
 
 CONFIG = "configs/imagenet_deit.py:variant=slab_tiny,runlocal"
 SMALL = "configs/imagenet_pvt.py:variant=slab_tiny,runlocal"
@@ -134,8 +135,7 @@ def test_a_language_model_there_and_back(command, tmp_path):
     "name", ["slab_llama_350m", "lm_70m", "lm_130m", "slab_swin_tiny", "deit_small"]
 )
 def test_a_preset_stands_for_its_recipe(name):
-    (flag,) = _recipe(["convert", f"--model={name}", "a.safetensors", "run"])
-    config = load_config(flag.removeprefix("--config="))
+    config = load_config(_recipe(name))
     assert config.model.name == name
     kept = {k: v for k, v in PRESETS[name].get("norm", {}).items() if "init" not in k}
     norm = config.model.norm.to_dict()
@@ -149,7 +149,7 @@ def test_wrong_commands(command, state, tmp_path):
     (tmp_path / "a.txt").write_bytes(b"nothing")
     out, config = tmp_path / "run", f"--config={CONFIG}"
     for arguments, fragment in (
-        ((), "python -m normjax.convert --model=NAME CHECKPOINT WORKDIR"),
+        ((), "missing CHECKPOINT: give CHECKPOINT WORKDIR"),
         ((config, file), "CHECKPOINT WORKDIR"),
         (("--model=slab_swin_tny", file, out), "did you mean 'slab_swin_tiny'"),
         (("--model=resnet18", file, out), "unknown model 'resnet18'"),

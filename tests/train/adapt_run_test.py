@@ -38,6 +38,18 @@ def test_every_adaptation_scores_a_stream(workdir):
     assert scores["batch_stats"]["nll"] != scores["source"]["nll"]
 
 
+@pytest.mark.slow
+def test_a_corruption_without_adaptation(workdir, capsys):
+    """The score is that of the corrupted images, and the table says of which."""
+    argv = ["eval.py", f"--workdir={workdir}", "--corruption=gaussian_noise", "--best"]
+    assert run(eval_command, argv) == 0
+    assert "gaussian_noise 5" in capsys.readouterr().out
+    noise = adapt_run(workdir, [], Stream(corruption="gaussian_noise"), best=True)
+    clean = adapt_run(workdir, [], Stream(), best=True)
+    assert list(noise) == list(clean) == ["source"]
+    assert noise["source"]["nll"] != clean["source"]["nll"]
+
+
 def test_streams():
     experiment = build_experiment(tiny_config())
 

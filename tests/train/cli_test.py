@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from normjax.train import loop
 from normjax.train.cli import eval_command, run, train_command
 from normjax.train.config import keep_config
 from normjax.train.workdir import LOCK_FILE
@@ -144,6 +145,29 @@ def test_workdir_of_another_config(command, tmp_path):
     assert_refused(result, "another config", "config.model.dim is 16 there and 64 here")
     assert (tmp_path / "config.json").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", LOCK_FILE}
+
+
+def test_the_workdir_alone_goes_on(command, tmp_path, monkeypatch):
+    """With the config that it keeps, and what a start may change."""
+    started = []
+
+    def train(config, workdir):
+        started.append((config.to_dict(), workdir))
+
+    monkeypatch.setattr(loop, "train", train)
+    kept = tiny_config(optim__lr=0.5)
+    keep_config(kept, tmp_path)
+    where = f"--workdir={tmp_path}"
+    assert command("train", where)[0] == 75  # as if a signal had stopped it
+    assert command("train", where, "--config.data.path=/new", "--config.log_every=3")
+    first, second = (config for config, _ in started)
+    assert first == kept.to_dict()
+    kept.data.path, kept.log_every = "/new", 3
+    assert second == kept.to_dict()
+    result = command("train", where, "--config.optim.lrr=1")
+    assert_refused(result, "unknown field of config.optim: 'lrr'")
+    result = command("train", f"--workdir={tmp_path / 'new'}")
+    assert_refused(result, "--config is required")
 
 
 def test_workdir_with_a_damaged_config(command, tmp_path):

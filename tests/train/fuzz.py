@@ -13,7 +13,7 @@ from normjax.core.errors import UserError
 from normjax.core.registry import field_names
 from normjax.models import COMPONENTS, MODELS
 from normjax.train.cli import run
-from normjax.train.config import load_config
+from normjax.train.recipes import load_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -211,15 +211,6 @@ def test_restored_on_another_mesh(undisturbed):
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(8, 8)}
 
 
-def test_where_a_run_computes_may_change(undisturbed):
-    """Not what it computes."""
-    config = tiny_config(mesh__fsdp=4, sharding__mlp="fsdp")
-    keep_config(config, undisturbed[0])
-    assert kept_config(undisturbed[0]).mesh.fsdp == 1
-    with pytest.raises(UserError, match=r"config\.parallelism is jit there and pmap"):
-        keep_config(tiny_config(parallelism="pmap"), undisturbed[0])
-
-
 def test_evaluated_where_the_mesh_does_not_fit(undisturbed, tmp_path):
     """Here are four devices; the run says that it had eight."""
     shutil.copytree(undisturbed[0] / "checkpoints", tmp_path / "checkpoints")

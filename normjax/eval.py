@@ -1,0 +1,8 @@
+"""Evaluate a run from any folder: `python -m normjax.eval --help`."""
+
+import sys
+
+from normjax.train.cli import eval_command, run
+
+if __name__ == "__main__":
+    sys.exit(run(eval_command, sys.argv))

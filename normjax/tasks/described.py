@@ -1,0 +1,18 @@
+"""What a task and its model need to know of data that they do not read."""
+
+from typing import NamedTuple
+
+
+class Images(NamedTuple):
+    """Of an image source; see `data.ImageSource`."""
+
+    name: str
+    num_classes: int
+    channels: int
+    shape: tuple[int, int, int] | None
+
+
+class Text(NamedTuple):
+    """Of a source of text."""
+
+    vocab_size: int
