@@ -128,6 +128,8 @@ def image_config() -> Any:
     data.label_smoothing = 0.0
     data.mixup_alpha = 0.0
     data.cutmix_alpha = 0.0
+    data.erase_probability = 0.0  # of random erasing
+    data.repeats = 1  # augmented copies of an image, one after the other
 
     data.augment = augment = ConfigDict()  # see normjax.data.augment.Fields
     augment.image_size = 0
@@ -137,7 +139,9 @@ def image_config() -> Any:
     augment.crop_fill = "zero"
     augment.flip = False
     augment.rand_augment_ops = 0
+    augment.rand_augment_set = "paper"  # or "increasing", see normjax.data.rand_augment
     augment.rand_augment_magnitude = 9.0
+    augment.rand_augment_std = 0.0
 
     model = config.model
     model.name = "vit"

@@ -1,12 +1,15 @@
-"""What the ImageNet recipes share (DeiT's; Touvron et al., 2021): 300 epochs of AdamW.
+"""What the ImageNet recipes share: 300 epochs of AdamW with DeiT's augmentation.
 
-As published but for random erasing, repeated augmentation, the ten epochs at the lowest
-rate behind PVT and CSwin, and steps per epoch that differ by the last batch. Statistics
-of PRepBN are re-estimated over ten passes at the end, as in SLAB.
+Those of LayerNorm are DeiT's (Touvron et al., 2021), Swin's, PVT's and CSwin's own, the
+others those of the released code of SLAB and FLatten. As published but for the ten
+epochs at the lowest rate behind PVT and CSwin, CSwin's random choice between bilinear
+and bicubic, and steps per epoch that differ by the last batch. DeiT keeps an average of
+its weights, too, but reports the accuracy of the weights. Statistics of PRepBN are
+re-estimated over ten passes at the end, as in SLAB.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -23,17 +26,37 @@ def preset_of(family: str, variant: str) -> str:
     return f"{kind}_{family}_{size}" if kind in KINDS else f"{family}_{variant}"
 
 
+def is_original(variant: str) -> bool:
+    """Whether it is of the family's first paper, with LayerNorm and softmax."""
+    return variant.partition("_")[0] not in KINDS and not variant.endswith("prepbn")
+
+
+class Recipe(NamedTuple):
+    """How a variant is trained, where published recipes differ.
+
+    Attributes:
+      batch_size: of all devices.  final_lr_fraction: of the largest learning rate.
+      clip_norm, ema_decay: 0 is off.
+      repeats: augmented copies of an image, one after the other.
+    """
+
+    batch_size: int = 1024
+    warmup_epochs: int = 20
+    final_lr_fraction: float = 0.01
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    repeats: int = 1
+
+
 def imagenet_config(
     arg: str | None,
     family: str,
     default: str,
     drop_paths: Mapping[str, float],
+    recipe_of: Callable[[str], Recipe],
     *,
     epsilon: float,
     decay_steps: int,
-    batch_size: int = 1024,
-    warmup_epochs: int = 5,
-    clip_norm: float = 0.0,
 ) -> tuple[Any, bool]:
     """The run that `arg` asks for, and whether it is to be small.
 
@@ -41,16 +64,18 @@ def imagenet_config(
       arg: `variant=NAME` and `runlocal`.
       family, default: of the presets; the default variant.
       drop_paths: rate of stochastic depth of each variant.
+      recipe_of: function of a variant.
       epsilon, decay_steps: of the norms.
-      clip_norm: 0 for no clipping.
 
     Raises:
       UserError: unknown variant.
     """
     choice = parse_arg(arg, variant=default, runlocal=False)
-    variant, epoch = choice["variant"], IMAGES // batch_size
+    variant = choice["variant"]
     if variant not in drop_paths:
         raise UserError(one_of("variant", variant, drop_paths))
+    recipe = recipe_of(variant)
+    epoch = IMAGES // recipe.batch_size
     layer_norm = {"name": "layer_norm", "epsilon": epsilon}
     norm: dict[str, Any] = layer_norm
     config = image_config()
@@ -69,14 +94,16 @@ def imagenet_config(
             "drop_path_rate": drop_paths[variant],
         }
     )
-    config.batch_size = batch_size
+    config.batch_size = recipe.batch_size
     config.total_steps = EPOCHS * epoch
     config.eval_every = config.checkpoint.every = epoch
-    config.optim.lr = 5e-4 * batch_size / 512
-    config.optim.warmup_fraction = warmup_epochs / EPOCHS
-    config.optim.final_lr_fraction = 0.01
-    config.optim.clip_norm = clip_norm
+    config.optim.lr = 5e-4 * recipe.batch_size / 512
+    config.optim.warmup_fraction = recipe.warmup_epochs / EPOCHS
+    config.optim.final_lr_fraction = recipe.final_lr_fraction
+    config.optim.clip_norm = recipe.clip_norm
+    config.ema_decay = recipe.ema_decay
     _imagenet(config.data)
+    config.data.repeats = recipe.repeats
     return config, choice["runlocal"]
 
 
@@ -88,18 +115,24 @@ def _imagenet(data: Any) -> None:
     data.label_smoothing = 0.1
     data.mixup_alpha = 0.8
     data.cutmix_alpha = 1.0
+    data.erase_probability = 0.25
     data.augment.update(
         image_size=224,
         eval_resize=256,
         resized_crop_min_scale=0.08,
         flip=True,
-        rand_augment_ops=2,
+        rand_augment_ops=2,  # timm's rand-m9-mstd0.5-inc1
+        rand_augment_set="increasing",
+        rand_augment_magnitude=27.0,
+        rand_augment_std=1.5,
     )
 
 
 def shrink(config: Any, *, image_size: int, **model: Any) -> None:
     """Make a run of two minutes at most of it: a small model on the scanned digits."""
     config.data.update(name="digits", eval_split="test", mean=(0.5,), std=(0.5,))
+    config.data.update(erase_probability=0.0, repeats=1)
+    config.ema_decay = 0.0
     config.data.augment.update(
         image_size=image_size, eval_resize=0, rand_augment_ops=0, flip=False
     )

@@ -8,7 +8,7 @@ scanned digits, 20 steps).
 
 from ml_collections import ConfigDict
 
-from configs.imagenet import imagenet_config, shrink
+from configs.imagenet import Recipe, imagenet_config, is_original, shrink
 
 DROP_PATHS = {
     "tiny": 0.2,
@@ -22,6 +22,15 @@ DROP_PATHS = {
 }
 
 
+def recipe_of(variant: str) -> Recipe:
+    averaged = 0.0 if variant.startswith("slab") or "prepbn" in variant else 0.99984
+    recipe = Recipe(batch_size=2048, ema_decay=averaged)
+    if is_original(variant):
+        return recipe._replace(final_lr_fraction=0.005)
+    halved = {"batch_size": 1024} if "small" in variant else {}
+    return recipe._replace(final_lr_fraction=0.02, **halved)
+
+
 def get_config(arg: str | None = None) -> ConfigDict:
     """The run; see the module's docstring for `arg`."""
     config, small = imagenet_config(
@@ -29,9 +38,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "cswin",
         "slab_tiny",
         DROP_PATHS,
+        recipe_of,
         epsilon=1e-5,
         decay_steps=120_000,
-        warmup_epochs=20,
     )
     if small:
         sizes = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}

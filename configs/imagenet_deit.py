@@ -8,7 +8,7 @@ scanned digits, 20 steps).
 
 from ml_collections import ConfigDict
 
-from configs.imagenet import imagenet_config, shrink
+from configs.imagenet import Recipe, imagenet_config, is_original, shrink
 
 DROP_PATHS = {
     "tiny": 0.1,
@@ -21,10 +21,22 @@ DROP_PATHS = {
 }
 
 
+def recipe_of(variant: str) -> Recipe:
+    if is_original(variant):
+        return Recipe(warmup_epochs=5, repeats=3)
+    return Recipe(clip_norm=5.0)
+
+
 def get_config(arg: str | None = None) -> ConfigDict:
     """The run; see the module's docstring for `arg`."""
     config, small = imagenet_config(
-        arg, "deit", "slab_tiny", DROP_PATHS, epsilon=1e-6, decay_steps=60_000
+        arg,
+        "deit",
+        "slab_tiny",
+        DROP_PATHS,
+        recipe_of,
+        epsilon=1e-6,
+        decay_steps=60_000,
     )
     if config.model.name.endswith("prepbn"):
         config.model.norm.decay_steps = 300_000

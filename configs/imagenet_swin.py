@@ -8,7 +8,7 @@ scanned digits, 20 steps).
 
 from ml_collections import ConfigDict
 
-from configs.imagenet import imagenet_config, shrink
+from configs.imagenet import Recipe, imagenet_config, shrink
 
 _SIZES = {"tiny": 0.2, "small": 0.3, "base": 0.5}
 DROP_PATHS = {
@@ -21,6 +21,11 @@ DROP_PATHS = {
 }
 
 
+def recipe_of(variant: str) -> Recipe:
+    halved = variant in ("slab_base", "flatten_base")
+    return Recipe(batch_size=512 if halved else 1024, clip_norm=5.0)
+
+
 def get_config(arg: str | None = None) -> ConfigDict:
     """The run; see the module's docstring for `arg`."""
     config, small = imagenet_config(
@@ -28,10 +33,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "swin",
         "slab_tiny",
         DROP_PATHS,
+        recipe_of,
         epsilon=1e-5,
         decay_steps=60_000,
-        warmup_epochs=20,
-        clip_norm=5.0,
     )
     if small:
         sizes = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}

@@ -60,10 +60,7 @@ def found(content: Mapping[str, Any], *, averaged: bool = False) -> Found:
     if not isinstance(content, Mapping):
         kind = type(content).__name__
         raise UserError(f"the file holds no state dict: it is a {kind}")
-    while not any(map(_is_array, content.values())):
-        key = _chosen(content, averaged and not any(map(_is_average, keys)), left)
-        if key is None:
-            break
+    while key := _chosen(content, averaged and not any(map(_is_average, keys)), left):
         keys.append(key)
         content = content[key]
     got_average = any(map(_is_average, keys))

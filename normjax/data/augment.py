@@ -10,15 +10,15 @@ batch from (seed, step, row), so an image's fate depends on neither hosts nor wo
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from normjax.core.errors import UserError, one_of
+from normjax.data import rand_augment as randaugment
 from normjax.data.decode import Images, to_array, to_pil
-from normjax.data.rand_augment import rand_augment
 
 FILLS: dict[str, Any] = {"zero": "constant", "reflect": "reflect"}
 """What random_crop pads with, and NumPy's name of it."""
@@ -41,7 +41,10 @@ class Fields:
       crop_fill: what is padded, "zero" or "reflect".
       flip: flip left and right with probability 1/2.
       rand_augment_ops: RandAugment operations per image (2 is usual).
+      rand_augment_set: "paper", or "increasing", that of timm's recipes; see
+        `normjax.data.rand_augment`.
       rand_augment_magnitude: their strength, 0 to 30.
+      rand_augment_std: standard deviation of the strength, 0 to 30.
     """
 
     image_size: int = 0
@@ -51,7 +54,9 @@ class Fields:
     crop_fill: str = "zero"
     flip: bool = False
     rand_augment_ops: int = 0
+    rand_augment_set: str = "paper"
     rand_augment_magnitude: float = 9
+    rand_augment_std: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +100,23 @@ class Transform:
         return height, width, shape[2]
 
 
-def build(spec: Mapping, *, train: bool) -> Transform | None:
+_REALS = {
+    "resized_crop_min_scale": 1,
+    "rand_augment_magnitude": 30,
+    "rand_augment_std": 30,
+}
+"""Fields that are real numbers, and their largest values."""
+
+
+def build(
+    spec: Mapping, *, train: bool, mean: Sequence[float] = (0.5,)
+) -> Transform | None:
     """The transform of a config, or None where it would change nothing.
 
     Args:
       spec: values of `Fields`; fields left out keep their defaults (off).
       train: False keeps only what evaluation needs: resize and central crop.
+      mean: of the pixels scaled to 0..1; images are filled with it where they move.
 
     Raises:
       UserError: an unknown field or a value that is not allowed.
@@ -123,9 +139,16 @@ def build(spec: Mapping, *, train: bool) -> Transform | None:
     if f.flip:
         ops.append((random_flip, 1))
     if f.rand_augment_ops:
-        count, magnitude = f.rand_augment_ops, f.rand_augment_magnitude
-        op = functools.partial(_each(rand_augment), num_ops=count, magnitude=magnitude)
-        ops.append((op, 2 * count))
+        count, std, kind = f.rand_augment_ops, f.rand_augment_std, f.rand_augment_set
+        op = functools.partial(
+            _each(randaugment.rand_augment),
+            num_ops=count,
+            magnitude=f.rand_augment_magnitude,
+            std=std,
+            ops=kind,
+            fill=tuple(round(255 * value) for value in mean),
+        )
+        ops.append((op, randaugment.num_uniforms(count, kind, std)))
     return Transform(tuple(ops), size, f.crop_padding) if ops else None
 
 
@@ -139,8 +162,8 @@ def _checked(spec: Mapping) -> Fields:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if isinstance(default, bool | str):
             good, need = isinstance(value, type(default)), type(default).__name__
-        elif name in ("resized_crop_min_scale", "rand_augment_magnitude"):
-            top = 1 if name == "resized_crop_min_scale" else 30
+        elif name in _REALS:
+            top = _REALS[name]
             good, need = number and 0 <= value <= top, f"a number in 0..{top}"
         else:
             good, need = number and value >= 0 and value == int(value), "an int >= 0"
@@ -149,6 +172,9 @@ def _checked(spec: Mapping) -> Fields:
     f = Fields(**values)
     if f.crop_fill not in FILLS:
         raise UserError(one_of("augment.crop_fill", f.crop_fill, FILLS))
+    if f.rand_augment_set not in randaugment.SETS:
+        kinds = randaugment.SETS
+        raise UserError(one_of("augment.rand_augment_set", f.rand_augment_set, kinds))
     if f.resized_crop_min_scale and not f.image_size:
         raise UserError("augment.resized_crop_min_scale needs augment.image_size")
     if f.eval_resize and not 0 < f.image_size <= f.eval_resize:

@@ -77,17 +77,29 @@ def _mixed(words: np.ndarray) -> np.ndarray:
     return (words ^ (words >> np.uint64(31))) >> np.uint64(1)
 
 
-def example_indices(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
+def example_indices(
+    seed: int, step: int, batch_size: int, n: int, repeats: int = 1
+) -> np.ndarray:
     """Example numbers of global batch `step` (0-based): int64 [batch_size].
 
     The batch is positions `step * batch_size ...` of the endless sequence epoch 0,
     epoch 1, ..., so a batch may span epochs and no example is ever dropped. An epoch is
     in the order of `permutation`, or `shuffled` beyond `LARGEST_PERMUTATION` examples.
+
+    Args:
+      repeats: repeated augmentation (Hoffer et al., "Augment your batch", 2020): the
+        sequence has each example that often, one after the other, and an epoch of n
+        positions the first n / repeats examples of its order. In a batch the copies of
+        an example lie a part of it apart, so that neighbours, which may be mixed, are
+        not the same.
     """
     positions = step * batch_size + np.arange(batch_size)
+    if repeats > 1:
+        positions = positions[np.argsort(positions % repeats, kind="stable")]
     epochs, offsets = np.divmod(positions, n)
+    offsets //= repeats
     indices = np.empty(batch_size, np.int64)
-    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+    for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
         inside = epochs == epoch
         if n > LARGEST_PERMUTATION:
             indices[inside] = shuffled(seed, epoch, n, offsets[inside])

@@ -26,6 +26,7 @@ class BatchSource:
       seed: an int gives training batches, whose order and augmentation depend on
         (seed, step) alone; None gives one pass in order, padded and masked.
       executor: threads that share the rows of a batch; None: the caller's alone.
+      repeats: of every training example, see `order.example_indices`.
     """
 
     rows: Rows
@@ -34,6 +35,7 @@ class BatchSource:
     process_count: int
     seed: int | None
     executor: ThreadPoolExecutor | None = None
+    repeats: int = 1
 
     def __post_init__(self):
         if self.batch_size < 1 or self.batch_size % self.process_count:
@@ -54,7 +56,9 @@ class BatchSource:
         if self.seed is None:
             return self._in_order(index * self.batch_size + ours.start, local)
         n, k = len(self.rows), self.rows.num_uniforms
-        indices = order.example_indices(self.seed, index, self.batch_size, n)
+        indices = order.example_indices(
+            self.seed, index, self.batch_size, n, self.repeats
+        )
         u = order.uniforms(self.seed, index, self.batch_size, k)
         return self._load(indices[ours], u[ours])
 
@@ -87,6 +91,7 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     augment: Transform | None = None,
+    repeats: int = 1,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
@@ -103,6 +108,7 @@ def train_batches(
         the number of examples.
       seed: of the order and the augmentation.  start_step: the first batch's number.
       augment: of images, from `augment.build(spec, train=True)`, or None.
+      repeats: how often an example comes up in a row, see `order.example_indices`.
       process_index, process_count: this process takes the contiguous rows
         [index * L, (index + 1) * L), L = batch_size / process_count.
       workers: processes that load batches (0: as many threads of this one as it may
@@ -121,8 +127,8 @@ def train_batches(
         shared out; while iterating, an undecodable image.
       LoadingFailed: while iterating, a worker process that has died, unreadable files.
     """
-    rows = source.rows(augment)
-    batches = BatchSource(rows, batch_size, process_index, process_count, seed)
+    rows, share = source.rows(augment), (process_index, process_count)
+    batches = BatchSource(rows, batch_size, *share, seed, repeats=repeats)
     return _iterate(batches, start_step, workers, prefetch)
 
 

@@ -139,13 +139,17 @@ class Task(abc.ABC):
         """Endless; `arguments` of `data.train_batches` that the config does not fix."""
         fields = self._config.data
         source = self.source(fields.train_split)
-        return data.train_batches(source, workers=fields.workers, **arguments)
+        repeats = fields.get("repeats", 1)
+        return data.train_batches(
+            source, workers=fields.workers, repeats=repeats, **arguments
+        )
 
     def example_numbers(self, batch: int) -> np.ndarray:
         """The examples of the training split that a global batch is made of: [B]."""
         seed, rows = self._config.seed, self._config.batch_size
         source = self.source(self._config.data.train_split)
-        return order.example_indices(seed, batch, rows, len(source))
+        repeats = self._config.data.get("repeats", 1)
+        return order.example_indices(seed, batch, rows, len(source), repeats)
 
     def eval_batches(
         self, split: str, **arguments: Any

@@ -12,6 +12,7 @@ import optax
 from normjax import data
 from normjax.core.accumulate import einsum
 from normjax.core.errors import UserError
+from normjax.data.erase import erase
 from normjax.data.mix import mix, one_hot_smooth
 from normjax.tasks.base import TASKS, Batch, Column, Inputs, Task, percent
 from normjax.tasks.described import Images
@@ -85,6 +86,7 @@ class Classification(NamedTuple):
       num_classes: width of the logits.
       mean, std: of the pixels scaled to 0..1, one a channel or one for all.
       label_smoothing, mixup_alpha, cutmix_alpha: 0 is off.
+      erase_probability: of random erasing, before images are mixed; 0 is off.
     """
 
     num_classes: int
@@ -93,11 +95,15 @@ class Classification(NamedTuple):
     label_smoothing: float = 0.0
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
+    erase_probability: float = 0.0
 
     def examples(self, batch: Batch, key: jax.Array) -> tuple[Inputs, jax.Array]:
         """Normalised, mixed images [B, H, W, C] and soft targets [B, K]."""
         images, known = self.inputs(batch)
         targets = one_hot_smooth(batch["label"], self.num_classes, self.label_smoothing)
+        if self.erase_probability:
+            key, erase_key = jax.random.split(key)
+            images = erase(erase_key, images, self.erase_probability)
         alphas = {"mixup_alpha": self.mixup_alpha, "cutmix_alpha": self.cutmix_alpha}
         images, targets = mix(key, images, targets, **alphas)
         return (images, known), targets
@@ -143,7 +149,7 @@ class ImageClassification(Task):
         super().__init__(config, described)
         fields = config.data
         source = self.source(fields.train_split)
-        transform = data.augment.build(fields.augment, train=True)
+        transform = self._augment()
         self._shape = data.image_shape(source, transform)
         self._num_classes = source.num_classes
         for field in ("mean", "std"):
@@ -155,6 +161,7 @@ class ImageClassification(Task):
             label_smoothing=fields.label_smoothing,
             mixup_alpha=fields.mixup_alpha,
             cutmix_alpha=fields.cutmix_alpha,
+            erase_probability=fields.get("erase_probability", 0.0),
         )
 
     def _open(self, split):
@@ -176,9 +183,12 @@ class ImageClassification(Task):
             "label": jax.ShapeDtypeStruct((), jnp.int32),
         }
 
+    def _augment(self) -> Any:
+        fields = self._config.data
+        return data.augment.build(fields.augment, train=True, mean=fields.mean)
+
     def train_batches(self, **arguments):
-        augment = data.augment.build(self._config.data.augment, train=True)
-        batches = super().train_batches(augment=augment, **arguments)
+        batches = super().train_batches(augment=self._augment(), **arguments)
         return self._noting_stand_ins(batches)
 
     def _noting_stand_ins(self, batches: Any) -> Iterator[dict[str, Any]]:

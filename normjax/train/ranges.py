@@ -49,6 +49,8 @@ FIELDS: Mapping[str, Range] = {
     "data.label_smoothing": FRACTION,
     "data.mixup_alpha": COUNT,
     "data.cutmix_alpha": COUNT,
+    "data.erase_probability": FRACTION,
+    "data.repeats": POSITIVE,
     "optim.lr": COUNT,
     "optim.weight_decay": COUNT,
     "optim.final_lr_fraction": COUNT,

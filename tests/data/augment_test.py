@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 
 from normjax.core.errors import UserError
@@ -135,6 +136,68 @@ def test_rand_augment_formulas():
     assert abs(quarter - np.rot90(wide[:16], -1)).max() <= 1
 
 
+INCREASING = rand_augment.increasing_ops((124, 116, 104))
+
+
+def test_the_increasing_set_has_the_operations_of_timm():
+    """Names and arguments of rand-m9-mstd0.5-inc1, by hand for m9: s = 0.9."""
+    image = pictures(b=1, h=20, w=16)[0]
+    wide, picture = image.astype(int), Image.fromarray(image)
+
+    def run(name, s):
+        return np.asarray(INCREASING[name](picture, s)).astype(int)
+
+    assert len(INCREASING) == 15
+    np.testing.assert_array_equal(run("invert", 0.9), 255 - wide)
+    np.testing.assert_array_equal(run("posterize", 0.9), wide & 0x80)  # 4 - 3 bits
+    np.testing.assert_array_equal(run("posterize", -1.0), wide & 0)
+    inverted = np.where(wide >= 256 - 230, 255 - wide, wide)
+    np.testing.assert_array_equal(run("solarize", 0.9), inverted)
+    brighter = np.where(wide < 128, wide + 99, wide)
+    np.testing.assert_array_equal(run("solarize_add", -0.9), brighter)
+    assert abs(run("brightness", 0.9) - np.clip(wide * 1.81, 0, 255)).max() <= 1
+    assert abs(run("brightness", -1.0) - wide * 0.1).max() <= 1
+    for name, s, angle in (("rotate", 0.9, -27), ("rotate", -0.9, 27)):
+        turned = picture.rotate(
+            angle, Image.Resampling.BICUBIC, fillcolor=(124, 116, 104)
+        )
+        apart = np.abs(run(name, s) - np.asarray(turned).astype(int))
+        assert (apart <= 2).mean() > 0.98
+    moved = run("translate_x", 4 / 0.45 / 16)
+    np.testing.assert_array_equal(moved[:, :12], wide[:, 4:])
+    assert (moved[:, 13:] == (124, 116, 104)).all()
+    gray = INCREASING["shear_x"](Image.fromarray(image[..., 0]), 1.0)
+    assert np.asarray(gray)[-1, -1] == round((124 + 116 + 104) / 3)
+
+
+def test_the_increasing_set_is_applied_half_the_time_with_a_normal_strength(
+    monkeypatch,
+):
+    seen = []
+    recorded = rand_augment.OpSet(
+        lambda fill: {"a": lambda image, s: seen.append((fill, s)) or image}, 0.5
+    )
+    monkeypatch.setitem(rand_augment.SETS, "increasing", recorded)
+    spec = {
+        "rand_augment_ops": 2,
+        "rand_augment_magnitude": 27,
+        "rand_augment_std": 1.5,
+    }
+    spec["rand_augment_set"] = "increasing"
+    transform = augment.build(spec, train=True, mean=(0.485, 0.456, 0.406))
+    assert transform.num_uniforms == 8
+    u = draws(500, 8)
+    transform(pictures(b=500, h=2, w=2), u)
+    expected = []
+    for _, sign, applied, away in u.reshape(-1, 4):
+        s = np.clip(27 + 1.5 * scipy.stats.norm.ppf(away), 0, 30) / 30
+        if applied < 0.5:
+            expected.append(s if sign < 0.5 else -s)
+    np.testing.assert_allclose([s for _, s in seen], expected, rtol=1e-9)
+    assert {fill for fill, _ in seen} == {(124, 116, 104)}
+    assert max(np.abs(expected)) == 1 and len(expected) in range(430, 570)
+
+
 def test_build_chains_and_counts_uniforms():
     spec = {
         "image_size": 16,
@@ -166,6 +229,8 @@ def test_build_chains_and_counts_uniforms():
         ({"image_size": 2.5}, "augment.image_size=2.5 must be an int >= 0"),
         ({"crop_fill": "edge"}, "unknown augment.crop_fill 'edge'"),
         ({"rand_augment_magnitude": 31}, "must be a number in 0..30"),
+        ({"rand_augment_std": -1}, "must be a number in 0..30"),
+        ({"rand_augment_set": "timm"}, "unknown augment.rand_augment_set 'timm'"),
         ({"resized_crop_min_scale": 0.1}, "needs augment.image_size"),
         ({"image_size": 32, "eval_resize": 28}, "image_size in 1..28, got 32"),
     ],

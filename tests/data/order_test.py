@@ -1,5 +1,6 @@
 """Order: permutations per epoch, endless batches, nothing but (seed, position)."""
 
+import itertools
 import math
 import tracemalloc
 
@@ -115,3 +116,30 @@ def test_uniforms_fill_the_unit_interval_and_differ_by_step_and_seed():
     assert (u != order.uniforms(0, 4, 2000, 4)).all()
     assert (u != order.uniforms(1, 3, 2000, 4)).all()
     np.testing.assert_array_equal(u, order.uniforms(0, 3, 2000, 4))
+
+
+@pytest.mark.parametrize(("n", "repeats"), [(12, 3), (13, 3), (11, 2), (40, 4)])
+@pytest.mark.parametrize("batch_size", [6, 8, 20])
+def test_repeats_follow_one_another_and_lie_apart_in_a_batch(n, repeats, batch_size):
+    """An epoch of n draws has each of its first examples `repeats` times."""
+    drawn = []
+    for epoch in range(8):
+        often = np.repeat(order.permutation(5, epoch, n), repeats)
+        drawn += often[:n].tolist()
+    for step in range(6 * n // batch_size):
+        got = order.example_indices(5, step, batch_size, n, repeats)
+        part = drawn[step * batch_size : (step + 1) * batch_size]
+        assert sorted(got) == sorted(part)
+        first = step * batch_size
+        by_copy = [
+            [drawn[p] for p in range(first, first + batch_size) if p % repeats == copy]
+            for copy in range(repeats)
+        ]
+        assert got.tolist() == list(itertools.chain(*by_copy))
+
+
+def test_neighbours_in_a_batch_with_repeats_are_different_examples():
+    for step in range(20):
+        got = order.example_indices(0, step, 64, 5000, 3)
+        assert (got[::2] != got[1::2]).all()
+        assert len(set(got)) in (22, 23)  # 64 / 3, and what is shared with others

@@ -100,6 +100,21 @@ def test_processes_share_one_global_batch(digits, moving, count):
     assert_same(joined(parts), whole)
 
 
+def test_repeats_are_augmented_apart_and_resume(digits, moving):
+    settings = {"batch_size": 12, "seed": 3, "augment": moving, "repeats": 3}
+    whole = take(train_batches(digits, **settings), 4)
+    assert_same(take(train_batches(digits, start_step=2, **settings), 2), whole[2:])
+    parts = [
+        take(train_batches(digits, process_index=p, process_count=3, **settings), 4)
+        for p in range(3)
+    ]
+    assert_same(joined(parts), whole)
+    first, second, third = (part[0] for part in parts)  # each process has a copy
+    np.testing.assert_array_equal(first["label"], second["label"])
+    np.testing.assert_array_equal(first["label"], third["label"])
+    assert (first["image"] != second["image"]).any()
+
+
 def test_workers_make_the_same_batches(digits, moving):
     settings = {"batch_size": 32, "seed": 5, "augment": moving, "start_step": 2}
     alone = take(train_batches(digits, **settings), 5)

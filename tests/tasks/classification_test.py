@@ -132,3 +132,23 @@ def test_logits_that_are_not_numbers_are_no_prediction():
     labels, mask = jnp.asarray([0, 1, 2, 3]), jnp.ones(4, bool)
     scores = summarize(metric_sums(logits, labels, mask))
     assert (scores["top1"], scores["top5"]) == (0.5, 0.5)
+
+
+def test_erasing_comes_before_mixing_and_off_changes_no_stream():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    batch = {"image": jnp.asarray(image), "label": jnp.arange(8) % 3}
+    plain = Classification(3, (0.5,), (0.25,))
+    (known, _), _ = plain.examples(batch, jax.random.key(0))
+    (erased, _), targets = plain._replace(erase_probability=1.0).examples(
+        batch, jax.random.key(0)
+    )
+    changed = np.asarray(erased != known).all(-1)
+    assert changed.any((1, 2)).all() and not changed.all((1, 2)).any()
+    np.testing.assert_array_equal(targets, np.eye(3)[np.arange(8) % 3])
+    mixed = plain._replace(mixup_alpha=1.0, erase_probability=1.0)
+    (both, _), _ = mixed.examples(batch, jax.random.key(0))
+    partners = np.asarray(erased).reshape(4, 2, -1)[:, ::-1].reshape(erased.shape)
+    difference = np.asarray(erased) - partners
+    lam = np.sum((both - partners) * difference) / np.sum(difference**2)
+    np.testing.assert_allclose(both, partners + lam * difference, atol=1e-4)
