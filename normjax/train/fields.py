@@ -94,6 +94,8 @@ OF_TASK: Mapping[str, Mapping[str, Field]] = {
         "data.label_smoothing": Field(0.0),
         "data.mixup_alpha": Field(0.0),
         "data.cutmix_alpha": Field(0.0),
+        "data.erase_probability": Field(0.0),
+        "data.repeats": Field(1),
         "data.augment.image_size": Field(0),
         "data.augment.eval_resize": Field(0),
         "data.augment.resized_crop_min_scale": Field(0.0),
@@ -101,7 +103,9 @@ OF_TASK: Mapping[str, Mapping[str, Field]] = {
         "data.augment.crop_fill": Field("zero"),
         "data.augment.flip": Field(False),
         "data.augment.rand_augment_ops": Field(0),
+        "data.augment.rand_augment_set": Field("paper"),
         "data.augment.rand_augment_magnitude": Field(9.0),
+        "data.augment.rand_augment_std": Field(0.0),
     },
     "language_modeling": {
         "z_loss_weight": Field(0.0),
