@@ -8,9 +8,12 @@ from normjax.core.accumulate import einsum, precision_of
 from normjax.core.broadcast import repeat_over_batch
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
-from normjax.core.registry import Registry
+from normjax.core.registry import NORMS, Part, Registry, offer
 
 MIXERS = Registry("mixer")
+
+QK_NORM = Part(NORMS, passes=frozenset({"causal", "decode"}), needs=frozenset({"seq"}))
+"""A norm of queries and keys, which it gets as a sequence [B, L, H, K]."""
 
 
 def tokens_of(x: jax.Array) -> jax.Array:
@@ -53,13 +56,13 @@ def normalized_heads(
     """
     if module.qk_norm is None:
         return q, k
-    types = {"dtype": module.dtype, "param_dtype": module.param_dtype}
+    make = offer(module.qk_norm, dtype=module.dtype, param_dtype=module.param_dtype)
     if query_mask is None and mask is not None and mask.shape == q.shape[:-2]:
         query_mask = mask
 
     def normalized(t, name, mask):
         valid = None if mask is None else mask[..., None, None]
-        return module.qk_norm(name=name, **types)(t, mask=valid, train=train)
+        return make(name=name)(t, mask=valid, train=train)
 
     return normalized(q, "q_norm", query_mask), normalized(k, "k_norm", mask)
 

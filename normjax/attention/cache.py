@@ -8,8 +8,8 @@ tokens each, and `mutable=["cache"]` gives the cache of the next call:
 Without a cache it begins with an empty one for rows of N tokens; an empty one is all
 zeros, so that one of the wanted length comes from `jax.eval_shape` alone. What does not
 fit is lost without notice: a jitted call cannot count. Tokens have their true position
-in the row: padding (mask False), which stands in front of the first token of a row, has
-none and leaves nothing behind.
+in the row: padding (mask False), wherever it stands, has none and leaves nothing
+behind.
 """
 
 import flax.linen as nn
@@ -55,16 +55,22 @@ def next_positions(
 
 
 def by_position(
-    module: nn.Module, name: str, new: jax.Array, positions: jax.Array
+    module: nn.Module,
+    name: str,
+    new: jax.Array,
+    positions: jax.Array,
+    mask: jax.Array | None,
 ) -> jax.Array:
     """[B, M, ...], what each of the M positions of a row has left so far, or 0.
 
     Args:
-      new: [B, N, ...], what `positions` [B, N] leave now; 0 at padding.
+      new: [B, N, ...], what the tokens at `positions` [B, N] leave now.
+      mask: bool [B, N], False at padding, which leaves nothing; None for none.
     """
     kept = variable(module, name, new.shape, new.dtype)
     rows = jnp.arange(len(new))[:, None]
-    # Padding is at -1: its zeros go to the last place, where no token can be yet.
+    if mask is not None:
+        positions = jnp.where(mask, positions, kept.value.shape[1])
     kept.value = kept.value.at[rows, positions].set(new, mode="drop")
     return kept.value
 
@@ -74,12 +80,41 @@ def earlier(positions: jax.Array, length: int) -> jax.Array:
     return jnp.arange(length).reshape(1, 1, 1, -1) <= positions[:, None, :, None]
 
 
-def with_last(module: nn.Module, name: str, new: jax.Array, size: int) -> jax.Array:
-    """[B, S + N, ...]: the S entries before the new ones, and those [B, N, ...].
+def with_last(
+    module: nn.Module, name: str, new: jax.Array, size: int, mask: jax.Array | None
+) -> jax.Array:
+    """[B, S + N, ...]: padding, the S entries before the new ones, the new ones.
 
     The last S of the result stay. S is `size` at the first call.
+
+    Args:
+      new: [B, N, ...].
+      mask: bool [B, N], False at padding, which goes to the front; None for none.
     """
     kept = variable(module, name, (len(new), size, *new.shape[2:]), new.dtype)
+    before = jnp.ones((len(new), kept.value.shape[1]), bool)
     joined = jnp.concatenate((kept.value, new), 1)
+    if mask is not None:
+        joined = padding_first(joined, jnp.concatenate((before, mask), 1))
     kept.value = joined[:, new.shape[1] :]
     return joined
+
+
+def padding_first(t: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """[B, N, ...] with what stands at padding before the tokens; both keep their order.
+
+    Args:
+      mask: bool [B, N], False at padding; None for none.
+    """
+    return t if mask is None else _taken(t, jnp.argsort(mask, 1, stable=True))
+
+
+def padding_in_place(t: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """The inverse of `padding_first`."""
+    if mask is None:
+        return t
+    return _taken(t, jnp.argsort(jnp.argsort(mask, 1, stable=True), 1))
+
+
+def _taken(t: jax.Array, order: jax.Array) -> jax.Array:
+    return t[jnp.arange(len(t))[:, None], order]

@@ -1,6 +1,6 @@
 """Gated linear attention: of sequences, and in both directions over feature maps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ from flax.typing import Dtype, Initializer
 from normjax.attention import decay
 from normjax.attention.base import (
     MIXERS,
+    QK_NORM,
     merge_heads,
     normalized_heads,
     split_heads,
@@ -20,6 +21,7 @@ from normjax.attention.cores import depthwise_layer, only_valid
 from normjax.attention.sequence import RecurrentMixer, only_tokens
 from normjax.core.dense import Dense, SplitDense
 from normjax.core.moments import at_least_float32
+from normjax.core.registry import Part
 
 _xavier = nn.initializers.variance_scaling(2.0**-5, "fan_avg", "uniform")
 
@@ -128,6 +130,7 @@ class BidirectionalGatedLinearAttention(nn.Module):
     # The convolution reads the input first, with zeros around the map.
     reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[str | None] = "proj"
+    parts: ClassVar[Mapping[str, Part]] = {"qk_norm": QK_NORM}
 
     @nn.compact
     def __call__(

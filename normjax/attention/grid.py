@@ -1,6 +1,6 @@
 """What the mixers of feature maps share: projections, their core, partitions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -8,10 +8,16 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from normjax.attention.base import merge_heads, normalized_heads, split_heads
+from normjax.attention.base import (
+    QK_NORM,
+    merge_heads,
+    normalized_heads,
+    split_heads,
+)
+from normjax.core.arguments import field_names
 from normjax.core.dense import Dense, SplitDense, trunc_normal
 from normjax.core.errors import UserError
-from normjax.core.registry import field_names
+from normjax.core.registry import Part
 
 
 class GridMixer(nn.Module):
@@ -36,6 +42,7 @@ class GridMixer(nn.Module):
     core: ClassVar[type[nn.Module]]
     reads: ClassVar[tuple[str, ...]] = ("qkv",)
     writes: ClassVar[str | None] = "proj"
+    parts: ClassVar[Mapping[str, Part]] = {"qk_norm": QK_NORM}
 
     @nn.nowrap
     def inner_widths(self, dim: int) -> dict[str, int]:

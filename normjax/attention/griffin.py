@@ -217,10 +217,11 @@ class RecurrentBlock(nn.Module):
             positions = cache.next_positions(self, x.shape[:2], mask, positions)
             wide = jnp.promote_types(u.dtype, jnp.float32)
             state = cache.variable(self, "state", (u.shape[0], width), wide)
-            u = cache.with_last(self, "inputs", u, taps)
+            u = cache.with_last(self, "inputs", u, taps, mask)
+            u = self._convolve(u, cache.padding_first(positions, mask))
+            u = cache.padding_in_place(u, mask)
         else:
-            u = jnp.pad(u, ((0, 0), (taps, 0), (0, 0)))
-        u = self._convolve(u, positions)
+            u = self._convolve(jnp.pad(u, ((0, 0), (taps, 0), (0, 0))), positions)
         unit = RGLRU(self.num_heads, self.param_dtype, name="rg_lru")
         before = None if state is None else state.value
         h, last = unit(u, mask=mask, positions=positions, state=before)
@@ -295,11 +296,12 @@ class LocalAttention(RecurrentMixer):
         if not decode:
             return self._attend(q, k, v, mask, positions)
         size = min(self.window, x.shape[1])
-        k = cache.with_last(self, "key", k, size)
-        v = cache.with_last(self, "value", v, size)
+        k = cache.with_last(self, "key", k, size, mask)
+        v = cache.with_last(self, "value", v, size, mask)
         # As many of the last keys are tokens as there have been.
         known = jnp.arange(k.shape[1])[None, ::-1] <= places[:, -1:]
-        return self._attend_last(q, k, v, known)
+        o = self._attend_last(cache.padding_first(q, mask), k, v, known)
+        return cache.padding_in_place(o, mask)
 
     def _attend_last(self, q, k, v, known):
         """Queries [B, N, H, K] of the last N of the keys [B, M, 1, K]."""

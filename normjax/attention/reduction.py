@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import flax.linen as nn
@@ -24,6 +24,7 @@ from normjax.core.dense import Dense, SplitDense
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
 from normjax.core.moments import at_least_float32
+from normjax.core.registry import NORMS, Part
 
 
 class ReductionNorm(nn.Module):
@@ -58,6 +59,10 @@ class Reduced(GridMixer):
     """
 
     reduction_norm: Callable[..., nn.Module] | None = None
+
+    parts: ClassVar[Mapping[str, Part]] = {
+        "reduction_norm": Part(NORMS, needs=frozenset({"grid"})),
+    }
 
     @nn.compact
     def __call__(

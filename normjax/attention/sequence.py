@@ -1,6 +1,6 @@
 """What the mixers of token sequences share: documents, heads, projections."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -10,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from normjax.attention import cache, decay
 from normjax.attention.base import (
+    QK_NORM,
     attention_entropy,
     merge_heads,
     normalized_heads,
@@ -22,6 +23,7 @@ from normjax.core.collections import DETAILS
 from normjax.core.dense import Dense, SplitDense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.moments import align_mask
+from normjax.core.registry import Part
 
 
 def documents_of(positions: jax.Array) -> jax.Array:
@@ -71,6 +73,7 @@ class SequenceMixer(nn.Module):
     reads: ClassVar[tuple[str, ...]] = ("qkv",)
     writes: ClassVar[str | None] = "proj"
     proj_bias: ClassVar[bool] = True
+    parts: ClassVar[Mapping[str, Part]] = {"qk_norm": QK_NORM}
 
     @nn.nowrap
     def inner_widths(self, dim: int) -> dict[str, int]:
@@ -192,8 +195,8 @@ class PairwiseMixer(SequenceMixer):
             visible = visible_keys(mask, positions)
             context = Context(x, asking, visible, self.causal, None, train)
         else:
-            k = cache.by_position(self, "key", k, grown)
-            v = cache.by_position(self, "value", v, grown)
+            k = cache.by_position(self, "key", k, grown, mask)
+            v = cache.by_position(self, "value", v, grown, mask)
             visible = cache.earlier(grown, k.shape[1])
             context = Context(x, asking, visible, False, grown, train)
         o = self._attend(q, k, v, context)

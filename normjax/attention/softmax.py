@@ -1,9 +1,12 @@
 """Softmax attention, alone and with a factor or bias by the distance of the tokens."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from normjax.attention.base import MIXERS
 from normjax.attention.distance import DISTANCES
 from normjax.attention.sequence import LinearlyProjected
-from normjax.core.registry import Spec
+from normjax.core.registry import Part, Spec
 
 
 @MIXERS.register("softmax", "seq", "grid", "causal", "decode", "memory", "mask")
@@ -19,6 +22,10 @@ class SoftmaxAttention(LinearlyProjected):
     """
 
     distance: Spec | None = None
+
+    parts: ClassVar[Mapping[str, Part]] = {
+        "distance": Part(DISTANCES, given=frozenset({"num_heads"})),
+    }
 
     def _attend(self, q, k, v, context):
         gain = bias = None

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from normjax import attention
+from normjax.core.arguments import field_names, required_names
 from normjax.core.compiler import jit
 from normjax.core.errors import UserError, one_of
-from normjax.core.registry import field_names, required_names
 from normjax.core.timing import alternate
 from normjax.train import report
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from normjax import norms
+from normjax.core.arguments import required_names
 from normjax.core.collections import OVERWRITE, PARAMS
 from normjax.core.compiler import jit
 from normjax.core.errors import UserError, one_of
-from normjax.core.registry import required_names
 from normjax.core.timing import alternate
 from normjax.train import report
 

@@ -2,10 +2,17 @@
 
 import dataclasses
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from normjax.core.arguments import (
+    check_arguments,
+    check_foreign,
+    defaults_of,
+    required_names,
+)
 from normjax.core.errors import UserError, one_of
 
 NEEDS = frozenset({"mask", "axis_name", "batch_stats", "owg", "rng", "condition"})
@@ -18,30 +25,88 @@ ACCEPTS = frozenset({"seq", "grid", "causal", "decode", "memory"})
 sees a later one), `decode` (one position at a time), `memory` (keys and values of other
 tokens)."""
 
+LAYOUTS = ACCEPTS - {"memory"}
+OWN_STATE = frozenset({"batch_stats", "owg"})
+
 Spec = str | Mapping[str, Any] | Callable[..., Any]
 """How a config names a component: a key, a dict with `name` and keyword arguments, or
 a ready factory."""
+
+
+class Part(NamedTuple):
+    """A field of a component that takes another component, as `parts` of its class.
+
+    Attributes:
+      registry: of those components.
+      passes: tags that the whole has only where the part has them.
+      needs, refuses: tags that the part must have, and must not have.
+      given: arguments that the whole gives the part.
+    """
+
+    registry: "Registry"
+    passes: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
+    refuses: frozenset[str] = frozenset()
+    given: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """One row of a registry.
 
+    A class may have `parts`, a mapping from its fields to `Part`, and a static method
+    `tags_with(tags, arguments)`, which says what its tags are with these arguments.
+
     Attributes:
       name: the key that configs use.  make: class or function that builds the variant.
-      tags: subset of `NEEDS | ACCEPTS`.
+      tags: subset of `NEEDS | ACCEPTS`, with default arguments and parts.
+      limits: what takes a tag away that `make` was registered with, by tag.
     """
 
     name: str
     make: Callable[..., Any]
     tags: frozenset[str]
+    limits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def with_arguments(self, arguments: Mapping[str, Any]) -> "Entry":
+        """The row with the tags that it has with these arguments.
+
+        What a part needs the whole needs; what the whole accepts its parts must
+        (`Part.passes`). A part of no registry is taken on trust.
+        """
+        arguments = {**defaults_of(self.make), **arguments}
+        adjust = getattr(self.make, "tags_with", lambda tags, _: tags)
+        tags = adjust(self.tags, arguments)
+        limits = dict.fromkeys(self.tags - tags, "these arguments")
+        for name, part in parts_of(self.make).items():
+            spec = arguments.get(name)
+            inner = None if spec is None else part.registry.entry_of(spec)
+            if inner is not None:
+                lost = tags & (part.passes - inner.tags)
+                limits |= dict.fromkeys(lost, f"{name} {inner.name!r}")
+                tags = tags - lost | (inner.tags & NEEDS)
+        return dataclasses.replace(self, tags=tags, limits=limits)
+
+
+def parts_of(make: Callable[..., Any]) -> Mapping[str, Part]:
+    """The fields of a component that take components, those of its bases too."""
+    bases = reversed(getattr(make, "__mro__", ()))
+    declared = [vars(base).get("parts", {}) for base in bases]
+    return {name: part for parts in declared for name, part in parts.items()}
 
 
 class Registry:
-    """A named table of variants of one kind ("norm", "mixer", "model", ...)."""
+    """A named table of variants of one kind ("norm", "mixer", "model", ...).
 
-    def __init__(self, kind: str):
+    Attributes:
+      kind: what they are.
+      home: the package that registers them, imported when one is asked for; None where
+        whoever holds the registry has imported it.
+    """
+
+    def __init__(self, kind: str, home: str | None = None):
         self.kind = kind
+        self.home = home
         self._entries: dict[str, Entry] = {}
 
     def register(self, name: str, *tags: str) -> Callable[[Any], Any]:
@@ -62,59 +127,105 @@ class Registry:
 
         return add
 
+    @property
+    def _known(self) -> dict[str, Entry]:
+        if self.home is not None:
+            importlib.import_module(self.home)
+        return self._entries
+
     def __iter__(self) -> Iterator[Entry]:
-        return iter(self._entries.values())
+        return iter(self._known.values())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in self._known
 
     def __getitem__(self, name: str) -> Entry:
-        if name not in self._entries:
-            raise UserError(one_of(self.kind, name, self._entries))
-        return self._entries[name]
+        if name not in self._known:
+            raise UserError(one_of(self.kind, name, self._known))
+        return self._known[name]
 
     def factory(self, spec: Spec, **defaults: Any) -> functools.partial:
         """The factory that `spec` names: `functools.partial(class, **arguments)`.
+
+        Components among the arguments become factories as well (see `Part`).
 
         Args:
           spec: a key, a dict `{"name": key, **arguments}`, or a callable.
           **defaults: arguments used where the spec gives none.
 
         Raises:
-          UserError: unknown name, or an argument that the class does not take.
+          UserError: unknown name; an argument that the class does not take, or of
+            another type; a part that is incomplete or does not fit.
         """
-        if callable(spec):
-            return functools.partial(spec, **defaults)
-        arguments = {"name": spec} if isinstance(spec, str) else dict(spec)
-        if "name" not in arguments:
-            raise UserError(f"a {self.kind} needs a 'name', got {dict(arguments)}")
-        entry = self[arguments.pop("name")]
-        allowed = field_names(entry.make)
-        for argument in arguments:
-            if argument not in allowed:
-                where = f"argument of {self.kind} {entry.name!r}:"
-                raise UserError(one_of(where, argument, allowed))
-        return functools.partial(entry.make, **{**defaults, **arguments})
+        entry, make, given = self._described(spec)
+        target: Any = spec if entry is None else make
+        arguments = {**defaults, **given}
+        if entry is None:
+            where = f"{self.kind} {getattr(make, '__name__', make)}"
+            check_foreign(where, make, arguments)
+        else:
+            where = f"{self.kind} {entry.name!r}"
+            for name, part in parts_of(make).items():
+                if arguments.get(name) is not None:
+                    arguments[name] = _made_part(where, name, part, arguments[name])
+            check_arguments(where, make, arguments)
+        return functools.partial(target, **arguments)
 
     def entry_of(self, spec: Spec) -> Entry | None:
-        """The row that `spec` names or whose class it builds; None if foreign."""
-        if isinstance(spec, str):
-            return self[spec]
+        """The row that `spec` names or whose class it builds; None if foreign.
+
+        Its tags are those with the arguments of the spec.
+        """
+        entry, _, arguments = self._described(spec)
+        return None if entry is None else entry.with_arguments(arguments)
+
+    def _described(self, spec: Any) -> tuple[Entry | None, Any, dict[str, Any]]:
+        """(row or None, class or function, arguments) of a spec."""
         if isinstance(spec, Mapping):
-            return self[spec["name"]]
-        make = spec
-        while isinstance(make, functools.partial):
-            make = make.func
-        return next((entry for entry in self if entry.make is make), None)
+            arguments = dict(spec)
+            if "name" not in arguments:
+                raise UserError(f"a {self.kind} needs a 'name', got {arguments}")
+            entry = self[arguments.pop("name")]
+            return entry, entry.make, arguments
+        if isinstance(spec, str):
+            return self[spec], self[spec].make, {}
+        if not callable(spec) or _is_instance(spec):
+            what = f"a {self.kind} is given by its name, a dict or a factory"
+            raise UserError(f"{what}, got {_one_line(spec)}")
+        make, arguments = spec, {}
+        while isinstance(make, functools.partial) and not make.args:
+            make, arguments = make.func, {**make.keywords, **arguments}
+        return next((e for e in self if e.make is make), None), make, arguments
 
 
-def field_names(make: Callable[..., Any]) -> list[str]:
-    """Keyword arguments that a Flax module class or a plain function takes."""
-    if dataclasses.is_dataclass(make):
-        hidden = {"name", "parent"}
-        return [f.name for f in dataclasses.fields(make) if f.name not in hidden]
-    code = make.__code__
-    return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+NORMS = Registry("norm", home="normjax.norms")
+"""Here and not with the norms, for mixers take some and know no package beside them."""
+
+
+def _is_instance(spec: Any) -> bool:
+    """Whether it is a module, made already."""
+    return dataclasses.is_dataclass(spec) and not isinstance(spec, type)
+
+
+def _one_line(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) < 80 else f"{text[:77]}..."
+
+
+def _made_part(where: str, name: str, part: Part, spec: Any) -> functools.partial:
+    """The factory of a part, if it is complete and fits."""
+    factory, entry = part.registry.factory(spec), part.registry.entry_of(spec)
+    if entry is None:
+        return factory
+    what = f"{where}: {name} {entry.name!r}"
+    for missing in required_names(entry.make):
+        if missing not in part.given and missing not in factory.keywords:
+            raise UserError(f"{what} needs {missing}")
+    for tag in sorted(part.needs - entry.tags):
+        raise UserError(f"{what} lacks {tag!r}, which it needs here")
+    for tag in sorted(part.refuses & entry.tags):
+        raise UserError(f"{what} has {tag!r}, which has no place here")
+    return factory
 
 
 def offer(factory: Callable[..., Any], **arguments: Any) -> functools.partial:
@@ -134,15 +245,6 @@ def offer(factory: Callable[..., Any], **arguments: Any) -> functools.partial:
     return functools.partial(factory, **taken)
 
 
-def required_names(make: Callable[..., Any]) -> list[str]:
-    """Those of a Flax module class's arguments that have no default."""
-    if not dataclasses.is_dataclass(make):
-        return []
-    empty = dataclasses.MISSING
-    fields = (f for f in dataclasses.fields(make) if f.default is f.default_factory)
-    return [f.name for f in fields if f.init and f.default is empty]
-
-
 def compatible(layouts: Iterable[str], entries: Iterable[tuple[str, Entry | None]]):
     """Why components cannot meet a model's input, or None when they can.
 
@@ -156,8 +258,12 @@ def compatible(layouts: Iterable[str], entries: Iterable[tuple[str, Entry | None
         missing = sorted(set(layouts) - entry.tags)
         if missing:
             accepted = ", ".join(sorted(entry.tags & ACCEPTS)) or "nothing"
+            limits = dict.fromkeys(
+                entry.limits[t] for t in missing if t in entry.limits
+            )
+            what = " with ".join((f"{kind} {entry.name!r}", *limits))
             return (
-                f"{kind} {entry.name!r} does not accept {' + '.join(missing)} input "
+                f"{what} does not accept {' + '.join(missing)} input "
                 f"(it accepts: {accepted})"
             )
     return None

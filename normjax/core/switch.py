@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.extend import core
 
 
 def switch(
@@ -20,23 +21,46 @@ def switch(
     pass switches again and differentiates the one branch, recomputing it. Meant for
     cheap, memory-bound branches such as norms.
 
-    Under `vmap` over `index` all branches run, as with `jax.lax.switch`.
+    Branches are traced here, once: the backward pass knows nothing of the contexts of
+    the call, such as interceptors of modules. Under `vmap` over `index` all branches
+    run, as with `jax.lax.switch`.
 
     Args:
       index: int32 scalar.
-      branches: pure functions of one signature; they close over no traced array.
+      branches: pure functions of one signature; what they close over gets no gradient.
       constants: pytree that gets no gradient (masks, counters, running statistics).
       operands: pytree of floating arrays that are differentiated.
 
     Returns:
       (out, aux): `out` carries the gradient, `aux` (new state) none.
     """
-    return _switch(tuple(branches), index, constants, operands)
+    traced = [_Traced(branch, constants, operands) for branch in branches]
+    closed_over = [branch.constants for branch in traced]
+    return _switch(tuple(traced), index, (constants, closed_over), operands)
+
+
+class _Traced:
+    """A branch as its jaxpr: the i-th of those whose constants come first."""
+
+    def __init__(self, branch, constants, operands):
+        closed, shapes = jax.make_jaxpr(branch, return_shape=True)(constants, operands)
+        self.constants = closed.consts
+        self._jaxpr, self._result = closed.jaxpr, jax.tree.structure(shapes)
+
+    def __call__(self, place, constants, operands):
+        constants, closed_over = constants
+        closed = core.ClosedJaxpr(self._jaxpr, closed_over[place])
+        leaves = jax.tree.leaves((constants, operands))
+        return jax.tree.unflatten(self._result, core.jaxpr_as_fun(closed)(*leaves))
+
+
+def _runs(branches):
+    return [functools.partial(branch, i) for i, branch in enumerate(branches)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _switch(branches, index, constants, operands):
-    return jax.lax.switch(index, branches, constants, operands)
+    return jax.lax.switch(index, _runs(branches), constants, operands)
 
 
 def _forward(branches, index, constants, operands):
@@ -55,7 +79,7 @@ def _backward(branches, residuals, cotangents):
 
         return run
 
-    pullbacks = [pullback(branch) for branch in branches]
+    pullbacks = [pullback(run) for run in _runs(branches)]
     gradient = jax.lax.switch(index, pullbacks, constants, operands, out_cotangent)
     return None, None, gradient
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from normjax.attention.cache import padding_first
 from normjax.core.collections import CACHE
 from normjax.core.errors import UserError
 from normjax.generate.sampling import check, sample
@@ -48,7 +49,7 @@ def extend(
 
     Args:
       tokens: int [B, N].
-      mask: bool [B, N]; False is padding, which stands before the first token of a row.
+      mask: bool [B, N]; False is padding, wherever it stands.
     """
     result: Any = model.apply(
         {**variables, CACHE: cache}, tokens, mask=mask, decode=True, mutable=[CACHE]
@@ -80,7 +81,8 @@ def generate(
       length: at least 1.  key: of jax.random; the same key gives the same tokens.
       temperature, top_k, top_p: of `sample`; numbers, not arrays.
       end_token: a row ends behind it; None: no row ends early.
-      mask: bool [B, P]; False is padding, in front of shorter prompts only.
+      mask: bool [B, P]; False is padding, before or behind shorter prompts, of which
+        each has a token.
 
     Returns:
       int32 [B, length]; behind the end of a row stands `end_token`.
@@ -92,7 +94,8 @@ def generate(
     rows, prompt = tokens.shape
     if length < 1 or prompt < 1:
         raise UserError(f"{prompt} tokens of prompt, {length} new: at least 1 of each")
-    tokens = tokens.astype(jnp.int32)
+    tokens = padding_first(tokens.astype(jnp.int32), mask)
+    mask = None if mask is None else padding_first(mask, mask)
     cache = init_cache(model, variables, rows, prompt + length - 1)
     if prompt > 1:  # without the last, so that nobody needs these logits
         before = None if mask is None else mask[:, :-1]

@@ -5,15 +5,17 @@
 `encoder_decoder` with tokens and `source`.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
 
 from normjax.activations import ACTIVATIONS
 from normjax.attention import MIXERS
+from normjax.core.arguments import required_names
 from normjax.core.errors import UserError, one_of
-from normjax.core.registry import compatible, required_names
+from normjax.core.registry import compatible
 from normjax.models.base import MODELS, in_stages
 from normjax.models.conv import ConvPoolStem, ConvUnitStem
 from normjax.models.decoder import Decoder
@@ -61,9 +63,6 @@ COMPONENTS = {
 }
 """Registries of the component factories that a model takes, by argument name."""
 
-NESTED = {"qk_norm": NORMS}
-"""Components that components take: a mixer may normalise its queries and keys."""
-
 
 def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
     """The model that `spec` names, with its components resolved and checked.
@@ -82,34 +81,45 @@ def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
     if name not in MODELS and name not in PRESETS:
         raise UserError(one_of("model", name, [*PRESETS, *(e.name for e in MODELS)]))
     factory = MODELS.factory({"name": name, **PRESETS.get(name, {}), **given})
+    _check_complete(f"model {name!r}", factory)
     model = factory()
     if hasattr(model, "placement"):
         placement_of(model.placement)
     specs = {k: s for k in COMPONENTS if (s := getattr(model, k, None)) is not None}
-    rows = [("norm", NORMS.entry_of(specs["norm"]))]
-    if "mlp" in specs:
-        rows.append(("mlp", MLPS.entry_of(specs["mlp"])))
-    reason = compatible(model.layouts(), rows)
-    layouts = model.mixer_layouts() if "mixer" in specs else ()
-    mixers = in_stages(specs.get("mixer"), len(layouts))
-    for layout, spec in zip(layouts, mixers, strict=True):
-        reason = reason or compatible(layout, [("mixer", MIXERS.entry_of(spec))])
-    if reason:
-        raise UserError(f"model {name!r}: {reason}")
-    factories = {kind: _factory(kind, spec) for kind, spec in specs.items()}
-    norm = factories["norm"]
-    missing = [n for n in required_names(norm.func) if n not in norm.keywords]
-    if missing:
-        raise UserError(f"norm {specs['norm']!r} needs {', '.join(missing)}")
+    own, map_alone = model.layouts(), {"grid"}
+    fed = {"norm": own, "mlp": own} | dict.fromkeys(_ON_MAPS, map_alone)
+    factories = {
+        kind: _made(name, kind, spec, fed.get(kind, ()))
+        for kind, spec in specs.items()
+        if kind != "mixer"
+    }
+    if "mixer" in specs:
+        layouts = model.mixer_layouts()
+        stages = zip(in_stages(specs["mixer"], len(layouts)), layouts, strict=True)
+        made = tuple(_made(name, "mixer", s, layout) for s, layout in stages)
+        one = not isinstance(specs["mixer"], list | tuple)
+        factories["mixer"] = made[0] if one else made
     return model.clone(**factories)
 
 
-def _factory(kind: str, spec: Any) -> Any:
-    """The factory of a component, or one per stage."""
-    if isinstance(spec, list | tuple):
-        return tuple(_factory(kind, one) for one in spec)
-    if isinstance(spec, Mapping):
-        spec = {
-            k: v if k not in NESTED else NESTED[k].factory(v) for k, v in spec.items()
-        }
-    return COMPONENTS[kind].factory(spec)
+_ON_MAPS = ("stem", "merge", "embed_norm")
+_HOST_GIVES = {"num_heads", "dim", "hidden", "norm", "activation"}
+
+
+def _made(model: str, kind: str, spec: Any, layouts: Collection[str]) -> Any:
+    """The factory of a component that accepts these layouts."""
+    registry = COMPONENTS[kind]
+    factory, entry = registry.factory(spec), registry.entry_of(spec)
+    reason = compatible(layouts, [(kind, entry)])
+    if reason:
+        raise UserError(f"model {model!r}: {reason}")
+    if entry is not None:
+        _check_complete(f"{kind} {entry.name!r}", factory)
+    return factory
+
+
+def _check_complete(what: str, factory: functools.partial) -> None:
+    known = {*factory.keywords, *_HOST_GIVES}
+    missing = [n for n in required_names(factory.func) if n not in known]
+    if missing:
+        raise UserError(f"{what} needs {', '.join(missing)}")

@@ -28,7 +28,8 @@ class EncoderDecoder(TokenModel):
     @nn.nowrap
     def mixer_layouts(self) -> tuple[set[str], ...]:
         """What the mixers of encoder, decoder and cross-attention must accept."""
-        return {"seq"}, {"seq", "causal"}, {"seq", "memory"}
+        # Queries of the cross-attention must not see each other in a norm of theirs.
+        return {"seq"}, {"seq", "causal"}, {"seq", "causal", "memory"}
 
     @nn.compact
     def __call__(

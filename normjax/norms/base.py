@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Initializer
 
-from normjax.core.registry import Registry
+from normjax.core import registry
 
-NORMS = Registry("norm")
+NORMS = registry.NORMS
 
 
 class InferenceAffine(NamedTuple):

@@ -87,6 +87,13 @@ class BatchStatistics(nn.Module):
         """Whether evaluation is by the statistics of the batch as well."""
         return self.use_running_average is False
 
+    @staticmethod
+    def tags_with(tags: frozenset[str], arguments: Mapping[str, Any]) -> frozenset[str]:
+        """By the statistics of the batch at evaluation a position sees the others."""
+        if arguments.get("use_running_average") is False:
+            return tags - {"causal", "decode"}
+        return tags
+
     def is_training(self, train: bool | None) -> bool:
         """Whether to use the statistics of the batch."""
         if self.use_running_average is not None:

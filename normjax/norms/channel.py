@@ -1,6 +1,8 @@
 """Norms over channels or positions of one example, alone or beside a BatchNorm."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -189,6 +191,11 @@ class GroupNorm(InstanceNorm):
 
     num_groups: int = 32
     per_token: bool = False
+
+    @staticmethod
+    def tags_with(tags: frozenset[str], arguments: Mapping[str, Any]) -> frozenset[str]:
+        """With `per_token` no position sees another."""
+        return tags | {"causal", "decode"} if arguments.get("per_token") else tags
 
     @nn.nowrap
     def normalize(self, x, affine, mask):

@@ -2,10 +2,10 @@
 
 import jax
 
+from normjax.core.arguments import field_names
 from normjax.core.collections import PARAMS
 from normjax.core.dtypes import result_dtype
 from normjax.core.moments import at_least_float32
-from normjax.core.registry import field_names
 from normjax.norms.batch import BatchNorm, BatchStatistics
 
 

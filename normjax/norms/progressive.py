@@ -1,28 +1,30 @@
 """PRepBN: a norm of one kind handed over to a norm of another during training."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.typing import Dtype
 
 from normjax.core.collections import (
     BATCH_STATS,
     COUNTER,
     DIAGNOSTICS,
+    LOSSES,
     OVERWRITE,
     PARAMS,
+    TRANSIENT,
 )
 from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError, one_of
 from normjax.core.moments import at_least_float32
 from normjax.core.overwrite import keep
-from normjax.core.registry import Spec
+from normjax.core.registry import LAYOUTS, OWN_STATE, Part, Spec, offer
 from normjax.core.switch import switch
 from normjax.norms.base import NORMS, InferenceAffine, reads_batch
-from normjax.norms.batch import LAYOUTS
 
 EVAL_MIXES = ("end", "current")
 
@@ -55,6 +57,9 @@ class PRepBN(nn.Module):
     Keeps the counter `batch_stats/step` (int32): one tick a training call. A loop that
     makes several calls per update holds it still (`core.collections.hold_counters`).
 
+    What the two norms sow arrives under their names. Of one that is not evaluated at
+    the time, terms of the loss are 0 and other numbers NaN: not measured.
+
     Attributes:
       decay_steps, warmup_steps: in optimizer updates.  start: first lam of the decay.
       layer_norm: the norm that is replaced (key, dict or factory; no state).
@@ -62,7 +67,7 @@ class PRepBN(nn.Module):
         `_overwrite_with_gradient` if its backward pass writes some).
       eval_mix: "end" evaluates as after the decay (as published), "current" with the
         present lam.
-      axis_name: passed to `batch_norm`.  dtype, param_dtype: passed to both.
+      axis_name, dtype, param_dtype: passed to both, where they take it.
     """
 
     decay_steps: int
@@ -74,6 +79,11 @@ class PRepBN(nn.Module):
     axis_name: str | tuple[str, ...] | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+
+    parts: ClassVar[Mapping[str, Part]] = {
+        "layer_norm": Part(NORMS, passes=LAYOUTS, refuses=OWN_STATE),
+        "batch_norm": Part(NORMS, passes=LAYOUTS, needs=frozenset({"batch_stats"})),
+    }
 
     @nn.compact
     def __call__(
@@ -88,12 +98,11 @@ class PRepBN(nn.Module):
             raise UserError("PRepBN needs train=True or train=False")
         if self.eval_mix not in EVAL_MIXES:
             raise UserError(one_of("eval_mix", self.eval_mix, EVAL_MIXES))
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        layer = NORMS.factory(self.layer_norm, **types)(name="layer_norm")
-        batch = self._batch_norm(name="batch_norm")
+        layer = self._norm(self.layer_norm, name="layer_norm")
+        batch = self._norm(self.batch_norm, name="batch_norm")
         counter = self.variable(BATCH_STATS, COUNTER, jnp.zeros, (), jnp.int32)
         if self.is_initializing():
-            layer(x)
+            layer(x, mask=mask, train=train)
             return batch(x, mask=mask, train=train)
         if not train and self.eval_mix == "end":
             return batch(x, mask=mask, train=False)
@@ -103,33 +112,46 @@ class PRepBN(nn.Module):
         )
         if not train:
             y = batch(x, mask=mask, train=False)
-            return _mix(weight, layer(x), y).astype(y.dtype)
+            return _mix(weight, layer(x, mask=mask, train=False), y).astype(y.dtype)
         phase = (step >= self.warmup_steps).astype(jnp.int32)
         phase += step >= self.warmup_steps + self.decay_steps
-        params = [norm.variables.get(PARAMS, {}) for norm in (layer, batch)]
-        dtype = result_dtype(x, *jax.tree.leaves(params), dtype=self.dtype)
-        y, stats = switch(
-            phase,
-            _phases(layer.clone(parent=None), batch.clone(parent=None), dtype),
-            (weight, mask, batch.variables[BATCH_STATS]),
-            (x, *params, batch.variables.get(OVERWRITE, {})),
-        )
-        for name, value in stats.items():
-            batch.put_variable(BATCH_STATS, name, value)
+        y = self._in_phase(phase, weight, (layer, batch), x, mask)
         counter.value = step + 1
         self.sow(DIAGNOSTICS, "lam", weight)
         return y
 
+    def _in_phase(self, phase, weight, norms, x, mask) -> jax.Array:
+        """y of a training call; what the norms leave behind goes to their variables."""
+        params = [norm.variables.get(PARAMS, {}) for norm in norms]
+        dtype = result_dtype(x, *jax.tree.leaves(params), dtype=self.dtype)
+        sown = [c for c in TRANSIENT if self.is_mutable_collection(c)]
+        stats, overwrite = (
+            norms[1].variables.get(collection, {})
+            for collection in (BATCH_STATS, OVERWRITE)
+        )
+        layer, batch = (norm.clone(parent=None) for norm in norms)
+        phases = _Phases(layer, batch, dtype, sown)
+        constants, operands = (weight, mask, stats), (x, *params, overwrite)
+        branches = phases.branches(constants, operands)
+        (y, losses), (stats, others) = switch(phase, branches, constants, operands)
+        for norm, left in zip(norms, losses, strict=True):
+            _add_sown(norm, left)
+        for norm, left in zip(norms, others, strict=True):
+            _add_sown(norm, left)
+        for name, value in stats.items():
+            norms[1].put_variable(BATCH_STATS, name, value)
+        return y
+
     @nn.nowrap
-    def _batch_norm(self, **where) -> nn.Module:
+    def _norm(self, spec: Spec, **where) -> nn.Module:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        factory = NORMS.factory(self.batch_norm, **types)
-        return factory(axis_name=self.axis_name, **where)
+        factory = NORMS.factory(spec)
+        return offer(factory, **types, axis_name=self.axis_name)(**where)
 
     @property
     def reads_batch(self) -> bool:
         """Whether evaluation is by the statistics of the batch as well."""
-        return reads_batch(self._batch_norm(parent=None))
+        return reads_batch(self._norm(self.batch_norm, parent=None))
 
     @nn.nowrap
     def decay(self, variables: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -147,7 +169,7 @@ class PRepBN(nn.Module):
         """That of `batch_norm`, if it has one; None while `layer_norm` is mixed in."""
         if self.eval_mix != "end" and self.decay(variables):
             return None
-        batch = self._batch_norm(parent=None)
+        batch: Any = self._norm(self.batch_norm, parent=None)
         if not hasattr(batch, "inference_affine"):
             return None
         inner = {c: tree.get("batch_norm") for c, tree in variables.items()}
@@ -158,31 +180,83 @@ def _mix(weight: jax.Array, y_layer: jax.Array, y_batch: jax.Array) -> jax.Array
     return weight * at_least_float32(y_layer) + (1 - weight) * at_least_float32(y_batch)
 
 
-def _phases(layer: nn.Module, batch: nn.Module, dtype: Dtype) -> tuple:
-    """The norm before, during and after the decay, as pure functions for `switch`."""
+Sown = Mapping[str, Any]
+"""What a norm has sown, by collection."""
 
-    def run_layer(operands) -> Any:
-        x, params, _, _ = operands
-        return layer.apply({PARAMS: params}, x)
 
-    def run_batch(constants, operands):
-        _, mask, stats = constants
-        x, _, params, overwrite = operands
+class _Phases:
+    """The norm before, during and after the decay, as pure functions for `switch`.
+
+    Each gives ((y, losses of both norms), (statistics, what else both have sown)).
+    """
+
+    def __init__(
+        self, layer: nn.Module, batch: nn.Module, dtype: Dtype, sown: Sequence[str]
+    ):
+        self._norms = layer, batch
+        self._dtype, self._sown = dtype, list(sown)
+
+    def branches(self, constants: Any, operands: Any) -> tuple[Callable, ...]:
+        """Those for arguments of these shapes."""
+        empty = {}, {}
+        if self._sown:
+            runs = self._run_layer, self._run_batch
+            shapes = [jax.eval_shape(run, constants, operands)[-1] for run in runs]
+            empty = tuple(jax.tree_util.tree_map_with_path(_missing, s) for s in shapes)
+
+        def finish(y, sown, stats):
+            losses = tuple({k: v for k, v in s.items() if k == LOSSES} for s in sown)
+            others = tuple({k: v for k, v in s.items() if k != LOSSES} for s in sown)
+            return (y.astype(self._dtype), losses), (stats, others)
+
+        def warmup(constants, operands):
+            y, sown = self._run_layer(constants, operands)
+            y = keep(y, operands[-1])
+            return finish(y, (sown, empty[1]), constants[-1])
+
+        def decay(constants, operands):
+            y_layer, sown = self._run_layer(constants, operands)
+            y, stats, more = self._run_batch(constants, operands)
+            return finish(_mix(constants[0], y_layer, y), (sown, more), stats)
+
+        def end(constants, operands):
+            y, stats, sown = self._run_batch(constants, operands)
+            return finish(y, (empty[0], sown), stats)
+
+        return warmup, decay, end
+
+    def _run_layer(self, constants, operands) -> tuple[Any, Sown]:
+        (_, mask, _), (x, params, _, _) = constants, operands
+        known = {"mask": mask, "train": True, "mutable": self._sown}
+        return self._norms[0].apply({PARAMS: params}, x, **known)
+
+    def _run_batch(self, constants, operands) -> tuple[Any, Any, Sown]:
+        (_, mask, stats), (x, _, params, overwrite) = constants, operands
         variables = {PARAMS: params, BATCH_STATS: stats, OVERWRITE: overwrite}
-        y, new = batch.apply(variables, x, mask=mask, train=True, mutable=[BATCH_STATS])
-        return y, new[BATCH_STATS]
+        known = {"mask": mask, "train": True, "mutable": [BATCH_STATS, *self._sown]}
+        y, new = self._norms[1].apply(variables, x, **known)
+        sown = {k: v for k, v in new.items() if k != BATCH_STATS}
+        return y, new[BATCH_STATS], sown
 
-    def warmup(constants, operands):
-        _, _, stats = constants
-        y = run_layer(operands).astype(dtype)
-        return keep(y, operands[-1]), stats
 
-    def decay(constants, operands):
-        y, stats = run_batch(constants, operands)
-        return _mix(constants[0], run_layer(operands), y).astype(dtype), stats
+def _missing(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+    """What stands for a number that was not sown; branches close over no tracer."""
+    number = jnp.issubdtype(shape.dtype, jnp.floating) and path[0].key != LOSSES
+    return np.full(shape.shape, np.nan if number else 0, shape.dtype)
 
-    def end(constants, operands):
-        y, stats = run_batch(constants, operands)
-        return y.astype(dtype), stats
 
-    return warmup, decay, end
+def _add_sown(norm: nn.Module, sown: Sown) -> None:
+    """Add to the variables of a norm what it has sown in a call of its own."""
+    for collection, tree in sown.items():
+        for name, new in tree.items():
+            old = norm.get_variable(collection, name)
+            value = new if old is None else _joined(old, new)
+            norm.put_variable(collection, name, value)
+
+
+def _joined(old: Any, new: Any) -> Any:
+    """Two trees of what was sown, tuples one behind the other."""
+    if not isinstance(new, Mapping):
+        return (*old, *new)
+    common = {k: _joined(old[k], v) for k, v in new.items() if k in old}
+    return {**old, **new, **common}

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from normjax.attention.distance import DISTANCES
 from normjax.core.registry import Registry
-from normjax.models import COMPONENTS, MODELS, NESTED, PRESETS
+from normjax.models import COMPONENTS, MODELS, PRESETS
 from normjax.norms import NORMS
 
 REGISTRIES: Mapping[str, Registry] = {
     **COMPONENTS,
-    **NESTED,
+    "qk_norm": NORMS,
     "layer_norm": NORMS,
     "batch_norm": NORMS,
     "distance": DISTANCES,

@@ -8,8 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from normjax.core.arguments import field_names
 from normjax.core.errors import UserError, one_of
-from normjax.core.registry import Registry, field_names
+from normjax.core.registry import Registry
 from normjax.train.fields import OF_MODEL, complete, fields_of
 from normjax.train.overrides import Override, override
 

@@ -5,6 +5,7 @@ to `layers.jsonl` of the workdir and draws `layers.png` at the end.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -141,7 +142,7 @@ class LayerLog:
         """Record what `make_diagnose` gave at `step`."""
         values = jax.device_get(layers)
         record = {
-            quantity: {name: float(v) for name, v in by_layer.items()}
+            quantity: {k: float(v) for k, v in by_layer.items() if not math.isnan(v)}
             for quantity, by_layer in values.items()
             if by_layer
         }

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from normjax.core.arguments import field_names
 from normjax.core.errors import UserError
-from normjax.core.registry import field_names
 from normjax.train.mesh import DATA, FSDP, TENSOR
 
 

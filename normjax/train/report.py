@@ -45,7 +45,8 @@ class MetricLog:
         self._events = SummaryWriter(str(workdir), purge_step=resumed_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Record `scalars` at `step`."""
+        """Record `scalars` at `step`; NaN is no measurement, and no JSON."""
+        scalars = {k: v for k, v in scalars.items() if not math.isnan(v)}
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from normjax.attention import MIXERS
-from normjax.core.registry import field_names
+from normjax.core.arguments import field_names
 from tests.attention.case import Case
 from tests.attention.rows import ROWS
 

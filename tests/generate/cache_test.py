@@ -9,8 +9,8 @@ import pytest
 
 from normjax import attention, fusion
 from normjax.attention import MIXERS
+from normjax.core.arguments import field_names
 from normjax.core.errors import UserError
-from normjax.core.registry import field_names
 from normjax.generate import cache_bytes, extend, init_cache
 from tests.generate.models import VOCABULARY, decoder, drawn
 
@@ -113,6 +113,43 @@ def test_parts_equal_the_whole(case):
 def test_parts_equal_the_whole_to_rounding(mixer):
     model = decoder(mixer=mixer, dtype=jnp.float64)
     assert_equal(model, drawn(model, "float64"), 1e-10)
+
+
+PLACES = np.array(
+    [
+        [1, 1, 0, 0, 1, 0, 1, 1, 1, 0, 0, 1, 1, 0],  # behind and between
+        [0, 0, 1, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0, 1],  # a call without any token
+    ],
+    bool,
+)
+"""Where the tokens of two rows stand; the calls end at 6 and 10, then one by one."""
+
+
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
+def test_padding_may_stand_anywhere(case):
+    """Every token as in its row alone, by the whole pass."""
+    model, ends = decoder(depth=1, **case), (6, 10, 11, 12, 13, 14)
+    variables, counts = drawn(model), PLACES.sum(1)
+    rows = [TOKENS[i, :n] for i, n in enumerate(counts)]
+    tokens = np.full(PLACES.shape, VOCABULARY - 1)
+    for i, row in enumerate(rows):
+        tokens[i, PLACES[i]] = row
+
+    @jax.jit
+    def run(tokens, mask, alone):
+        cache, parts = init_cache(model, variables, *tokens.shape), []
+        for start, end in zip((0, *ends), ends, strict=False):
+            part = slice(start, end)
+            logits, cache = extend(
+                model, variables, cache, tokens[:, part], mask[:, part]
+            )
+            parts.append(logits)
+        return jnp.concatenate(parts, 1), model.apply(variables, alone)
+
+    logits, whole = run(jnp.asarray(tokens), jnp.asarray(PLACES), TOKENS)
+    for i, count in enumerate(counts):
+        expected, actual = whole[i, :count], logits[i][PLACES[i]]
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
 
 
 def test_without_padding_and_with_recomputed_blocks():

@@ -55,9 +55,12 @@ def test_one_token_of_prompt():
     np.testing.assert_array_equal(text, greedy(1))
 
 
-def test_padding_in_front_changes_nothing():
-    tokens = np.stack((np.append([7, 7], PROMPT[0, :2]), PROMPT[1]))
-    mask = np.array([[False, False, True, True], [True] * 4])
+@pytest.mark.parametrize("places", [(2, 3), (0, 1), (0, 2)])
+def test_padding_changes_nothing(places):
+    """In front of a prompt, behind it or inside."""
+    tokens, mask = np.stack((np.full(4, 7), PROMPT[1])), np.ones((2, 4), bool)
+    tokens[0, list(places)] = PROMPT[0, :2]
+    mask[0] = np.isin(np.arange(4), places)
     padded = run(tokens, mask=jnp.asarray(mask), temperature=0.0)
     np.testing.assert_array_equal(padded[1], greedy()[1])
     np.testing.assert_array_equal(padded[0], greedy(2)[0])

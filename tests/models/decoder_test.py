@@ -10,8 +10,8 @@ import pytest
 
 from normjax import models
 from normjax.attention import MIXERS
+from normjax.core.arguments import required_names
 from normjax.core.errors import UserError
-from normjax.core.registry import required_names
 from normjax.norms import NORMS
 from tests.models import decoder_oracle as oracle
 

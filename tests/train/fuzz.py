@@ -9,8 +9,8 @@ from pathlib import Path
 import ml_collections
 from hypothesis import strategies as st
 
+from normjax.core.arguments import field_names
 from normjax.core.errors import UserError
-from normjax.core.registry import field_names
 from normjax.models import COMPONENTS, MODELS
 from normjax.train.cli import run
 from normjax.train.recipes import load_config
