@@ -81,8 +81,7 @@ def generate(
       length: at least 1.  key: of jax.random; the same key gives the same tokens.
       temperature, top_k, top_p: of `sample`; numbers, not arrays.
       end_token: a row ends behind it; None: no row ends early.
-      mask: bool [B, P]; False is padding, before or behind shorter prompts, of which
-        each has a token.
+      mask: bool [B, P]; False is padding, wherever it stands; every row has a token.
 
     Returns:
       int32 [B, length]; behind the end of a row stands `end_token`.
