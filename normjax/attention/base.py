@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from normjax.core.accumulate import einsum, precision_of
+from normjax.core.accumulate import EXACT, einsum, precision_of
 from normjax.core.broadcast import repeat_over_batch
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
@@ -86,16 +86,17 @@ def linear_attention(
     """
     # Heads first: one transposition here, fused with what made q, k and v, where the
     # products would each make their own.
-    precision = precision_of(q, k, v)
-    q, k, v = (jnp.swapaxes(at_least_float32(t), 1, 2) for t in (q, k, v))
+    exact = precision_of(q, k, v) is EXACT
+    dtype = jnp.result_type(q, k, v, jnp.float32) if exact else jnp.bfloat16
+    q, k, v = (jnp.swapaxes(t.astype(dtype), 1, 2) for t in (q, k, v))
 
     def product(subscripts, *operands):
-        return einsum(subscripts, *operands, precision=precision)
+        return einsum(subscripts, *(t.astype(dtype) for t in operands))
 
     n, m, key, value = q.shape[2], k.shape[2], q.shape[-1], v.shape[-1]
     if n * m * (key + value) > key * value * (n + m):
         o = product("bhnk,bhkv->bhnv", q, product("bhmk,bhmv->bhkv", k, v))
-        normalizer = product("bhnk,bhk->bhn", q, jnp.sum(k, axis=2))
+        normalizer = product("bhnk,bhk->bhn", q, jnp.sum(at_least_float32(k), axis=2))
     else:
         weights = product("bhnk,bhmk->bhnm", q, k)
         o = product("bhnm,bhmv->bhnv", weights, v)

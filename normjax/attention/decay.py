@@ -17,6 +17,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from normjax.attention import decay_narrow
 from normjax.core.accumulate import EXACT, einsum, precision_of
 from normjax.core.moments import align_mask
 
@@ -126,6 +127,10 @@ def chunked(
     def default(*operands) -> tuple[jax.Array, jax.Array]:
         return _blocks(chunk, precision, *operands)
 
+    def narrow(*operands) -> tuple[jax.Array, jax.Array]:
+        size = min(_power_of_two(chunk), _power_of_two(operands[0].shape[1]))
+        return decay_narrow.blocks(*operands, chunk=size)
+
     def on_cpu(*operands) -> tuple[jax.Array, jax.Array]:
         # An exported batch size is no number.
         known = isinstance(operands[-1].shape[0], int)
@@ -134,7 +139,8 @@ def chunked(
             return default(*operands)
         return _steps_in_inference(chunk, precision, *operands)
 
-    return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=default)
+    elsewhere = default if precision is EXACT else narrow
+    return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=elsewhere)
 
 
 def _blocks(chunk, precision, q, k, v, decay, state):

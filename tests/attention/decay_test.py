@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from normjax.attention import decay
+from normjax.attention import decay, decay_narrow
 
 B, H, K, V = 2, 3, 4, 5
 KINDS = ("none", "fixed", "head", "channel", "resets", "strong")
@@ -115,6 +115,43 @@ def test_steps_and_no_state(kind):
     operands = jax.tree.map(jnp.asarray, (q, k, v, log_decay))
     for form in (decay.recurrent, chunks(2), blocks(2)):
         close(jax.jit(form)(*operands), loop(q, k, v, log_decay))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kind", marked("none", "head", "resets"))
+def test_blocks_for_bfloat16(kind):
+    """Here in float64: values, and the gradients of everything, of 75 positions."""
+    q, k, v, log_decay, state = inputs(kind, 75)
+    if np.ndim(log_decay) == 1:
+        log_decay = np.broadcast_to(log_decay[:, None], (B, 75, H, 1))
+    operands = jax.tree.map(jnp.asarray, (q, k, v, log_decay, state))
+    rng = np.random.default_rng(1)
+    expected = loop(*operands)
+    cotangents = tuple(jnp.asarray(rng.normal(size=e.shape)) for e in expected)
+
+    def form(*operands):
+        return decay_narrow.blocks(*operands, chunk=32, dtype=jnp.float64)
+
+    value, gradients = jax.jit(lambda *g: pulled(form, *g))(operands, cotangents)
+    others = jax.jit(lambda *g: pulled(decay.recurrent, *g))(operands, cotangents)[1]
+    close(value, expected, 1e-10)
+    # Where nothing is left, a stronger decay changes nothing.
+    close(gradients, others, 1e-9)
+
+
+@pytest.mark.parametrize("channels", [1, K])
+def test_bfloat16_takes_its_own_blocks_elsewhere(channels):
+    """One product of pairs a block, of bfloat16; a CPU goes on as in float32."""
+    q, k, v, log_decay, _ = inputs("channel", 64)
+    operands = [jnp.asarray(t, jnp.bfloat16) for t in (q, k, v)]
+    operands.append(jnp.asarray(log_decay[..., :channels], jnp.float32))
+    traced = jax.jit(lambda *t: decay.chunked(*t)[0]).trace(*operands)
+    lines = traced.lower(lowering_platforms=("cuda",)).as_text().splitlines()
+    products = [line for line in lines if "stablehlo.dot_general" in line]
+    assert len(products) == (4 if channels == 1 else 6)
+    assert all(line.count("bf16>") == 2 and "f32>" in line for line in products)
+    cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert not [i for i in cpu.splitlines() if "dot_general" in i and "bf16" in i]
 
 
 @pytest.mark.slow
