@@ -5,11 +5,15 @@ from importlib import metadata
 
 # Unoptimised code compiles ten times faster and agrees to rounding; the slow tests
 # start processes of their own, which run what users run.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
     (
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=4",
-        "--xla_backend_optimization_level=0",
+        # Accelerators compile what users run.
+        "--xla_backend_optimization_level=0"
+        if os.environ["JAX_PLATFORMS"] == "cpu"
+        else "",
         # Half of that time again, and patience with a machine that does other things:
         # XLA aborts when a device waits 40 seconds for the others. It exits at a flag
         # that it does not know.
@@ -19,7 +23,6 @@ os.environ["XLA_FLAGS"] = " ".join(
         else "",
     )
 )
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
@@ -33,6 +36,12 @@ def pytest_addoption(parser):
         action="store",
         default=None,
         help="folder of reference arrays to run instead of tests/golden",
+    )
+    parser.addoption(
+        "--dtypes",
+        action="store",
+        default="float64,float32",
+        help="types in which reference arrays are run, of these and bfloat16",
     )
 
 

@@ -2,6 +2,7 @@
 
     pytest tests/golden_test.py                  the selection in tests/golden
     pytest tests/golden_test.py --golden=DIR     every .npz below DIR
+    pytest tests/golden_test.py --dtypes=bfloat16    in other types than 64 and 32 bits
 
 A file is dispatched by the variant, case and arguments in its meta, so other seeds,
 shapes and arguments of the same variants run unchanged. An unknown variant fails.
@@ -20,7 +21,9 @@ from tests.golden_adapters.compare import Tolerance
 KEPT = Path(__file__).parent / "golden"
 
 # Norms: relative errors of 1e-6 and 1e-4 are asked for. Mixers: forward, gradient.
-# Models: absolute errors of the logits, unfolded and folded.
+# Models: absolute errors of the logits, unfolded and folded. bfloat16 has 8 bits, and
+# parameters and inputs are rounded as well.
+COARSE = Tolerance("bfloat16", 5e-2, 1e-1)
 TOLERANCES = {
     "norm": [Tolerance("float64", 1e-6, 1e-6), Tolerance("float32", 1e-4, 1e-4)],
     "model": [Tolerance("float64", 1e-9, 1e-9), Tolerance("float32", 3e-5, 3e-5)],
@@ -38,7 +41,13 @@ def pytest_generate_tests(metafunc):
     files = sorted(folder.rglob("*.npz"))
     if not files:
         raise pytest.UsageError(f"no reference arrays (.npz) below {folder}")
-    cases = [(f, t) for f in files for t in TOLERANCES[kind_of(f)]]
+    dtypes = metafunc.config.getoption("--dtypes").split(",")
+    cases = [
+        (f, t)
+        for f in files
+        for t in (*TOLERANCES[kind_of(f)], COARSE)
+        if t.dtype in dtypes
+    ]
     rows = [
         pytest.param(f, t, id=f"{f.stem}-{t.dtype}", marks=MARKS.get(kind_of(f), ()))
         for f, t in cases

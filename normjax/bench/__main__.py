@@ -1,12 +1,17 @@
 """Measure on this machine.
 
 python -m normjax.bench loop --config=configs/digits.py   what the loop adds to a step
-python -m normjax.bench norms [NAME ...]                  norms beside flax and torch
+python -m normjax.bench norms [NAME ...]                  norms beside others'
+python -m normjax.bench cores [NAME ...]                  attention at 1k to 64k tokens
 python -m normjax.bench mixers [NAME ...]                 time and memory by tokens
 python -m normjax.bench models [PRESET ...]               inference and training step
 python -m normjax.bench fold [PRESET[:NORM] ...]          folded beside no norms at all
 python -m normjax.bench conv_bn [PRESET ...]              the modes of ConvBN blocks
 python -m normjax.bench decoders [PRESET ...]             tokens a second, folded or not
+python -m normjax.bench golden                            reference arrays, here
+python -m normjax.bench gpu [SECTION ...]                 all about a GPU, in turns
+
+--small makes norms, cores, models, golden and gpu try themselves in seconds.
 """
 
 import importlib
@@ -18,7 +23,8 @@ from normjax.core.errors import UserError, one_of
 from normjax.train.cli import run
 from normjax.train.flags import HELP, HelpWanted
 
-COMMANDS = ("loop", "norms", "mixers", "models", "decoders", "fold", "conv_bn")
+TABLES = ("loop", "norms", "mixers", "cores", "models", "decoders", "fold", "conv_bn")
+COMMANDS = (*TABLES, "golden", "gpu")
 
 
 def bench_command(argv: Sequence[str]) -> int:

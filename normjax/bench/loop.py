@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from normjax.bench.sizes import device_name
 from normjax.tasks.base import percent
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints
@@ -30,7 +31,7 @@ def loop_command(argv: Sequence[str]) -> int:
         ("bare step, one batch", 1e3 * bare, 1 / bare),
         ("whole loop", 1e3 * loop, 1 / loop),
     ]
-    report.table("host overhead", ("", "ms a step", "steps/s"), rows)
+    report.table(f"{device_name()}: host overhead", ("", "ms a step", "steps/s"), rows)
     report.console.print(f"loop at {percent(bare / loop)} of the bare step")
     return 0
 

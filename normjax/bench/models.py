@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from normjax import fusion, models
 from normjax.bench.process import OURS, model_process
+from normjax.bench.sizes import Sizes, device_name, sizes_for
 from normjax.core.collections import PARAMS
 from normjax.core.compiler import jit
 from normjax.core.errors import UserError, one_of
@@ -20,55 +22,71 @@ from normjax.core.timing import alternate
 from normjax.train import report
 
 DEFAULT = ("deit_tiny", "slab_deit_tiny")
-SIDE, BATCH, CLASSES = 224, 16, 1000
+SIDE, CLASSES = 224, 1000
 ROUNDS = 5
 
 Times = dict[tuple[str, str], dict[str, float]]
 
 
 def models_command(argv: Sequence[str]) -> int:
-    """`models [PRESET ...]`: float32, 224 pixels, in turns; ratios to the first.
+    """`models [PRESET ...]`: 224 pixels, in turns; ratios to the first.
 
     Where torch is installed, a second table has the models that are written there too.
     """
-    names = argv[1:] or DEFAULT
+    chosen, sizes = sizes_for(argv)
+    names = chosen or DEFAULT
     for name in names:
         if name not in models.PRESETS:
             raise UserError(one_of("model", name, models.PRESETS))
-    sizes, times = timed([(name, OURS) for name in names])
+    ways = [(name, way) for name in names for way in _torch_ways(name, sizes)]
+    counted, times = timed([*((name, OURS) for name in names), *ways], sizes)
     kinds = list(times[names[0], OURS])
     head = ("model", "parameters", "GMAC by formula", "GMAC compiled")
-    title = f"{SIDE} x {SIDE}, float32, ms (median of {ROUNDS})"
-    report.table(title, (*head, *kinds), model_rows(sizes, times))
-    beside: list[tuple] = []
-    for name in names:
-        if ways := _torch_ways(name):
-            beside += torch_rows(timed([(name, way) for way in (OURS, *ways)])[1])
-    if beside:
-        title = "beside torch, each model by itself; nothing folded there"
+    what = f"{SIDE} x {SIDE}, {sizes.dtype}, ms (median of {ROUNDS})"
+    title = f"{device_name()}: {what}"
+    report.table(title, (*head, *kinds), model_rows(counted, times))
+    beside = torch_rows(times)
+    if ways:
+        title = f"{device_name()}: beside torch; nothing folded there"
         report.table(title, ("model", *kinds), beside)
     return 0
 
 
-def timed(cases: Sequence[tuple[str, str]]) -> tuple[dict[str, Any], Times]:
+def timed(
+    cases: Sequence[tuple[str, str]], sizes: Sizes
+) -> tuple[dict[str, Any], Times]:
     """Sizes by model, and ms by (model, way) and kind, of all cases in turns.
 
     Args:
       cases: (model, way), each a process of its own.
     """
-    sizes, calls = {}, {}
+    counted, calls = {}, {}
     with contextlib.ExitStack() as stack:
-        for name, way in cases:
-            process = model_process(way, name, SIDE, (1, BATCH))
+
+        def opened(case):
+            name, way = case
+            process = model_process(way, name, SIDE, sizes.batches, sizes.dtype)
             size, own = stack.enter_context(process)
+            try:
+                for call in own.values():  # compiled with the first call
+                    call()
+            except RuntimeError:
+                if way == OURS:
+                    raise
+                return size, {}  # torch.compile fails at some models
+            return size, own
+
+        with futures.ThreadPoolExecutor(sizes.workers) as pool:
+            found = list(pool.map(opened, cases))
+        for (name, way), (size, own) in zip(cases, found, strict=True):
             calls.update({(name, way, kind): call for kind, call in own.items()})
             if way == OURS:
-                sizes[name] = size
+                counted[name] = size
         seconds = alternate(calls, ROUNDS)
     times: Times = {}
     for (name, way, kind), value in seconds.items():
         times.setdefault((name, way), {})[kind] = 1e3 * value
-    return sizes, times
+    return counted, times
 
 
 def model_rows(
@@ -91,7 +109,8 @@ def model_rows(
 def torch_rows(times: Times) -> list[tuple]:
     """Times of ours and of torch, then ratios of ours to those.
 
-    Ours folded stands beside torch's forward pass as well.
+    Ours folded stands beside torch's forward pass as well. Without models that were
+    timed in one way only.
 
     Args:
       times: ms by (model, way) and kind.
@@ -99,6 +118,8 @@ def torch_rows(times: Times) -> list[tuple]:
     rows, ratios = [], []
     for (name, way), cells in times.items():
         ours = times[name, OURS]
+        if len([case for case in times if case[0] == name]) == 1:
+            continue
         rows.append((f"{name}, {way}", *(cells.get(kind, "") for kind in ours)))
         if way == OURS:
             continue
@@ -108,7 +129,7 @@ def torch_rows(times: Times) -> list[tuple]:
 
 
 def measured(
-    name: str, images: Any, batches: Sequence[int]
+    name: str, images: Any, batches: Sequence[int], dtype: str = "float32"
 ) -> tuple[tuple[int, float, float], dict[str, Callable]]:
     """(parameters, 1e9 multiply-adds by formula and as compiled), what to time.
 
@@ -117,27 +138,30 @@ def measured(
 
     Args:
       images: [B, H, W, 3].  batches: how many of them at once.
+      dtype: of the computation; inference has its weights in it as well.
     """
-    model, images = models.build(name, num_classes=CLASSES), jnp.asarray(images)
+    narrow = jnp.dtype(dtype)
+    model = models.build(name, num_classes=CLASSES, dtype=narrow)
+    images = jnp.asarray(images, narrow)
     variables = dict(jax.jit(model.init)(jax.random.key(0), images[:1]))
     with warnings.catch_warnings():
         # Nothing was trained: decays stand at their start.
         warnings.simplefilter("ignore", fusion.UnfinishedDecay)
         folded_model, folded = fusion.fold(model, variables)
-    calls: dict[str, Callable] = {}
+    calls: dict[str, functools.partial] = {}
     for kind, apply, given in (
         ("forward", model.apply, variables),
         ("folded", folded_model.apply, folded),
     ):
         for batch in batches:
-            call = functools.partial(jit(apply), given, images[:batch])
-            calls[f"{kind} {batch}"] = call
+            arguments = _cast(given, narrow), images[:batch]
+            compiled = jit(apply).lower(*arguments).compile()
+            calls[f"{kind} {batch}"] = functools.partial(compiled, *arguments)
     calls[f"train {len(images)}"] = _train_call(model, variables, images)
-    compiled = jit(model.apply).lower(variables, images[:1]).compile()
-    costs: Any = compiled.cost_analysis() or {}
+    costs: Any = calls[f"forward {batches[0]}"].func.cost_analysis() or {}
     parameters = sum(x.size for x in jax.tree.leaves(variables[PARAMS]))
     formula = multiply_adds(model.apply, variables, images[:1])
-    size = (parameters, formula / 1e9, costs.get("flops", 0) / 2e9)
+    size = (parameters, formula / 1e9, costs.get("flops", 0) / 2e9 / batches[0])
     return size, {kind: _waiting(call) for kind, call in calls.items()}
 
 
@@ -145,16 +169,23 @@ def _waiting(call: Callable) -> Callable:
     return lambda: jax.block_until_ready(call())
 
 
-def _torch_ways(name: str) -> tuple[str, ...]:
+def _cast(variables: Any, dtype: Any) -> Any:
+    return jax.tree.map(
+        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a,
+        variables,
+    )
+
+
+def _torch_ways(name: str, sizes: Sizes) -> Sequence[str]:
     """In which a model can be timed in torch; none where it is not installed."""
     if importlib.util.find_spec("torch") is None:
         return ()
     from normjax.bench import torch_models
 
-    return torch_models.WAYS if name in torch_models.MODELS else ()
+    return sizes.ways if name in torch_models.MODELS else ()
 
 
-def _train_call(model: Any, variables: dict[str, Any], images: jax.Array) -> Callable:
+def _train_call(model: Any, variables: dict[str, Any], images: jax.Array) -> Any:
     """Forward in training and the gradient of every parameter."""
     state = {k: v for k, v in variables.items() if k != PARAMS}
 

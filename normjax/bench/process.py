@@ -3,9 +3,9 @@
 In one process, what another model or another library leaves behind (threads, a heap in
 pieces) slows a call by a tenth and more; those who run a model run it alone.
 
-`python -m normjax.bench.process WAY NAME SIDE BATCHES` prints one line of JSON, the
-size of the model and the kinds of calls that it can make; then, for each line with an
-index on stdin, it makes that call and prints a line.
+`python -m normjax.bench.process WAY NAME SIDE BATCHES TYPE` prints one line of JSON,
+the size of the model and the kinds of calls that it can make; then, for each line with
+an index on stdin, it makes that call and prints a line.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ Calls = dict[str, Callable[[], None]]
 
 @contextlib.contextmanager
 def model_process(
-    way: str, name: str, side: int, batches: Sequence[int]
+    way: str, name: str, side: int, batches: Sequence[int], dtype: str
 ) -> Iterator[tuple[Any, Calls]]:
     """(size, what to time by its kind) of a model; the process ends with the context.
 
@@ -35,9 +35,10 @@ def model_process(
       way: `OURS`, or one of `torch_models.WAYS`.  name: of the model.
       side: of the images.  batches: how many at once; of the last number there is a
         training step as well.
+      dtype: of the computation.
     """
     counts = ",".join(map(str, batches))
-    command = [sys.executable, "-m", __name__, way, name, str(side), counts]
+    command = [sys.executable, "-m", __name__, way, name, str(side), counts, dtype]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, bufsize=0) as process:
         size, kinds = json.loads(_answer(process))
@@ -61,7 +62,7 @@ def _answer(process: subprocess.Popen) -> bytes:
     return line
 
 
-def main(way: str, name: str, side: str, batches: str) -> None:
+def main(way: str, name: str, side: str, batches: str, dtype: str) -> None:
     """What the process does."""
     counts = [int(count) for count in batches.split(",")]
     shape = (counts[-1], int(side), int(side), 3)
@@ -70,11 +71,11 @@ def main(way: str, name: str, side: str, batches: str) -> None:
         from normjax.bench import models
 
         keep_freed_memory()
-        size, calls = models.measured(name, images, counts)
+        size, calls = models.measured(name, images, counts, dtype)
     else:
         from normjax.bench import torch_models
 
-        size, calls = None, torch_models.calls(way, name, images, counts)
+        size, calls = None, torch_models.calls(way, name, images, counts, dtype)
     print(json.dumps([size, list(calls)]), flush=True)
     in_order = list(calls.values())
     for line in sys.stdin:

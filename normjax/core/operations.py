@@ -48,7 +48,7 @@ def _of_equation(equation: Any) -> int:
         features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         groups = params["batch_group_count"]
         return equation.outvars[0].aval.size * kernel.size // (features * groups)
-    inner = [traced_multiply_adds(j) for j in _inner_jaxprs(params)]
+    inner = [traced_multiply_adds(j) for j in inner_jaxprs(params)]
     if name == "cond":
         return max(inner)
     if name == "shard_map":  # its inside is the program of one device
@@ -56,7 +56,8 @@ def _of_equation(equation: Any) -> int:
     return params.get("length", 1) * sum(inner)
 
 
-def _inner_jaxprs(params: Any) -> list[Any]:
+def inner_jaxprs(params: Any) -> list[Any]:
+    """The jaxprs among the parameters of an equation."""
     found = []
     for value in params.values():
         for item in value if isinstance(value, list | tuple) else (value,):

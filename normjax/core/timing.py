@@ -8,7 +8,9 @@ import jax
 import numpy as np
 
 
-def alternate(functions: Mapping[Any, Callable[[], Any]], rounds: int) -> dict:
+def alternate(
+    functions: Mapping[Any, Callable[[], Any]], rounds: int, repeats: int = 1
+) -> dict:
     """Median seconds of each function, called in turns.
 
     In its turn a function is called twice and the second call timed: the first finds
@@ -16,13 +18,16 @@ def alternate(functions: Mapping[Any, Callable[[], Any]], rounds: int) -> dict:
 
     Args:
       functions: by name; what they return is waited for.
-      rounds: timed calls of each.
+      rounds: how often each is timed.
+      repeats: calls that are timed together, of which the last is waited for.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
             jax.block_until_ready(function())
             begin = time.perf_counter()
+            for _ in range(repeats - 1):
+                function()
             jax.block_until_ready(function())
-            times[name].append(time.perf_counter() - begin)
+            times[name].append((time.perf_counter() - begin) / repeats)
     return {name: float(np.median(t)) for name, t in times.items()}
