@@ -134,8 +134,10 @@ def mask_side(state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple]) -> i
     patch = np.shape(state.get("patch_embed.proj.weight", ()))[-1:]
     for name, mask in state.items():
         match = re.fullmatch(_BLOCK + r"attn_mask", name)
+        if match is None:
+            continue
         shape = np.shape(mask)
-        table = match and shapes.get(f"{match[1]}attn.relative_position_bias_table")
+        table = shapes.get(f"{match[1]}attn.relative_position_bias_table")
         if table and patch and shape[1:] == (_side(table) ** 2,) * 2:
             grid = round(shape[0] ** 0.5) * _side(table)
             return grid * patch[0] << int(match["s"])
