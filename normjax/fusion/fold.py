@@ -55,7 +55,7 @@ def plan(model: nn.Module, variables: Mapping[str, Any]) -> list[Fold]:
     """What `fold` does with each reparameterized layer and each norm of `model`."""
     found = reparameterized(model, variables)
     merges = [Fold(path, kind, (path,), "") for path, kind in found.items()]
-    model, variables = merge(*unrolled(model, variables))
+    model, variables = unrolled(*merge(model, variables))
     return merges + [_judge(site, variables)[0] for site in _sites(model)]
 
 
@@ -81,7 +81,7 @@ def fold(
     Raises:
       ValueError: the model does not say where its norms sit.
     """
-    model, variables = merge(*unrolled(model, variables))
+    model, variables = unrolled(*merge(model, variables))
     folded = {name: mutable_tree(tree) for name, tree in variables.items()}
     identities, biased, early = {}, set(), []
     for site in _sites(model):

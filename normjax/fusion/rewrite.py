@@ -9,6 +9,7 @@ import flax.linen as nn
 from normjax.core.broadcast import add_bias
 from normjax.core.collections import PARAMS
 from normjax.core.folding import FoldSite
+from normjax.core.scanned import paths_of_layers, scanned_of
 
 
 class RewrittenModel(nn.Module):
@@ -47,6 +48,23 @@ class RewrittenModel(nn.Module):
         if path in self.biased:
             y = add_bias(y, context.module.get_variable(PARAMS, "bias"))
         return y
+
+    @property
+    def scanned(self) -> tuple[str, ...]:
+        """As `model`, see `core.scanned`."""
+        return scanned_of(self.model)
+
+    @nn.nowrap
+    def unrolled(
+        self, variables: Mapping[str, Any]
+    ) -> tuple["RewrittenModel", Mapping[str, Any]]:
+        """The same with a module for every layer, and its variables."""
+        if not self.scanned:
+            return self, variables
+        model: Any = self.model
+        plain, apart = model.unrolled(variables)
+        layers = [paths_of_layers(p, self.scanned, model.depth) for p in self.biased]
+        return self.clone(model=plain, biased=frozenset().union(*layers)), apart
 
     @nn.nowrap
     def fold_sites(self) -> list[FoldSite]:

@@ -31,6 +31,11 @@ class Decoder(TokenModel):
 
     scan_layers: bool = False
 
+    @property
+    def scanned(self) -> tuple[str, ...]:
+        """Names of what has a first axis of layers in all its variables."""
+        return ("blocks",) if self.scan_layers else ()
+
     @nn.nowrap
     def mixer_layouts(self) -> tuple[set[str], ...]:
         """What the mixer of the only stage must accept."""

@@ -1,5 +1,6 @@
 """From a config to an optax transformation."""
 
+import functools
 import re
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import optax
 
 from normjax.core.errors import UserError, one_of
+from normjax.core.scanned import is_scanned
 from normjax.optim.clip import adaptive_clip
 from normjax.optim.project import normalize_and_project
 
@@ -59,7 +61,9 @@ def learning_rate(config: Any, total_steps: int) -> optax.Schedule:
     )
 
 
-def build(config: Any, total_steps: int) -> optax.GradientTransformation:
+def build(
+    config: Any, total_steps: int, scanned: tuple[str, ...] = ()
+) -> optax.GradientTransformation:
     """The gradient transformation that `config` describes.
 
     In order: parameters whose path does not match `trainable` are left out of
@@ -72,6 +76,8 @@ def build(config: Any, total_steps: int) -> optax.GradientTransformation:
       config: with `name, lr, warmup_fraction, final_lr_fraction, weight_decay, beta1,
         beta2, clip_norm, trainable`, and perhaps `adaptive_clip, project_weights`.
       total_steps: optimizer updates of the whole run.
+      scanned: names at the root of parameters with a first axis of layers, each of
+        which is treated by itself (see `core.scanned`).
 
     Raises:
       UserError: unknown optimizer, a pattern that is no regular expression, or a
@@ -86,13 +92,14 @@ def build(config: Any, total_steps: int) -> optax.GradientTransformation:
             f"config.optim.trainable {config.trainable!r}: {error}"
         ) from None
     rate = learning_rate(config, total_steps)
-    steps: list[Any] = [OPTIMIZERS[config.name](rate, config, _decayed)]
+    decayed = functools.partial(_decayed, scanned)
+    steps: list[Any] = [OPTIMIZERS[config.name](rate, config, decayed)]
     if config.clip_norm:
         steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
     if config.get("adaptive_clip"):
-        steps.insert(0, adaptive_clip(config.adaptive_clip))
+        steps.insert(0, adaptive_clip(config.adaptive_clip, scanned=scanned))
     if config.get("project_weights"):
-        steps.append(normalize_and_project())
+        steps.append(normalize_and_project(scanned=scanned))
     transformation = optax.chain(*steps)
     if config.trainable == ".*":
         return transformation
@@ -131,7 +138,9 @@ def path_name(path: tuple) -> str:
     return "/".join(str(getattr(key, "key", key)) for key in path)
 
 
-def _decayed(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: x.ndim > 1 and path[-1].key not in NO_DECAY, params
-    )
+def _decayed(scanned: tuple[str, ...], params: Any) -> Any:
+    def decays(path, x):
+        rank = x.ndim - is_scanned(path_name(path), scanned)
+        return rank > 1 and path[-1].key not in NO_DECAY
+
+    return jax.tree_util.tree_map_with_path(decays, params)

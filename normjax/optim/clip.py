@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from normjax.core.moments import at_least_float32
+from normjax.core.scanned import per_layer
 
 SMALLEST_NORM = 1e-6  # of a gradient that divides
 
@@ -34,6 +35,7 @@ def adaptive_clip(
     epsilon: float = 1e-3,
     exclude: str = "^head/kernel$",
     multihead: bool = False,
+    scanned: tuple[str, ...] = (),
 ) -> optax.GradientTransformation:
     """Adaptive gradient clipping (AGC; Brock et al., 2021).
 
@@ -49,6 +51,7 @@ def adaptive_clip(
       exclude: regular expression, searched in the path of a parameter, of those that
         are left alone: the weights of the classifier.
       multihead: see `unit_norm`.
+      scanned: of the model; see `core.scanned`.
     """
     left_alone = re.compile(exclude)
 
@@ -56,16 +59,18 @@ def adaptive_clip(
         if params is None:
             raise ValueError("adaptive_clip: update(updates, state, params)")
 
-        def clipped(path, g, w):
-            if left_alone.search(
-                jax.tree_util.keystr(path, simple=True, separator="/")
-            ):
-                return g
+        def clipped(g, w):
             size = unit_norm(g, multihead=multihead)
             most = clip * jnp.maximum(unit_norm(w, multihead=multihead), epsilon)
             factor = most / jnp.maximum(size, SMALLEST_NORM)
             return jnp.where(size >= most, g * factor, g).astype(g.dtype)
 
-        return jax.tree_util.tree_map_with_path(clipped, updates, params), state
+        def at(path, g, w):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            if left_alone.search(name):
+                return g
+            return per_layer(clipped, name, scanned)(g, w)
+
+        return jax.tree_util.tree_map_with_path(at, updates, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

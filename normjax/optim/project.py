@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from normjax.core.errors import UserError, one_of
 from normjax.core.moments import at_least_float32
+from normjax.core.scanned import is_scanned, per_layer
 
 AFFINES = ("project", "regularize", "keep")
 
@@ -39,14 +40,17 @@ class _Treatment:
     strength: float
     with_bias: bool
     pattern: str
+    scanned: tuple[str, ...]
 
     def groups(self, params: Any) -> tuple[list[list[Path]], list[Path]]:
         """Paths of arrays that are projected together, and of those drawn back."""
         projected, drawn = [], []
         for path, node in _nodes(params, ()):
-            if not re.search(self.pattern, "/".join(path)):
+            where = "/".join(path)
+            if not re.search(self.pattern, where):
                 continue
-            dims = {name: getattr(value, "ndim", 0) for name, value in node.items()}
+            several = is_scanned(where, self.scanned)
+            dims = {k: max(getattr(v, "ndim", 0) - several, 0) for k, v in node.items()}
             for kernel, rank in dims.items():
                 if kernel.endswith("kernel") and rank > 1:
                     bias = kernel.removesuffix("kernel") + "bias"
@@ -63,7 +67,7 @@ class _Treatment:
     def remember(self, params: Any) -> ProjectState:
         """The state of initial parameters."""
         flat, (projected, drawn) = _flat(params), self.groups(params)
-        norms = {group[0]: _joint_norm(flat, group) for group in projected}
+        norms = {group[0]: self._joint_norm(flat, group) for group in projected}
         anchors = {path: flat[path] for path in drawn}
         return ProjectState(unflatten_dict(norms), unflatten_dict(anchors))
 
@@ -74,16 +78,28 @@ class _Treatment:
         projected, drawn = self.groups(params)
         for group in projected:
             new = {path: old[path] + changes[path] for path in group}
-            target, size = norms[group[0]], _joint_norm(new, group)
+            target, size = norms[group[0]], self._joint_norm(new, group)
             usable = (target > 0) & (size > 0)
             factor = jnp.where(usable, target / jnp.where(usable, size, 1), 1)
+            scale = per_layer(jnp.multiply, "/".join(group[0]), self.scanned)
             for path in group:
-                difference = factor * new[path] - old[path]
+                difference = scale(factor, new[path]) - old[path]
                 changes[path] = difference.astype(old[path].dtype)
         for path in drawn:
             away = anchors[path] - old[path] - changes[path]
             changes[path] += self.strength * away
         return unflatten_dict(changes)
+
+    def _joint_norm(self, flat: Flat, group: list[Path]) -> jax.Array:
+        """A scalar, or one number a layer, [L], of layers that are scanned."""
+
+        def norm(arrays):
+            squares = [jnp.sum(jnp.square(at_least_float32(x))) for x in arrays]
+            return jnp.sqrt(jnp.sum(jnp.stack(squares)))
+
+        return per_layer(norm, "/".join(group[0]), self.scanned)(
+            [flat[path] for path in group]
+        )
 
 
 def normalize_and_project(
@@ -92,6 +108,7 @@ def normalize_and_project(
     strength: float = 0.01,
     with_bias: bool = False,
     pattern: str = "",
+    scanned: tuple[str, ...] = (),
 ) -> optax.GradientTransformation:
     """Weight matrices back to their initial norm after each update (Lyle et al., 2024).
 
@@ -110,13 +127,14 @@ def normalize_and_project(
         that a norm reads; otherwise it is left alone.
       pattern: regular expression, searched in the path of a layer or norm, of those
         that are treated.
+      scanned: of the model; see `core.scanned`.
 
     Raises:
       UserError: unknown `affine`.
     """
     if affine not in AFFINES:
         raise UserError(one_of("treatment of scale and offset", affine, AFFINES))
-    treatment = _Treatment(affine, strength, with_bias, pattern)
+    treatment = _Treatment(affine, strength, with_bias, pattern, scanned)
 
     def update(updates, state, params=None):
         if params is None:
@@ -128,11 +146,6 @@ def normalize_and_project(
 
 def _flat(tree: Any) -> Flat:
     return dict(flatten_dict(tree))  # pyright: ignore[reportReturnType]
-
-
-def _joint_norm(flat: Flat, group: list[Path]) -> jax.Array:
-    squares = [jnp.sum(jnp.square(at_least_float32(flat[path]))) for path in group]
-    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
 
 
 def _nodes(tree: Any, path: Path) -> Iterator[tuple[Path, Any]]:

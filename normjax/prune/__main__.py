@@ -39,17 +39,18 @@ def prune_command(argv: Sequence[str]) -> int:
 
 def _prune(workdir: Path, config: Any, sparsity: float, target: Path) -> None:
     from normjax.core.collections import PARAMS
+    from normjax.core.scanned import scanned_of
     from normjax.train import report
     from normjax.train.experiment import build_experiment
     from normjax.train.start import saved_variables, start_from
 
     variables = saved_variables(workdir)
     experiment = build_experiment(config)
-    state = experiment.abstract_state()
+    state, scanned = experiment.abstract_state(), scanned_of(experiment.model)
     _check(variables, {PARAMS: state.params, **state.model_state}, workdir)
-    pruned = magnitude_pruned(variables[PARAMS], sparsity)
+    pruned = magnitude_pruned(variables[PARAMS], sparsity, scanned)
     start = {**variables, PARAMS: pruned.params}
-    start_from(config, start, target, experiment.task.description())
+    start_from(config, start, target, experiment.task.description(), scanned)
     rows = [(path, zeros / size, size) for path, (zeros, size) in pruned.zeros.items()]
     zeros, size = (sum(column) for column in zip(*pruned.zeros.values(), strict=True))
     rows.append(("all", zeros / size, size))

@@ -8,6 +8,7 @@ from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from normjax.core.errors import UserError
+from normjax.core.scanned import is_scanned
 
 KERNEL = "kernel"
 
@@ -24,7 +25,9 @@ class Pruned(NamedTuple):
     zeros: dict[str, tuple[int, int]]
 
 
-def magnitude_pruned(params: Mapping[str, Any], sparsity: float) -> Pruned:
+def magnitude_pruned(
+    params: Mapping[str, Any], sparsity: float, scanned: tuple[str, ...] = ()
+) -> Pruned:
     """`params` with the smallest round(sparsity * n) of n entries of each kernel 0.
 
     Kernels are the arrays called `kernel` with two dims or more; entries are ranked by
@@ -34,6 +37,8 @@ def magnitude_pruned(params: Mapping[str, Any], sparsity: float) -> Pruned:
 
     Args:
       sparsity: in [0, 1).
+      scanned: of the model; each of its layers has a kernel of its own (see
+        `core.scanned`).
 
     Raises:
       UserError: a sparsity outside, or parameters without kernels.
@@ -43,11 +48,14 @@ def magnitude_pruned(params: Mapping[str, Any], sparsity: float) -> Pruned:
     flat: dict[Any, Any] = dict(flatten_dict(unfreeze(dict(params))))
     zeros = {}
     for path, kernel in flat.items():
-        if path[-1] == KERNEL and np.ndim(kernel) > 1:
+        several = is_scanned("/".join(path), scanned)
+        if path[-1] == KERNEL and np.ndim(kernel) > 1 + several:
             flat[path] = made = np.array(kernel)
-            count = round(sparsity * made.size)
-            made.ravel()[np.argsort(np.abs(made), None, kind="stable")[:count]] = 0
-            zeros["/".join(path)] = count, made.size
+            layers = made.reshape(len(made) if several else 1, -1)
+            count = round(sparsity * layers.shape[1])
+            smallest = np.argsort(np.abs(layers), 1, kind="stable")[:, :count]
+            np.put_along_axis(layers, smallest, 0, 1)
+            zeros["/".join(path)] = count * len(layers), made.size
     if not zeros:
         raise UserError("the model has no kernels to prune")
     return Pruned(unflatten_dict(flat), zeros)

@@ -8,6 +8,7 @@ import flax.linen as nn
 from normjax.core.broadcast import add_bias
 from normjax.core.collections import PARAMS, SPECTRAL_STATS
 from normjax.core.errors import UserError
+from normjax.core.scanned import scanned_of
 from normjax.reparam.base import BIAS
 from normjax.reparam.rules import Rule, Variables, attach, effective, rules_of
 
@@ -18,7 +19,7 @@ def reparameterize(model: nn.Module, spec: Any) -> nn.Module:
     Args:
       spec: as of `rules_of`.
     """
-    rules = rules_of(spec)
+    rules = rules_of(spec, scanned_of(model))
     return Reparameterized(model, rules) if rules else model
 
 
@@ -37,6 +38,11 @@ class Reparameterized(nn.Module):
 
     host: nn.Module
     rules: tuple[Rule, ...]
+
+    @property
+    def scanned(self) -> tuple[str, ...]:
+        """As `host`, see `core.scanned`."""
+        return scanned_of(self.host)
 
     def setup(self):
         nn.share_scope(self, self.host)

@@ -6,6 +6,7 @@ at the same path of the collection `spectral_stats`.
 """
 
 import dataclasses
+import functools
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from normjax.core.collections import PARAMS, SPECTRAL_STATS
 from normjax.core.errors import UserError
+from normjax.core.scanned import is_scanned, per_layer
 from normjax.reparam.base import BIAS, KERNEL, REPARAMS, SCALE, Reparameterization
 
 Variables = Mapping[str, Any]
@@ -30,10 +32,13 @@ class Rule:
     Attributes:
       pattern: regular expression, searched in the path of a layer ("blocks_0/mlp/fc1").
       reparam: what is done with the layers that it finds and that this can take.
+      scanned: names at the root of what holds several layers, each treated by itself
+        (see `core.scanned`); a path is one for all of them, "blocks/mlp/fc1".
     """
 
     pattern: str
     reparam: Reparameterization
+    scanned: tuple[str, ...] = ()
 
 
 class Site(NamedTuple):
@@ -63,19 +68,21 @@ class Effective(NamedTuple):
     biased: frozenset[str]
 
 
-def rules_of(spec: Any) -> tuple[Rule, ...]:
+def rules_of(spec: Any, scanned: tuple[str, ...] = ()) -> tuple[Rule, ...]:
     """The rules that a config describes.
 
     Args:
       spec: a mapping `{"pattern": ..., "name": key of REPARAMS, **arguments}`, a
         sequence of them or of rules, or nothing (None or empty).
+      scanned: of the model, see `Rule`.
 
     Raises:
       UserError: no pattern, or one that is no regular expression; unknown name or
         argument.
     """
     specs = (spec,) if isinstance(spec, Mapping) else tuple(spec or ())
-    return tuple(s if isinstance(s, Rule) else _rule_of(s) for s in specs if s)
+    rules = (s if isinstance(s, Rule) else _rule_of(s) for s in specs if s)
+    return tuple(dataclasses.replace(rule, scanned=scanned) for rule in rules)
 
 
 def _rule_of(spec: Any) -> Rule:
@@ -103,8 +110,9 @@ def sites(rules: Sequence[Rule], params: Any) -> list[Site]:
     found, idle = [], set(rules)
     for path, node in _nodes(params, ()):
         for rule in rules:
-            layer = _layer_of(node, rule.reparam)
-            if layer and re.search(rule.pattern, "/".join(path)):
+            name = "/".join(path)
+            layer = _layer_of(node, rule.reparam, is_scanned(name, rule.scanned))
+            if layer and re.search(rule.pattern, name):
                 found.append(Site(path, layer, rule.reparam))
                 idle.discard(rule)
                 break
@@ -125,14 +133,20 @@ def _nodes(tree: Any, path: Path) -> Iterator[tuple[Path, Any]]:
             yield from _nodes(child, (*path, name))
 
 
-def _layer_of(node: Any, reparam: Reparameterization) -> dict[str, jax.Array] | None:
-    """The raw weights of a layer that `reparam` can take, or None."""
+def _layer_of(
+    node: Any, reparam: Reparameterization, several: bool
+) -> dict[str, jax.Array] | None:
+    """The raw weights of a layer that `reparam` can take, or None.
+
+    Args:
+      several: the weights have a first axis of layers.
+    """
     layer = {k: v for k, v in node.items() if k not in reparam.own}
-    if getattr(layer.get(KERNEL), "ndim", 0) > 1:
+    if getattr(layer.get(KERNEL), "ndim", 0) > 1 + several:
         return {k: layer[k] for k in (KERNEL, BIAS) if k in layer}
     if not reparam.on_norms or SCALE not in layer or not set(layer) <= {SCALE, BIAS}:
         return None
-    vectors = all(getattr(v, "ndim", 0) == 1 for v in layer.values())
+    vectors = all(getattr(v, "ndim", 0) == 1 + several for v in layer.values())
     return layer if vectors else None
 
 
@@ -151,9 +165,13 @@ def attach(
       UserError: a rule finds no layer.
     """
     params, state = _flat(variables.get(PARAMS, {})), {}
+    scanned = _scanned(rules)
     for path, layer, reparam in sites(rules, variables.get(PARAMS, {})):
-        own_key = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
-        own, held = reparam.create(layer, own_key)
+        name = "/".join(path)
+        own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        if is_scanned(name, scanned):
+            own_key = jax.random.split(own_key, len(next(iter(layer.values()))))
+        own, held = per_layer(reparam.create, name, scanned)(layer, own_key)
         params.update(_at(path, own))
         state.update(_at(path, held))
     new = {**variables, PARAMS: unflatten_dict(params)}
@@ -175,11 +193,12 @@ def effective(rules: Sequence[Rule], variables: Variables, *, train: bool) -> Ef
         _flat(variables.get(PARAMS, {})),
         _flat(variables.get(SPECTRAL_STATS, {})),
     )
-    state, biased = {}, set()
+    state, biased, scanned = {}, set(), _scanned(rules)
     for path, layer, reparam in sites(rules, variables.get(PARAMS, {})):
         own = _take(params, path, reparam.own, PARAMS)
         held = _take(stored, path, reparam.held, SPECTRAL_STATS)
-        weights, held = reparam.effective(layer, own, held, train=train)
+        make = functools.partial(reparam.effective, train=train)
+        weights, held = per_layer(make, "/".join(path), scanned)(layer, own, held)
         main = layer[KERNEL] if KERNEL in layer else layer[SCALE]
         typed = {k: w.astype(layer.get(k, main).dtype) for k, w in weights.items()}
         params.update(_at(path, typed))
@@ -187,6 +206,10 @@ def effective(rules: Sequence[Rule], variables: Variables, *, train: bool) -> Ef
         if BIAS in weights and BIAS not in layer:
             biased.add("/".join(path))
     return Effective(unflatten_dict(params), unflatten_dict(state), frozenset(biased))
+
+
+def _scanned(rules: Sequence[Rule]) -> set[str]:
+    return {name for rule in rules for name in rule.scanned}
 
 
 def _flat(tree: Any) -> dict[Path, Any]:

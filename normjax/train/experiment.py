@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from normjax import models, norms, optim, reparam
+from normjax.core.scanned import scanned_of
 from normjax.core.schedules import norm_schedule
 from normjax.tasks import TASKS, Task
 from normjax.train.config import nonfinite_policy, require, resolve_fractions
@@ -192,7 +193,7 @@ def build_experiment(
         config=config,
         task=task,
         model=model,
-        optimizer=optim.build(config.optim, config.total_steps),
+        optimizer=optim.build(config.optim, config.total_steps, scanned_of(model)),
         schedule=optim.learning_rate(config.optim, config.total_steps),
         recipe=recipe,
         mesh=mesh,

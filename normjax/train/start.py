@@ -16,23 +16,30 @@ from normjax.train.workdir import held
 
 
 def start_from(
-    config: Any, variables: dict[str, Any], workdir: Path, description: Any = None
+    config: Any,
+    variables: dict[str, Any],
+    workdir: Path,
+    description: Any = None,
+    scanned: tuple[str, ...] = (),
 ) -> None:
     """Write a run before its first step, whose model has `variables`.
 
     Args:
       description: of its data, as of `Task.description`.
+      scanned: of the model, see `core.scanned`.
 
     Raises:
       UserError: the workdir holds a checkpoint, or the config of another run; or one
         is at work in it.
     """
     with held(workdir):
-        _write_start(config, variables, workdir)
+        _write_start(config, variables, workdir, scanned)
         keep_description(description, workdir)
 
 
-def _write_start(config: Any, variables: dict[str, Any], workdir: Path) -> None:
+def _write_start(
+    config: Any, variables: dict[str, Any], workdir: Path, scanned: tuple[str, ...]
+) -> None:
     keep_config(config, workdir, write=False)
     checkpoints = Checkpoints(workdir)
     try:
@@ -40,7 +47,7 @@ def _write_start(config: Any, variables: dict[str, Any], workdir: Path) -> None:
             raise UserError(f"workdir {workdir} holds a checkpoint: choose another")
         keep_config(config, workdir)
         variables = jax.tree.map(jnp.asarray, variables)
-        optimizer = optim.build(config.optim, config.total_steps)
+        optimizer = optim.build(config.optim, config.total_steps, scanned)
         rng, use_ema = jax.random.key(config.seed), config.ema_decay > 0
         checkpoints.save(state_of(variables, optimizer, rng, use_ema=use_ema))
     finally:
