@@ -5,7 +5,7 @@ axis of every variable inside counts layers. What is done to the weights of a la
 then done to each.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +24,18 @@ def is_scanned(path: str, scanned: Collection[str]) -> bool:
 def per_layer(function: Callable, path: str, scanned: Collection[str]) -> Callable:
     """`function` of the arrays of a layer, for scanned ones over their first axis."""
     return jax.vmap(function) if is_scanned(path, scanned) else function
+
+
+def split_layers(tree: Mapping[str, Any], scanned: Collection[str]) -> dict[str, Any]:
+    """What lies under "blocks" as blocks_0, blocks_1, ... without that first axis."""
+    found = {}
+    for name, value in tree.items():
+        leaves = jax.tree.leaves(value) if name in scanned else ()
+        if not leaves:
+            found[name] = value
+        for i in range(len(leaves[0]) if leaves else 0):
+            found[f"{name}_{i}"] = jax.tree.map(lambda x, i=i: x[i], value)
+    return found
 
 
 def paths_of_layers(path: str, scanned: Collection[str], depth: int) -> list[str]:

@@ -10,6 +10,7 @@ import jax
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
 from normjax.core.registry import offer
+from normjax.core.scanned import split_layers
 from normjax.models.base import MODELS
 from normjax.models.block import Block, sites_of, stream_of
 from normjax.models.layers import Factory
@@ -100,12 +101,7 @@ class Decoder(TokenModel):
         """The same model with a module for every layer, and its variables."""
         if not self.scan_layers:
             return self, dict(variables)
-        unrolled = {}
-        for collection, tree in variables.items():
-            unrolled[collection] = {k: v for k, v in tree.items() if k != "blocks"}
-            for i in range(self.depth if "blocks" in tree else 0):
-                layer = jax.tree.map(lambda x, i=i: x[i], tree["blocks"])
-                unrolled[collection][f"blocks_{i}"] = layer
+        unrolled = {k: split_layers(v, self.scanned) for k, v in variables.items()}
         return self.clone(scan_layers=False), unrolled
 
     @nn.nowrap

@@ -24,6 +24,7 @@ from normjax.core.collections import (
     OVERWRITE,
     PARAMS,
 )
+from normjax.core.scanned import scanned_of, split_layers
 from normjax.models.block import Block
 from normjax.tasks import Objective
 from normjax.tasks.base import Batch
@@ -56,6 +57,8 @@ def make_diagnose(
       al., 2020).
     """
 
+    scanned = scanned_of(model)
+
     def diagnose(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         (x, known), targets = objective.examples(batch, key)
@@ -76,14 +79,14 @@ def make_diagnose(
             return objective.loss(logits, targets)[0], new
 
         (grads, _), new = jax.grad(loss, has_aux=True)((state.params, overwrite))
-        inside = new.get(INTERMEDIATES, {})
+        stats = state.model_state.get(BATCH_STATS, {})
+        found = (new.get(INTERMEDIATES, {}), new.get(DETAILS, {}), grads, stats)
+        inside, details, grads, stats = (split_layers(t, scanned) for t in found)
         return {
             "activation_variance": _variances(inside),
             "gradient_norm": {name: _norm(tree) for name, tree in grads.items()},
-            "attention_entropy": _entropies(new.get(DETAILS, {})),
-            "statistics_fluctuation": _fluctuations(
-                inside, state.model_state.get(BATCH_STATS, {})
-            ),
+            "attention_entropy": _entropies(details),
+            "statistics_fluctuation": _fluctuations(inside, stats),
         }
 
     return diagnose

@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +53,21 @@ def looked():
     batch = batch_of()
     state = state_of(model, batch)
     return model, state, batch, jax.jit(make_diagnose(model, NextToken()))(state, batch)
+
+
+def test_scanned_layers_are_seen_one_by_one(looked):
+    model, _, batch, _ = looked
+    scanned = model.clone(scan_layers=True)
+    state = state_of(scanned, batch)
+    found = jax.jit(make_diagnose(scanned, NextToken()))(state, batch)
+    params, stats = (
+        scanned.unrolled({"all": tree})[1]["all"]
+        for tree in (state.params, state.model_state["batch_stats"])
+    )
+    apart = state.replace(params=params, model_state={"batch_stats": stats})
+    expected = jax.jit(make_diagnose(model, NextToken()))(apart, batch)
+    assert len(expected["attention_entropy"]) == 2
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def run(model, state, batch, params):
