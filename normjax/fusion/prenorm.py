@@ -171,7 +171,8 @@ def _convert_reader(
         shift = shift.astype(kernel.dtype)
         layer["bias"] = layer["bias"] + shift if "bias" in layer else shift
     if "scale" in affine:
-        kernel = kernel * affine["scale"][:, None]
+        scale = affine["scale"].reshape((1,) * (kernel.ndim - 2) + (-1, 1))
+        kernel = kernel * scale
     if compress:
         kernel = kernel[..., :-1, :] - kernel[..., -1:, :]
     layer["kernel"] = kernel
