@@ -27,7 +27,7 @@ def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
     Raises:
       UserError: D is no multiple of `num_heads`.
     """
-    if x.shape[-1] % num_heads:
+    if num_heads < 1 or x.shape[-1] % num_heads:
         raise UserError(f"width {x.shape[-1]} does not split into {num_heads} heads")
     return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
 

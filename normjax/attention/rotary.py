@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from normjax.core.broadcast import computed_once
+from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
 
 
@@ -26,7 +27,13 @@ def rotate_halves(
 
     Args:
       x: [B, L, H, R], R even.  positions: [B, L] or [1, L].
+
+    Raises:
+      UserError: R is odd.
     """
+    if x.shape[-1] % 2:
+        width = x.shape[-1]
+        raise UserError(f"heads of {width} channels: rotation needs an even number")
     frequencies = rotary_frequencies(x.shape[-1], base).reshape(1, 1, 1, -1)
     angles = at_least_float32(positions)[:, :, None, None] * jnp.asarray(
         frequencies, jnp.promote_types(x.dtype, jnp.float32)

@@ -147,7 +147,8 @@ def _described(hint: Any) -> str:
         elif kind in _PLAIN:
             texts.append(_PLAIN[kind])
         elif typing.get_origin(kind) is tuple:
-            texts.append(f"a {str(kind).replace(', ...', ', and so on')}")
+            inner = " and ".join(_described(k) for k in typing.get_args(kind)[:1])
+            texts.append(f"a tuple, each {inner}")
         else:
             texts.append("a function")
     return " or ".join(dict.fromkeys(texts))

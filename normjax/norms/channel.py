@@ -67,7 +67,7 @@ def group_of_channels(channels: int, num_groups: int) -> np.ndarray:
     Raises:
       UserError: C is no multiple of `num_groups`.
     """
-    if channels % num_groups:
+    if num_groups < 1 or channels % num_groups:
         raise UserError(f"{channels} channels do not split into {num_groups} groups")
     return np.arange(channels) // (channels // num_groups)
 
