@@ -4,13 +4,10 @@ Each one carries the checksums of its arrays. One that cannot be read, or whose 
 are not those that were written, is named and passed over; nothing is deleted for it.
 """
 
-import contextlib
 import datetime
-import gc
 import json
 import math
-import sys
-import traceback
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,12 +20,14 @@ from normjax.core.errors import UserError
 from normjax.train import report
 from normjax.train.checksums import checksums
 from normjax.train.distributed import from_first, in_any, is_first
+from normjax.train.leftovers import UnlessLeftover, collecting_leftovers
 from normjax.train.state import TrainState
 from normjax.train.workdir import CHECKPOINTS
 
 T = TypeVar("T")
 
 _CHECKSUMS = "checksums"
+_REPLACED = ".replaced"  # behind the step: set aside until a new one is complete
 
 
 class RunFailed(RuntimeError):
@@ -67,7 +66,7 @@ class Checkpoints:
         def score(metrics: dict[str, float]) -> float:
             return rank(metrics) if metrics else -math.inf
 
-        _UnlessLeftover.install()
+        UnlessLeftover.install()
         keep = [
             policies.LatestN(keep_last),
             policies.BestN(get_metric_fn=score, n=keep_best),
@@ -106,6 +105,27 @@ class Checkpoints:
                 custom_metadata={_CHECKSUMS: checksums(state)},
             )
         )
+
+    def is_scored(self, step: int) -> bool:
+        """Whether the checkpoint of `step` was saved with scores."""
+        return bool(from_first(bool(self._manager.metrics(step))))
+
+    def replace(self, state: Any, metrics: dict[str, float]) -> None:
+        """Write `state` in the place of the checkpoint of its step.
+
+        That one stays, set aside, until the new one is complete; `restore_newest` puts
+        it back if this process ends in between.
+
+        Raises:
+          RunFailed: as `save`.
+        """
+        step = int(state.step)
+        aside = self._folder(step).with_name(f"{step}{_REPLACED}")
+        self._try(self._manager.wait_until_finished)
+        self._on_first(lambda: self._folder(step).rename(aside))
+        self.save(state, metrics)
+        self._try(self._manager.wait_until_finished)
+        self._on_first(lambda: shutil.rmtree(aside))
 
     def check(self) -> None:
         """Notice a failure in the background; costs nothing.
@@ -157,6 +177,8 @@ class Checkpoints:
           UserError: all are damaged.
         """
         self._try(self._manager.wait_until_finished)
+        if set_aside:
+            self._on_first(self._put_back)
         state, damaged = self._newest(lambda step: self.restore(step, like))
         if set_aside and damaged:
             if is_first():
@@ -196,6 +218,19 @@ class Checkpoints:
         finally:
             self._manager.close()
 
+    def _put_back(self) -> None:
+        """What `replace` has set aside, if it has not come to its end."""
+        for aside in Path(self._manager.directory).glob(f"*{_REPLACED}"):
+            place = self._folder(int(aside.name.removesuffix(_REPLACED)))
+            shutil.rmtree(aside) if place.exists() else aside.rename(place)
+
+    def _on_first(self, change: Callable[[], Any]) -> None:
+        """Change the folder in the first process; the others wait and see it."""
+        if is_first():
+            change()
+        from_first(0)
+        self._manager.reload()
+
     def _folder(self, step: int) -> Path:
         return Path(self._manager.directory) / str(step)
 
@@ -206,7 +241,7 @@ class Checkpoints:
         """
         state, wrong, kept = None, None, {}
         try:
-            with _collecting_leftovers():
+            with collecting_leftovers():
                 folder = self._manager.directory / str(step)
                 metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
                 kept = dict((metadata["custom_metadata"] or {}).get(_CHECKSUMS) or {})
@@ -255,7 +290,7 @@ class Checkpoints:
 
     def _try(self, write: Callable[[], Any]) -> None:
         try:
-            with _collecting_leftovers():
+            with collecting_leftovers():
                 write()
         except Exception as error:  # of the file system and of tensorstore
             self._manager.reload()
@@ -292,45 +327,6 @@ class _Names(_STANDARD_NAMES):
 
     def find_all(self, base_path: Any) -> Iterator[_Step]:
         return (_Step(found.step, found.path) for found in super().find_all(base_path))
-
-
-@contextlib.contextmanager
-def _collecting_leftovers() -> Iterator[None]:
-    """Collect what a failure leaves behind now, not at a time of its own."""
-    try:
-        yield
-    except Exception as error:
-        traceback.clear_frames(error.__traceback__)
-        gc.collect()
-        raise
-
-
-class _UnlessLeftover:
-    """`sys.unraisablehook` that says nothing of what a failed checkpoint leaves behind.
-
-    Of the reads and writes beside the one whose failure is raised, each would print a
-    traceback of its own: tensorstore finds the event loop closed to which it reports
-    their ends, and coroutines of theirs are collected before they have ended.
-    """
-
-    def __init__(self, hook: Callable[[Any], Any]):
-        self._hook = hook
-
-    @classmethod
-    def install(cls) -> None:
-        """Once a process."""
-        if not isinstance(sys.unraisablehook, cls):
-            sys.unraisablehook = cls(sys.unraisablehook)
-
-    def __call__(self, unraisable: Any) -> None:
-        error = unraisable.exc_value
-        if unraisable.object is None and str(error) == "Event loop is closed":
-            return
-        while error is not None:
-            if isinstance(error, GeneratorExit):
-                return
-            error = error.__cause__ or error.__context__
-        self._hook(unraisable)
 
 
 def _unused(path: Path) -> Path:

@@ -16,6 +16,7 @@ from normjax.train.flags import (
     parse_flags,
 )
 from normjax.train.host import answer_libtpu, keep_freed_memory, may_have_tpu
+from normjax.train.signals import EXIT_ENDED
 
 EXIT_USER_ERROR = 2
 EXIT_FAILED = 1
@@ -41,6 +42,10 @@ def run(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         _leave_the_others(EXIT_FAILED)
         return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("\nended by Ctrl-C", file=sys.stderr)
+        _leave_the_others(EXIT_ENDED)
+        return EXIT_ENDED
     except Exception as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             print("error:", _out_of_memory(error), file=sys.stderr)

@@ -34,9 +34,15 @@ def evaluate(
     eval_step: Callable[[Any, Batch], dict[str, jax.Array]],
     variables: Any,
     batches: Iterable[Batch],
+    sums: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Sums of the metrics of `variables` over all `batches`, added in float64."""
-    sums: dict[str, np.ndarray] = {}
+    """Sums of the metrics of `variables` over all `batches`, added in float64.
+
+    Args:
+      sums: of batches before these; added to in place, so that they are there if
+        `batches` raises.
+    """
+    sums = {} if sums is None else sums
     pending: collections.deque[Any] = collections.deque()
 
     def add() -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
@@ -151,9 +151,19 @@ class Experiment:
         rows: Any = np.asarray(counted).reshape(len(counted), -1)
         return rows.any(-1)
 
-    def evaluate(self, eval_step: Any, variables: Any, split: str) -> dict[str, float]:
-        """Scores of `variables` over `split`."""
-        sums = evaluate(eval_step, variables, self.eval_batches(split))
+    def evaluate(
+        self,
+        eval_step: Any,
+        variables: Any,
+        split: str,
+        watch: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+    ) -> dict[str, float]:
+        """Scores of `variables` over `split`.
+
+        Args:
+          watch: what the batches go through, such as `Votes.watch`.
+        """
+        sums = evaluate(eval_step, variables, watch(self.eval_batches(split)))
         return self.task.summarize(sums, split)
 
     def _share(self) -> dict[str, int]:

@@ -16,13 +16,19 @@ from normjax.train.checkpoint import Checkpoints, RunFailed
 from normjax.train.config import keep_config
 from normjax.train.datasets import keep_data, keep_description
 from normjax.train.diagnostics import LayerLog, plot_layers
-from normjax.train.distributed import is_first, on_first
+from normjax.train.distributed import from_first, is_first, on_first
 from normjax.train.experiment import Experiment, build_experiment
 from normjax.train.nonfinite import Failure, Guard
 from normjax.train.profile import Profile
 from normjax.train.programs import jit_diagnose, jit_eval_step, trace_train_step
-from normjax.train.recalibrate import recalibrate
-from normjax.train.signals import Interrupt
+from normjax.train.recalibrate import (
+    COUNT,
+    forget,
+    keep_progress,
+    progress,
+    recalibrate,
+)
+from normjax.train.signals import Interrupt, Stopped
 from normjax.train.votes import Votes
 from normjax.train.workdir import check_room, held
 
@@ -89,7 +95,7 @@ class Run:
         self.eval_step = jit_eval_step(experiment)
         self.restore()
         self.guard = Guard(experiment, workdir, self.step)
-        self.votes = Votes(experiment.mesh)
+        self.votes, self.interrupt = Votes(experiment.mesh), Interrupt()
         self.looks: LayerLog | None = None
         if self.config.diagnostics_every:
             self.diagnose = jit_diagnose(experiment)
@@ -114,18 +120,18 @@ class Run:
         self._print_summary(flops)
         log = self._open_log()
         try:
-            # A signal after the last step is noted too: what is left takes seconds.
-            with Interrupt() as interrupt:
+            with self.interrupt as interrupt, contextlib.suppress(Stopped):
+                self._catch_up(log)
                 until = self.config.total_steps
                 while failed := self._advance_or_fail(step_fn, log, interrupt, until):
                     log.close()
                     log = self._roll_back(failed)
                 if self.step == until:
                     return self._finish(log)
-                if self.checkpoints.latest() != self.step:
-                    self.checkpoints.save(self.state)
-                report.console.print(f"stopped at step {self.step}; checkpoint saved")
-                return None
+            if self.checkpoints.latest() != self.step:
+                self.checkpoints.save(self.state)
+            report.console.print(f"stopped at step {self.step}; checkpoint saved")
+            return None
         finally:
             log.close()
             self.profile.close()
@@ -153,6 +159,21 @@ class Run:
         log = self._open_log()
         log.write(self.step, self.guard.roll_back(failed, self.step))
         return log
+
+    def _catch_up(self, log) -> None:
+        """The evaluation of this step, if a signal came before its end."""
+        every, config = self.config.checkpoint.every, self.config
+        due = 0 < self.step < config.total_steps and not self.step % config.eval_every
+        if due and not self._is_logged("eval_"):
+            scores = self._evaluate(log)
+            if self.step % every == 0:
+                self.checkpoints.replace(self.state, scores)
+
+    def _is_logged(self, prefix: str) -> bool:
+        """Whether the log has scores of this step."""
+        records = report.read_metrics(self.workdir) if is_first() else []
+        names = (name for r in records if r["step"] == self.step for name in r)
+        return bool(from_first(any(name.startswith(prefix) for name in names)))
 
     def compile(self, step: jax.stages.Traced):
         """The step for this run's shapes; nothing is compiled again in the loop."""
@@ -226,30 +247,42 @@ class Run:
         if self.looks:
             self.looks.write(self.step, layers)
 
-    def _evaluate(self, log, prefix: str = "eval_", split: str = ""):
+    def _evaluate(self, log=None, prefix: str = "eval_", split: str = ""):
         split = split or self.config.data.eval_split
         variables = self.state.eval_variables()
-        scores = self.experiment.evaluate(self.eval_step, variables, split)
+        scores = self.experiment.evaluate(self.eval_step, variables, split, self._watch)
         if log is not None:
             log.write(self.step, {prefix + name: v for name, v in scores.items()})
         return scores
 
+    def _watch(self, batches: Iterator) -> Iterator:
+        """`batches`, until a signal raises Stopped."""
+        return self.votes.watch(batches, self.interrupt)
+
     def _finish(self, log) -> dict[str, float]:
-        rows, config = {}, self.config
+        rows, found, config = {}, {}, self.config
         fresh = self.checkpoints.latest() != self.step
+        if fresh:  # before what takes long
+            self.checkpoints.save(self.state)
+        # The scores are what a run that has ended wrote last.
+        ended = not fresh and self.checkpoints.is_scored(self.step)
         has_stats = BATCH_STATS in self.state.model_state
-        if fresh and has_stats and config.recalibrate_batches:
-            before = self._evaluate(log, "before_recalibration_")
-            rows["before recalibration"] = before
+        if not ended and has_stats and config.recalibrate_batches:
+            rows["before recalibration"] = self._evaluate()
+            found["before_recalibration_"] = rows["before recalibration"]
             self._recalibrate()
-        new = log if fresh else None
-        scores = rows[config.data.eval_split] = self._evaluate(new)
-        if fresh:
-            self.checkpoints.save(self.state, scores)
+        scores = rows[config.data.eval_split] = found["eval_"] = self._evaluate()
+        results = scores
         if config.data.test_split:
-            test = self._evaluate(new, "test_", config.data.test_split)
-            rows[config.data.test_split] = test
-            scores = {**scores, **{f"test_{name}": v for name, v in test.items()}}
+            test = self._evaluate(split=config.data.test_split)
+            rows[config.data.test_split] = found["test_"] = test
+            results = {**scores, **{f"test_{name}": v for name, v in test.items()}}
+        if not ended:
+            if not self._is_logged("eval_"):
+                for prefix, values in found.items():
+                    log.write(self.step, {prefix + k: v for k, v in values.items()})
+            self.checkpoints.replace(self.state, scores)
+            forget(self.workdir)
         stood_in = len(self.experiment.task.stood_in)
         if stood_in:
             log.write(self.step, {"undecodable": stood_in})
@@ -264,14 +297,20 @@ class Run:
                 f"warning: training ended with lam = {self.last['lam']:.3g} > 0: the "
                 "norm that was to be replaced still took part"
             )
-        return scores
+        return results
 
     def _recalibrate(self) -> None:
-        count = self.config.recalibrate_batches
-        e = self.experiment
-        batches = _until(e.train_batches(self.guard.batch(self.step)), count)
-        variables = self.state.eval_variables()
-        stats = recalibrate(e.placed(), variables, batches, e.task.objective)
+        """From where a signal stopped it, if one did."""
+        e, sums = self.experiment, progress(self.workdir)
+        done = int(sums.get(COUNT, 0))
+        batches = e.train_batches(self.guard.batch(self.step) + done)
+        batches = self._watch(_until(batches, self.config.recalibrate_batches - done))
+        variables, objective = self.state.eval_variables(), e.task.objective
+        try:
+            stats = recalibrate(e.placed(), variables, batches, objective, sums)
+        except Stopped:
+            keep_progress(self.workdir, sums)
+            raise
         shardings = e.shardings.model_state[BATCH_STATS]
         stats = jax.jit(lambda stats: stats, out_shardings=shardings)(stats)
         self.state = self.state.with_eval_stats(stats)

@@ -1,15 +1,27 @@
 """Batch statistics re-estimated with the weights held still."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
 
 from normjax.core.collections import BATCH_STATS, INTERMEDIATES
 from normjax.norms import BatchNorm
 from normjax.tasks.base import Batch, Objective
+from normjax.train.distributed import from_first, is_first
+from normjax.train.evaluate import evaluate
+from normjax.train.mesh import replicated
+from normjax.train.placed import Placed
+
+PROGRESS_FILE = "recalibration.npz"
+
+COUNT = "count"
+"""Among the sums of the moments: how many batches they are of."""
 
 
 def recalibrate(
@@ -17,6 +29,7 @@ def recalibrate(
     variables: Mapping[str, Any],
     batches: Iterable[Batch],
     objective: Objective,
+    sums: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Replace running statistics by those of `batches` (SLAB's last stage).
 
@@ -28,6 +41,7 @@ def recalibrate(
     Args:
       model: anything with the `apply` of a Flax module.
       variables: of the model.  batches: what the objective takes, of equal sizes.
+      sums: of the moments over `sums[COUNT]` batches before these; added to in place.
 
     Returns:
       the new `batch_stats` collection.
@@ -39,37 +53,66 @@ def recalibrate(
             kwargs = {**kwargs, "train": True}
         return call(*args, **kwargs)
 
-    @jax.jit
     def moments(variables, batch):
         x, known = objective.inputs(batch)
         mutable = [BATCH_STATS, INTERMEDIATES]
         with nn.intercept_methods(train_mode):
             _, new = model.apply(variables, x, train=False, mutable=mutable, **known)
-        sown = new.get(INTERMEDIATES, {})
-        return jax.tree.map(lambda t: t[-1], sown, is_leaf=lambda t: type(t) is tuple)
+        return {COUNT: jnp.ones(()), **_raw_moments(new.get(INTERMEDIATES, {}))}
 
-    sums, count = None, 0
-    for batch in batches:
-        raw = _raw_moments(moments(variables, batch))
-        sums = raw if sums is None else jax.tree.map(jnp.add, sums, raw)
-        count += 1
-    return _with_moments(variables[BATCH_STATS], sums, count)
+    whole = replicated(model.mesh) if isinstance(model, Placed) else None
+    step = jax.jit(moments, out_shardings=whole)
+    sums = evaluate(step, variables, batches, sums)
+    return _with_moments(variables[BATCH_STATS], sums)
 
 
-def _raw_moments(tree: Any) -> Any:
-    """{"mean", "var"} of every module -> {"mean", "square"}."""
-    if "mean" in tree and "var" in tree:
-        return {"mean": tree["mean"], "square": tree["var"] + tree["mean"] ** 2}
-    return {k: _raw_moments(v) for k, v in tree.items() if isinstance(v, Mapping)}
-
-
-def _with_moments(stats: Any, sums: Any, count: int) -> Any:
-    """`stats` with means and variances from the sums of the raw moments."""
-    if "square" in sums:
-        mean = sums["mean"] / count
-        var = jnp.maximum(sums["square"] / count - mean**2, 0)
-        return {**stats, "mean": mean, "var": var}
-    return {
-        k: _with_moments(v, sums[k], count) if k in sums else v
-        for k, v in stats.items()
+def _raw_moments(sown: Any) -> dict[str, jax.Array]:
+    """ "PATH/mean" and "PATH/square" of every module that sows "mean" and "var"."""
+    last: dict[Any, Any] = {
+        path: t[-1] for path, t in cast(Any, flatten_dict(sown)).items()
     }
+    raw = {}
+    for (*module, name), var in last.items():
+        mean = last.get((*module, "mean"))
+        if name == "var" and mean is not None:
+            raw["/".join((*module, "mean"))] = mean
+            raw["/".join((*module, "square"))] = var + mean**2
+    return raw
+
+
+def _with_moments(stats: Any, sums: dict[str, Any], path: str = "") -> Any:
+    """`stats` with means and variances from the sums of the raw moments."""
+    if not isinstance(stats, Mapping):
+        return stats
+    new = {k: _with_moments(v, sums, f"{path}{k}/") for k, v in stats.items()}
+    if f"{path}square" in sums:
+        mean, square = (sums[f"{path}{k}"] / sums[COUNT] for k in ("mean", "square"))
+        moments = {"mean": mean, "var": np.maximum(square - mean**2, 0)}
+        new |= {k: np.asarray(v, stats[k].dtype) for k, v in moments.items()}
+    return new
+
+
+def keep_progress(workdir: Path, sums: Mapping[str, np.ndarray]) -> None:
+    """Write the sums of a recalibration that was stopped into the workdir."""
+    if not is_first():
+        return
+    path = Path(workdir) / PROGRESS_FILE
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **cast(Any, sums))
+    temporary.rename(path)
+
+
+def progress(workdir: Path) -> dict[str, np.ndarray]:
+    """What `keep_progress` wrote; nothing where there is nothing."""
+    path = Path(workdir) / PROGRESS_FILE
+    if not from_first(is_first() and path.exists()):
+        return {}
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as sums:
+        return dict(sums)
+
+
+def forget(workdir: Path) -> None:
+    """Remove what `keep_progress` wrote."""
+    if is_first():
+        (Path(workdir) / PROGRESS_FILE).unlink(missing_ok=True)

@@ -23,8 +23,8 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: state of the optimizer.
       ema: running average of `params`, or None.
       ema_stats: running average of the collection "batch_stats", where there are both,
-        or None: what the averaged parameters are evaluated with. Counters in it are
-        those of the model.
+        or None: what the averaged parameters are evaluated with, as far behind as they
+        are. Counters in it are those of the model.
       rng: key data (uint32) of the run; every random key is folded from it and `step`.
     """
 

@@ -26,6 +26,10 @@ BAD_GRADIENT, SKIPPED = "bad_gradient", "skipped"
 and whether the update was left out."""
 
 
+STATISTICS_LAG = 9.0
+"""Updates that running statistics lag behind the parameters: of momentum 0.9."""
+
+
 class Recipe(NamedTuple):
     """What a step does besides the model, the objective and the optimizer.
 
@@ -86,14 +90,16 @@ def make_train_step(
         metrics["grad_norm"], metrics[BAD_GRADIENT] = _norm_and_first_bad(grads)
         made = optim.updates_made(state.opt_state, state.step)
         metrics["lr"] = jnp.asarray(schedule(made), jnp.float32)
-        average = partial(_average, step=made, decay=recipe.ema_decay)
+        decay = _ema_decay(made, recipe.ema_decay)
         new_state = state.replace(
             step=state.step + 1,
             params=params,
             model_state=model_state,
             opt_state=opt_state,
-            ema=average(state.ema, params),
-            ema_stats=average(state.ema_stats, model_state.get(BATCH_STATS)),
+            ema=_average(state.ema, params, decay),
+            ema_stats=_average(
+                state.ema_stats, model_state.get(BATCH_STATS), _less_lag(decay)
+            ),
         )
         if recipe.skip_nonfinite:
             sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
@@ -216,12 +222,26 @@ def _split(tree: Any, count: int) -> Any:
     return jax.tree.map(split, tree)
 
 
-def _average(ema, new, *, step, decay):
+def _ema_decay(made: jax.Array, decay: float) -> jax.Array:
+    """A short memory at the start: the first parameters are noise."""
+    return jnp.minimum(decay, (1.0 + made) / (10.0 + made))
+
+
+def _less_lag(decay: jax.Array) -> jax.Array:
+    """The decay of an average that is `STATISTICS_LAG` updates less behind.
+
+    An average lags decay / (1 - decay) updates behind what it is of. Running statistics
+    lag behind the parameters already; averaged with this decay they are as far behind
+    as the averaged parameters.
+    """
+    lag = jnp.maximum(decay / (1 - decay) - STATISTICS_LAG, 0)
+    return lag / (1 + lag)
+
+
+def _average(ema: Any, new: Any, decay: jax.Array) -> Any:
     """decay * ema + (1 - decay) * new; of counters the new ones."""
     if ema is None:
         return None
-    # A short memory at the start: the first parameters are noise.
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
     def move(a, b):
         if not jnp.issubdtype(b.dtype, jnp.floating):

@@ -1,15 +1,24 @@
 """All processes of a run stop at the same step."""
 
-from collections.abc import Callable
-from typing import Any
+import collections
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from normjax.train.mesh import batch_shards, several_processes, split_batch
-from normjax.train.signals import Interrupt
+from normjax.train.mesh import (
+    batch_shards,
+    replicated,
+    several_processes,
+    split_batch,
+)
+from normjax.train.signals import Interrupt, Stopped
+
+MAX_IN_FLIGHT = 2  # votes that are cast and not yet read
 
 STOP = "stop"
 """Entry of batches and of metrics: who wants to stop, and whether anyone does."""
@@ -49,6 +58,24 @@ class Votes:
     def stop(self, interrupt: Interrupt) -> bool:
         """Whether to stop now: the same in all processes."""
         return interrupt.received if self._alone else self.passed
+
+    def watch(self, batches: Iterator[Any], interrupt: Interrupt) -> Iterator[Any]:
+        """`batches` of what is no training step, until a vote to stop is read.
+
+        Raises:
+          Stopped: in all processes before the same batch.
+        """
+        pending: collections.deque[jax.Array] = collections.deque()
+        largest = jax.jit(jnp.max, out_shardings=replicated(self._mesh))
+        with contextlib.closing(cast(Any, batches)):
+            for batch in batches:
+                if not self._alone:
+                    pending.append(largest(self.cast({}, interrupt)[STOP]))
+                if len(pending) > MAX_IN_FLIGHT:
+                    self.passed |= bool(pending.popleft())
+                if self.stop(interrupt):
+                    raise Stopped
+                yield batch
 
 
 def with_votes(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
