@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from normjax import attention
+from normjax.core.arguments import field_names
 from normjax.core.dense import SplitDense, ZeroMeanDense
 from normjax.core.operations import multiply_adds
 from normjax.plan.topology import devices_of, prepare
@@ -72,7 +73,8 @@ def gradient(apply):
 
 def mixer_products(row, dtype):
     """(products of sums, products of layers), as `products` gives them."""
-    types = {"dtype": dtype, "param_dtype": dtype}
+    known = field_names(attention.MIXERS[row.name].make)
+    types = {name: dtype for name in ("dtype", "param_dtype") if name in known}
     mixer = attention.build(row.name, **row.kwargs, **types)()
     x = jax.ShapeDtypeStruct(row.shape, dtype)
     variables = jax.eval_shape(mixer.init, KEY, x)
@@ -85,13 +87,13 @@ def mixer_products(row, dtype):
     return sums, projections
 
 
-def linear_mixers():
+def linear_mixers(*without):
     rows = first_rows(MIXERS)
     assert rows.keys() > PAIRWISE
     return [
         pytest.param(row, id=name, marks=() if name == "sla" else pytest.mark.slow)
         for name, row in rows.items()
-        if name not in PAIRWISE
+        if name not in PAIRWISE and name not in without
     ]
 
 
@@ -124,10 +126,10 @@ def test_sums_of_linear_mixers_are_exact(row):
     sums, projections = mixer_products(row, jnp.float32)
     assert all(exact for _, exact in sums), sums
     assert not any(exact for _, exact in projections), projections
-    assert sums or row.name in ("pooling", "identity", "lightning")
+    assert sums or row.name in ("pooling", "identity")
 
 
-@pytest.mark.parametrize("row", linear_mixers())
+@pytest.mark.parametrize("row", linear_mixers("pooling"))  # averages float32
 def test_bfloat16_is_multiplied_at_full_speed(row):
     sums, projections = mixer_products(row, jnp.bfloat16)
     exact = [name for name, exact in sums + projections if exact]
