@@ -21,3 +21,10 @@ def one_of(what: str, name: object, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), allowed, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"unknown {what} {name!r}{hint} (allowed: {', '.join(allowed)})"
+
+
+def printable(text: str) -> str:
+    r"""`text` with escapes for what no line can hold: "a\nb" with a line end in it, and
+    bytes of a file's name that are no UTF-8."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

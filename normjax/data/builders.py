@@ -8,6 +8,8 @@ import contextlib
 import functools
 import hashlib
 import io
+import itertools
+import os
 import pathlib
 import sys
 import time
@@ -20,14 +22,15 @@ import tensorflow_datasets as tfds
 
 from normjax.core.errors import UserError
 from normjax.data import decode, prepared
-from normjax.data.folder import Folder
+from normjax.data.folder import Folder, counted
 from normjax.data.prepared import say
 
 VERSION = "1.0.0"
-FOLDER_VERSION = "1.1.0"
+FOLDER_VERSION = "1.2.0"
 
 UNREADABLE = (
-    *decode.UNREADABLE,
+    decode.Undecodable,
+    OSError,
     RuntimeError,
     zipfile.BadZipFile,
     zlib.error,
@@ -89,6 +92,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
     - `image_shape`: [H, W, C], with H and W None where sizes differ; C is 1 if all
       images are gray, else 3.
+    - `class_names`: of the labels; TFDS itself keeps none that have line ends.
+    - `label_runs`: for each split, its labels in order, as pairs (label, how often).
     - `digest`: of all names, labels and bytes; neither place nor time is in it.
     - `left_out`: how many images of each split PIL cannot read to their end.
 
@@ -96,7 +101,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
       skip: leave such images out and say so on stderr.
 
     Raises (while preparing):
-      UserError: such an image, where they are not left out; a split without any other.
+      UserError: such an image, where they are not left out; a class of a split without
+        any other; gray images deeper than eight bits whose values fill other ranges.
     """
 
     VERSION = tfds.core.Version(FOLDER_VERSION)
@@ -106,12 +112,14 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         self._folder, self._skip = folder, skip
         self._sizes: set[tuple[int, int]] = set()
         self._all_gray = True
+        self._fills = ("", "")
         self._digest = hashlib.sha256()
         self._left_out: dict[str, int] = {}
+        self._label_runs: dict[str, list[tuple[int, int]]] = {}
         super().__init__(**kwargs)
 
     def _info(self):
-        names = list(self._folder.class_names)
+        classes = len(self._folder.class_names)
         return tfds.core.DatasetInfo(
             builder=self,
             disable_shuffling=True,
@@ -119,7 +127,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(),
-                    "label": tfds.features.ClassLabel(names=names),
+                    "label": tfds.features.ClassLabel(num_classes=classes),
                     "file": tfds.features.Text(),
                 }
             ),
@@ -130,32 +138,42 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         return {name: self._generate_examples(name, files) for name, files in splits}
 
     def _generate_examples(self, split, files):
-        left_out = 0
+        labels = []
         with self._folder.reader() as read:
             for key, (name, label) in enumerate(track(files, f"preparing {split}")):
                 try:
                     encoded = read(name)
-                    height, width, gray = decode.verify(encoded)
+                    self._note(name, decode.verify(encoded))
                 except UNREADABLE as error:
                     self._refuse(name, error)
-                    left_out += 1
                     continue
-                self._sizes.add((height, width))
-                self._all_gray &= gray
+                labels.append(label)
                 content = hashlib.sha256(encoded).hexdigest()
                 self._digest.update(repr((split, name, label, content)).encode())
                 image = io.BytesIO(encoded)
-                yield key, {"image": image, "label": label, "file": name}
-        if left_out == len(files):
-            where = f"split {split!r} of {str(self._folder.path)!r}"
-            raise UserError(f"image_folder: no image of {where} can be read")
-        self._left_out[split] = left_out
+                yield key, {"image": image, "label": label, "file": os.fsencode(name)}
+        self._check_read(split, files, labels)
+        self._left_out[split] = len(files) - len(labels)
+        runs = itertools.groupby(labels)
+        self._label_runs[split] = [(label, len(list(run))) for label, run in runs]
         self._describe()
+
+    def _note(self, name: str, found: decode.Verified) -> None:
+        if found.fills:
+            kept, other = self._fills
+            if kept and kept != found.fills:
+                raise decode.Undecodable(
+                    f"its values fill {found.fills}, those of {other!r} {kept}: what "
+                    "is white in one is not in the other"
+                )
+            self._fills = found.fills, name
+        self._sizes.add((found.height, found.width))
+        self._all_gray &= found.gray
 
     def _refuse(self, name: str, error: Exception) -> None:
         """Raise, or say that an image is left out."""
         where = f"{name!r} in {str(self._folder.path)!r}"
-        reason = f"truncated, damaged or no image ({decode.reason(error)})"
+        reason = f"truncated, damaged or no image we can use ({error})"
         if self._skip:
             say(f"left out {where}: {reason}")
             return
@@ -164,10 +182,24 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
             "or leave it out by config.data.undecodable=skip"
         ) from None
 
+    def _check_read(self, split: str, files: list, labels: list[int]) -> None:
+        where = f"split {split!r} of {str(self._folder.path)!r}"
+        if not labels:
+            raise UserError(f"image_folder: no image of {where} can be read")
+        for label in sorted({label for _, label in files} - set(labels)):
+            name = self._folder.class_names[label]
+            lost = sum(own == label for _, own in files)
+            raise UserError(
+                f"image_folder: class {name!r} has no image left in {where}: none of "
+                f"{lost} can be read"
+            )
+
     def _describe(self) -> None:
         size = next(iter(self._sizes)) if len(self._sizes) == 1 else (None, None)
         self.info.metadata.update(  # pyright: ignore
             image_shape=[*size, 1 if self._all_gray else 3],
+            class_names=list(self._folder.class_names),
+            label_runs=self._label_runs,
             digest=self._digest.hexdigest()[:16],
             left_out=self._left_out,
         )
@@ -198,6 +230,10 @@ def prepare_folder(folder: Folder, target: pathlib.Path, *, skip: bool) -> None:
     def build(made: pathlib.Path) -> pathlib.Path:
         count, start = sum(map(len, folder.splits.values())), time.monotonic()
         say(f"preparing {count} images of {str(folder.path)!r} (once)")
+        if folder.left_out:
+            say(f"left out: {counted(folder.left_out)}")
+        for note in folder.notes:
+            say(f"note: {note}")
         make = functools.partial(ImageFolder, folder=folder, skip=skip)
         built = _build(make, made)
         say(f"prepared in {time.monotonic() - start:.0f} s in {str(target)!r}")

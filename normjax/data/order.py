@@ -77,6 +77,11 @@ def _mixed(words: np.ndarray) -> np.ndarray:
     return (words ^ (words >> np.uint64(31))) >> np.uint64(1)
 
 
+def name_of(n: int) -> str:
+    """What the order of `n` examples is called in the records of a run."""
+    return "shuffled" if n > LARGEST_PERMUTATION else "permutation"
+
+
 def example_indices(
     seed: int, step: int, batch_size: int, n: int, repeats: int = 1
 ) -> np.ndarray:
@@ -101,7 +106,7 @@ def example_indices(
     indices = np.empty(batch_size, np.int64)
     for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
         inside = epochs == epoch
-        if n > LARGEST_PERMUTATION:
+        if name_of(n) == "shuffled":
             indices[inside] = shuffled(seed, epoch, n, offsets[inside])
         else:
             indices[inside] = permutation(seed, epoch, n)[offsets[inside]]

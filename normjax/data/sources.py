@@ -4,17 +4,18 @@ import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from normjax.core.errors import UserError, one_of
+from normjax.core.errors import UserError, one_of, printable
 from normjax.data import decode, prepared
 from normjax.data.augment import Transform
 from normjax.data.decode import Images
-from normjax.data.folder import scan
+from normjax.data.folder import Folder, scan
 from normjax.data.rows import ImageRows
+from normjax.data.slices import labels_of, take
 
 EMBEDDED = ("digits", "image_folder")
 """Data sets that need no TFDS preparation by the user."""
@@ -36,43 +37,59 @@ class ImageSource:
     Attributes:
       name: data set.  split: its split.  class_names: tuple of str.
       channels: 1 (gray) or 3 (RGB).  num_examples: examples in the split.
+      class_counts: examples of each class, int64 [num_classes], of an image folder.
       shape: (H, W, C) if all images share it, else None.
       digest: of the data set, to tell it from a changed one: of all names, labels and
         bytes of an image folder; of the name, version and sizes of another set.
       left_out: images of the folder's split that could not be read when it was
         prepared, and are no examples.
+      ignored: numbers of other files of an image folder, by reason.
       skip: whether images that cannot be decoded are stood in for.
       stand_ins: those found so far, with the example that stands in for each: the next
         one that can be decoded, behind the last the first.
     """
 
     def __init__(
-        self, name, split, builder, *, image_key, label_key, shape, cache, skip
+        self, name, split, builder, *, image_key, label_key, shape, cache, skip, ignored
     ):
         """Reads `split` of the prepared TFDS `builder`.
 
         Args:
-          shape: (H | None, W | None, C) of the images.
-          cache: folder that decoded sets are kept in.  skip: see above.
+          shape: (H | None, W | None, C) of the images; those of the set may be gray
+            where C is 3.
+          cache: folder that decoded sets are kept in.  skip, ignored: see above.
         """
         import tensorflow_datasets as tfds
 
         self.name, self.split, self.skip = name, split, skip
         self.stand_ins: dict[int, int] = {}
+        self.ignored: Mapping[str, int] = ignored
         metadata: Any = builder.info.metadata or {}
         self.digest = metadata.get("digest") or _digest(builder)
-        self.left_out = metadata.get("left_out", {}).get(split, 0)
-        self.class_names = tuple(builder.info.features[label_key].names)
+        names = metadata.get("class_names") or builder.info.features[label_key].names
+        self.class_names = tuple(names)
         self.channels = shape[-1]
         self.shape = tuple(shape) if all(shape) else None
         self._keys = image_key, label_key
+        runs = metadata.get("label_runs")
+        whole, self._taken = take(name, builder, split, runs)
+        left_out = metadata.get("left_out", {})
+        self.left_out = sum(left_out.get(part, 0) for part in whole.split("+"))
         encoded = {image_key: tfds.decode.SkipDecoding()}
-        self._records = builder.as_data_source(split, decoders=encoded)
+        self._records = builder.as_data_source(whole, decoders=encoded)
         self.num_examples = len(self._records)
+        self.class_counts: np.ndarray | None = None
+        if runs:
+            labels = np.concatenate([labels_of(runs[p]) for p in whole.split("+")])
+            if self._taken is not None:
+                labels = labels[self._taken]
+                self.num_examples = len(self._taken)
+                self.digest = f"{self.digest}-{split}"
+            self.class_counts = np.bincount(labels, minlength=self.num_classes)
         self._decoded_at: pathlib.Path | None = None
         if self.shape and self.num_examples * np.prod(self.shape) < DECODED_BYTES:
             key = prepared.preparation_key(builder, split) + skip * "-skip"
-            target = cache / "decoded" / key
+            target = cache / "decoded" / f"{key}-{self.channels}"
             prepared.prepare(target, self._write_decoded)
             self._decoded_at = target
         self._map_decoded()
@@ -164,12 +181,19 @@ class ImageSource:
     def name_of(self, index: int) -> str:
         """Where example `index` comes from, for messages."""
         where = f"example {index} of {self.name!r} split {self.split!r}"
-        record = self._records[int(index)]
-        return f"{where} ({record['file'].decode()})" if "file" in record else where
+        record = self._records[self._places([index])[0]]
+        if "file" not in record:
+            return where
+        return f"{where} ({printable(os.fsdecode(record['file']))})"
+
+    def _places(self, indices: Sequence[int] | np.ndarray) -> list[int]:
+        """Where examples lie in the records."""
+        taken = np.asarray(indices) if self._taken is None else self._taken[indices]
+        return taken.tolist()
 
     def _read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[bytes, int]]:
         image_key, label_key = self._keys
-        records = self._records.__getitems__([int(index) for index in indices])
+        records = self._records.__getitems__(self._places(indices))
         return [(record[image_key], int(record[label_key])) for record in records]
 
     def _decode(self, indices: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
@@ -177,7 +201,7 @@ class ImageSource:
         for index, pair in zip(indices.tolist(), self._read(indices), strict=True):
             try:
                 image, label = decode.decode(pair[0], self.channels), pair[1]
-            except decode.UNREADABLE as error:
+            except decode.Undecodable as error:
                 image, label = self._stand_in(index, error)
             images.append(image)
             labels.append(label)
@@ -185,14 +209,14 @@ class ImageSource:
 
     def _stand_in(self, index: int, error: Exception) -> tuple[np.ndarray, int]:
         """The next image that can be decoded, and its label."""
-        what = f"cannot decode {self.name_of(index)}: {decode.reason(error)}"
+        what = f"cannot decode {self.name_of(index)}: {error}"
         if not self.skip:
             hint = "config.data.undecodable=skip takes the next one instead"
             raise UserError(f"{what}; {hint}") from None
         for step in range(1, self.num_examples):
             other = (index + step) % self.num_examples
             encoded, label = self.read(other)
-            with contextlib.suppress(*decode.UNREADABLE):
+            with contextlib.suppress(decode.Undecodable):
                 image = decode.decode(encoded, self.channels)
                 self._note(index, other, what)
                 return image, label
@@ -213,6 +237,7 @@ def open_images(
     data_dir: str | os.PathLike | None = None,
     path: str | os.PathLike | None = None,
     undecodable: str = "stop",
+    channels: int | None = None,
 ) -> ImageSource:
     """Open one split of an image classification set; embedded sets are prepared first.
 
@@ -220,13 +245,15 @@ def open_images(
       name: "digits" (scikit-learn's), "image_folder" (the user's own, see
         `normjax.data.folder.scan`), or a TFDS name such as "cifar10", prepared as
         array_record before; nothing is ever downloaded.
-      split: "train", "test", ...; TFDS slices such as "train[:90%]" work too.
+      split: "train", "test", ...; TFDS slices such as "train[:90%]" work too. Of an
+        image folder, which is sorted by class, each takes that part of every class.
       data_dir: where prepared sets lie. Default: for embedded sets the environment
         variable NORMJAX_DATA_DIR, else ~/.cache/normjax; for others TFDS's own.
       path: the directory or zip of "image_folder".
       undecodable: what is to happen with images that cannot be decoded: "stop" raises;
         "skip" leaves them out when an image folder is prepared, and takes the next
         image that can be decoded where another set has them.
+      channels: 3 makes gray images RGB; None leaves them.
 
     Raises:
       UserError: unknown name or split, a set that is not prepared or in a format
@@ -238,23 +265,19 @@ def open_images(
     if (name == "image_folder") != (path is not None):
         rule = "path names the directory or zip of 'image_folder', and only that"
         raise UserError(f"data set {name!r} with path={path and str(path)!r}: {rule}")
+    cache = prepared.cache_dir(data_dir if name in EMBEDDED else None)
+    keys, ignored = ("image", "label"), {}
     if name == "digits":
-        builder = _open_digits(prepared.cache_dir(data_dir))
+        builder = _open_digits(cache)
         shape = builder.info.features["image"].shape
-        keys = "image", "label"
-    elif name == "image_folder":
-        builder = _open_folder(prepared.cache_dir(data_dir), path, skip=skip)
-        shape = builder.info.metadata["image_shape"]
-        keys = "image", "label"
+    elif path is not None:
+        folder = scan(path)
+        builder = _open_folder(cache, folder, skip=skip)
+        shape, ignored = builder.info.metadata["image_shape"], folder.left_out
     else:
         builder = prepared.open_tfds(name, data_dir, EMBEDDED)
         keys = _classification_keys(name, builder.info.features)
         shape = builder.info.features[keys[0]].shape
-    try:
-        builder.info.splits[split]
-    except (KeyError, ValueError):
-        message = one_of(f"split of {name!r}:", split, builder.info.splits)
-        raise UserError(message) from None
     image_key, label_key = keys
     return ImageSource(
         name,
@@ -262,9 +285,10 @@ def open_images(
         builder,
         image_key=image_key,
         label_key=label_key,
-        shape=shape,
-        cache=prepared.cache_dir(data_dir if name in EMBEDDED else None),
+        shape=(*shape[:2], channels or shape[-1]),
+        cache=cache,
         skip=skip,
+        ignored=ignored,
     )
 
 
@@ -285,15 +309,11 @@ def _digest(builder: Any) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-def _open_folder(
-    root: pathlib.Path, path: str | os.PathLike | None, *, skip: bool
-) -> Any:
+def _open_folder(root: pathlib.Path, folder: Folder, *, skip: bool) -> Any:
     import tensorflow_datasets as tfds
 
     from normjax.data import builders
 
-    assert path is not None
-    folder = scan(path)
     # What was prepared without an undecodable image is good for both.
     target = root / "image_folder" / folder.fingerprint / builders.FOLDER_VERSION
     if skip and not target.is_dir():

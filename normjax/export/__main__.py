@@ -5,9 +5,11 @@ python -m normjax.export --workdir=DIR [--fold] [--platforms=cpu,cuda,tpu] FILE
 The newest checkpoint's model with its weights, batch size left open, as a serialized
 jax.export artifact. It is read back and compared with the live model before the command
 reports success: on noise, or on the data where --config.data.path=... says that they
-are. Images go in as uint8 [B, H, W, C], text as tokens.
+are. Images go in as uint8 [B, H, W, C], text as tokens. FILE.json gets the names of the
+classes, in the order of the logits.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +47,7 @@ def export_command(argv: Sequence[str]) -> int:
     for name in values.platforms:
         if name not in PLATFORMS:
             raise UserError(one_of("platform", name, PLATFORMS))
-    from normjax.train.datasets import kept_description
+    from normjax.train.datasets import check_classes, kept_description
     from normjax.train.experiment import build_experiment, computation_dtype
     from normjax.train.mesh import on_these_devices
     from normjax.train.start import saved_variables
@@ -53,7 +55,9 @@ def export_command(argv: Sequence[str]) -> int:
     config = on_these_devices(kept_config(workdir, given.overrides, READS))
     described = None if given.overrides else kept_description(config.task, workdir)
     experiment = build_experiment(config, described=described)
-    model, variables = experiment.model, saved_variables(workdir)
+    check_classes(experiment.task, workdir)
+    like = experiment.abstract_state()
+    model, variables = experiment.model, saved_variables(workdir, like)
     if values.fold:
         with report.warnings_in_lines():
             model, variables = fusion.fold(model, variables)
@@ -62,6 +66,10 @@ def export_command(argv: Sequence[str]) -> int:
     predict = predictor(model, jax.device_put(variables), objective)
     artifact = export_model(predict, row, values.platforms or None)
     _write(Path(file), artifact)
+    names = experiment.task.class_names()
+    if names:
+        beside = Path(f"{file}.json")
+        _write(beside, json.dumps({"classes": names}, indent=2).encode() + b"\n")
     difference = float("nan")
     local = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if not values.platforms or local in values.platforms:
@@ -79,6 +87,7 @@ def export_command(argv: Sequence[str]) -> int:
         ("bytes", len(artifact)),
         ("inputs", inputs),
         ("platforms", ", ".join(values.platforms) or local),
+        *([("classes", f"{len(names)}, named in {file}.json")] if names else []),
         ("largest difference to the live model", f"{difference:.2e}"),
     ]
     report.table(file, ("", ""), rows)

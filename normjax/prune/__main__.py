@@ -9,7 +9,7 @@ biases alone, so that what is 0 stays 0.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,20 @@ def _prune(workdir: Path, config: Any, sparsity: float, target: Path) -> None:
     from normjax.core.collections import PARAMS
     from normjax.core.scanned import scanned_of
     from normjax.train import report
+    from normjax.train.arrays import check_same_arrays
+    from normjax.train.datasets import check_classes
     from normjax.train.experiment import build_experiment
     from normjax.train.start import saved_variables, start_from
 
     variables = saved_variables(workdir)
     experiment = build_experiment(config)
+    check_classes(experiment.task, workdir)
     state, scanned = experiment.abstract_state(), scanned_of(experiment.model)
-    _check(variables, {PARAMS: state.params, **state.model_state}, workdir)
+    check_same_arrays(
+        variables,
+        {PARAMS: state.params, **state.model_state},
+        f"the run in {workdir} is not of the model of --config",
+    )
     pruned = magnitude_pruned(variables[PARAMS], sparsity, scanned)
     start = {**variables, PARAMS: pruned.params}
     start_from(config, start, target, experiment.task.description(), scanned)
@@ -56,31 +63,6 @@ def _prune(workdir: Path, config: Any, sparsity: float, target: Path) -> None:
     rows.append(("all", zeros / size, size))
     title = f"{workdir} -> {target}"
     report.table(title, ("kernel", "share of zeros", "entries"), rows)
-
-
-def _check(variables: Any, expected: Any, workdir: Path) -> None:
-    """Both name the same arrays of the same shapes.
-
-    Raises:
-      UserError: they do not; the message names one.
-    """
-    ours, theirs = dict(_shapes(variables, "")), dict(_shapes(expected, ""))
-    for path in sorted({*ours, *theirs}):
-        there, here = (shapes.get(path, "absent") for shapes in (ours, theirs))
-        if there != here:
-            raise UserError(
-                f"the run in {workdir} is not of the model of --config: {path} is "
-                f"{there} there and {here} here"
-            )
-
-
-def _shapes(tree: Any, path: str):
-    for name, child in tree.items():
-        below = f"{path}/{name}".lstrip("/")
-        if isinstance(child, Mapping):
-            yield from _shapes(child, below)
-        else:
-            yield below, tuple(child.shape)
 
 
 if __name__ == "__main__":

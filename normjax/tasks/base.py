@@ -109,11 +109,19 @@ class Task(abc.ABC):
         return self._sources[split]
 
     def digests(self) -> dict[str, dict[str, Any]]:
-        """Number of examples and digest of every split that is open."""
+        """Number of examples, digest and order of every split that is open."""
         return {
-            split: {"examples": len(source), "digest": source.digest}
+            split: {
+                "examples": len(source),
+                "digest": source.digest,
+                "order": order.name_of(len(source)),
+            }
             for split, source in self._sources.items()
         }
+
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits; empty without classes."""
+        return ()
 
     def description(self) -> Any:
         """The `described_as` of the data that are open; None as there."""
@@ -170,3 +178,7 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def describe(self) -> str:
         """The data in a few words."""
+
+    def details(self) -> list[tuple[str, str]]:
+        """More to be known of the data before a run: what, and which."""
+        return []

@@ -1,7 +1,7 @@
 """Image classification."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +11,9 @@ import optax
 
 from normjax import data
 from normjax.core.accumulate import einsum
-from normjax.core.errors import UserError
+from normjax.core.errors import UserError, printable
 from normjax.data.erase import erase
+from normjax.data.folder import counted
 from normjax.data.mix import mix, one_hot_smooth
 from normjax.tasks.base import TASKS, Batch, Column, Inputs, Task, percent
 from normjax.tasks.described import Images
@@ -150,6 +151,7 @@ class ImageClassification(Task):
         fields = config.data
         source = self.source(fields.train_split)
         transform = self._augment()
+        _check_trained(source)
         self._shape = data.image_shape(source, transform)
         self._num_classes = source.num_classes
         for field in ("mean", "std"):
@@ -172,7 +174,11 @@ class ImageClassification(Task):
             data_dir=fields.data_dir or None,
             path=fields.path or None,
             undecodable=fields.get("undecodable", "stop"),
+            channels=3 if 3 in (len(fields.mean), len(fields.std)) else None,
         )
+
+    def class_names(self):
+        return self.source(self._config.data.train_split).class_names
 
     def model_arguments(self):
         return {"num_classes": self._num_classes}
@@ -213,13 +219,50 @@ class ImageClassification(Task):
     def describe(self):
         fields = self._config.data
         source = self.source(fields.train_split)
-        size = f"{fields.name}, {len(source):,} images"
-        return f"{size}, {source.left_out:,} left out" if source.left_out else size
+        return f"{fields.name}, {len(source):,} images"
+
+    def details(self):
+        sources = list(self._sources.values())
+        ignored = {
+            f"of {source.split} that cannot be decoded": source.left_out
+            for source in sources
+        }
+        rows = [
+            ("classes", f"{self._num_classes:,}: {_shortened(self.class_names())}"),
+            ("images", "; ".join(map(_size, sources))),
+            ("left out", counted({**ignored, **sources[0].ignored})),
+        ]
+        return [row for row in rows if row[1]]
+
+
+def _size(source: data.ImageSource) -> str:
+    """Of a split: "train 36, 16 to 20 a class"."""
+    text, counts = f"{source.split} {len(source):,}", source.class_counts
+    if counts is None:
+        return text
+    held = counts[counts > 0]
+    least, most = held.min(), held.max()
+    spread = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+    text = f"{text}, {spread} a class"
+    return text if len(held) == len(counts) else f"{text} of {len(held):,} classes"
+
+
+def _shortened(names: Sequence[str], most: int = 12) -> str:
+    if len(names) > most:
+        names = [*names[: most - 2], "...", names[-1]]
+    return ", ".join(map(printable, names))
+
+
+def _check_trained(source: data.ImageSource) -> None:
+    """Every class has an image to train on."""
+    for label in np.flatnonzero(source.class_counts == 0)[:1]:
+        name = source.class_names[label]
+        raise UserError(
+            f"config.data.train_split={source.split!r} holds no image of class {name!r}"
+        )
 
 
 def _check_channels(field: str, value: Any, channels: int) -> None:
     numbers = all(isinstance(v, int | float) for v in value)
     if len(value) not in (1, channels) or not numbers:
-        raise UserError(
-            f"config.data.{field} must be 1 or {channels} numbers, got {value}"
-        )
+        raise UserError(f"config.data.{field} must be 1 or 3 numbers, got {value}")

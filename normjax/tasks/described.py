@@ -7,9 +7,15 @@ class Images(NamedTuple):
     """Of an image source; see `data.ImageSource`."""
 
     name: str
-    num_classes: int
+    class_names: tuple[str, ...]
     channels: int
     shape: tuple[int, int, int] | None
+
+    class_counts = None  # not known
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
 
 
 class Text(NamedTuple):

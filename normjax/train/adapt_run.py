@@ -18,6 +18,7 @@ from normjax.data.corrupt import corrupt
 from normjax.tasks.classification import metric_sums, summarize
 from normjax.train import report
 from normjax.train.config import kept_config
+from normjax.train.datasets import check_classes
 from normjax.train.evaluate_run import restored
 from normjax.train.experiment import build_experiment
 from normjax.train.mesh import on_these_devices
@@ -76,6 +77,7 @@ def adapt_run(
         why = f"need a run on images, not of task {config.task!r}"
         raise UserError(f"--adapt and --corruption {why}")
     experiment = build_experiment(config)
+    check_classes(experiment.task, workdir)
     state = restored(experiment, workdir, best=best)
     variables = jax.tree.map(jnp.asarray, jax.device_get(state.eval_variables()))
     scores = {}

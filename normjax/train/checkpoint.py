@@ -18,6 +18,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from normjax.core.errors import UserError
 from normjax.train import report
+from normjax.train.arrays import another_model, check_same_arrays
 from normjax.train.checksums import checksums
 from normjax.train.distributed import from_first, in_any, is_first
 from normjax.train.leftovers import UnlessLeftover, collecting_leftovers
@@ -143,7 +144,7 @@ class Checkpoints:
             says where every array goes, wherever it came from.
 
         Raises:
-          Damaged: in all processes alike.
+          Damaged: in all processes alike.  UserError: a checkpoint of another model.
         """
 
         def abstract(x):
@@ -154,7 +155,11 @@ class Checkpoints:
             fields = {k: v for k, v in vars(like).items() if k in saved.tree}
             return jax.tree.map(abstract, fields)
 
-        state = TrainState(**self._load(step, target))
+        try:
+            state = TrainState(**self._load(step, target))
+        except Damaged:
+            self._check_model(step, like)
+            raise
         if state.ema_stats is None and like.ema_stats is not None:
             _print(
                 f"checkpoint {step} of {self._workdir} is older than averages of batch "
@@ -162,6 +167,22 @@ class Checkpoints:
             )
             state = state.with_new_ema_stats()
         return state
+
+    def _check_model(self, step: int, like: Any) -> None:
+        """Raise what is to say of a sound checkpoint of another model."""
+        reason = ""
+        try:
+            folder = self._manager.directory / str(step) / "default"
+            saved: Any = ocp.StandardCheckpointHandler().metadata(folder)
+            for name in ("params", "model_state"):
+                what = another_model(f"checkpoint {step} of {self._workdir}")
+                check_same_arrays(saved.tree[name], getattr(like, name), what)
+        except UserError as error:
+            reason = str(error)
+        except Exception:  # damaged indeed
+            reason = ""
+        if in_any(bool(reason)):
+            raise UserError(reason or f"another process finds another model in {step}")
 
     def restore_newest(self, like: Any, *, set_aside: bool = False) -> Any:
         """The newest state that is not damaged, or None where there is none at all.

@@ -1,5 +1,6 @@
 """The commands behind train.py and eval.py: flags in, exit code out."""
 
+import io
 import logging
 import os
 import sys
@@ -26,6 +27,8 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again and it goes o
 def run(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Run a command; a wrong input becomes one line on stderr and exit code 2."""
     keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr: names may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not may_have_tpu():
         answer_libtpu()
     # Orbax logs the tracebacks of what it raises, too.

@@ -1,5 +1,6 @@
 """Which data a run began with: kept in its workdir, compared when it goes on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,76 @@ def keep_data(task: Task, workdir: Path, *, write: bool = True) -> None:
       write: of several processes one writes.
 
     Raises:
-      UserError: a data set that has changed, or the file cannot be written.
+      UserError: a data set that has changed, or a file that cannot be written.
     """
+    check_classes(task, workdir)
     path, mine = Path(workdir) / DATA_FILE, task.digests()
     if path.exists():
-        for split, kept in read_json(path).items():
-            if mine.get(split, kept) != kept:
-                now, then = mine[split]["examples"], kept["examples"]
-                sizes = f"{then} examples then, {now} now"
-                same = "as many examples, other names, labels or content"
+        for split, then in read_json(path).items():
+            changed = _change(then, mine.get(split, then))
+            if changed:
                 raise UserError(
                     f"the data have changed since the run in {workdir} began: split "
-                    f"{split!r} ({same if now == then else sizes}): bring them back, "
-                    f"choose another --workdir, or remove {path} to go on with them"
+                    f"{split!r} ({changed}): bring them back, choose another "
+                    f"--workdir, or remove {path} to go on with them"
                 )
     elif write:
         write_json(path, mine)
+
+
+def _change(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """What is different of a split; empty if nothing is."""
+    if then["examples"] != now["examples"]:
+        return f"{then['examples']} examples then, {now['examples']} now"
+    if then["digest"] != now["digest"]:
+        return "as many examples, other names, labels or content"
+    # Runs that name no order began when all were permutations.
+    if then.get("order", "permutation") != now.get("order", "permutation"):
+        return f"this version reads {now['examples']} examples in another order"
+    return ""
+
+
+def check_classes(task: Task, workdir: Path) -> None:
+    """Compare the classes of the data with those that a run began with.
+
+    Runs of earlier versions, and those that have not begun, have none to compare.
+
+    Raises:
+      UserError: others, or in another order: logits would get other names.
+    """
+    path = Path(workdir) / DESCRIPTION_FILE
+    then = read_json(path).get("class_names") if path.exists() else None
+    now = task.class_names()
+    if then is not None and tuple(then) != tuple(now):
+        raise UserError(
+            f"the classes of the data are not those that the run in {workdir} was "
+            f"trained on ({_difference(then, now)}): bring them back, or train in "
+            "another --workdir"
+        )
+
+
+def _difference(then: Sequence[str], now: Sequence[str]) -> str:
+    gone = [name for name in then if name not in set(now)]
+    new = [name for name in now if name not in set(then)]
+    groups = (("gone", gone), ("new", new))
+    parts = [f"{word}: {_listed(names)}" for word, names in groups if names]
+    if not parts:
+        number = next(
+            i
+            for i, pair in enumerate(zip(then, now, strict=False))
+            if pair[0] != pair[1]
+        )
+        parts = [
+            f"another order: class {number} was {then[number]!r} and is {now[number]!r}"
+        ]
+    sizes = f"{len(then)} then, {len(now)} now"
+    return "; ".join([*parts, sizes] if len(then) != len(now) else parts)
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    text = ", ".join(map(repr, names[:most]))
+    rest = len(names) - most
+    return f"{text} and {rest} more" if rest > 0 else text
 
 
 def keep_description(description: Any, workdir: Path) -> None:

@@ -14,6 +14,7 @@ from normjax.core.timing import alternate
 from normjax.train import report
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import kept_config
+from normjax.train.datasets import check_classes
 from normjax.train.experiment import Experiment, build_experiment
 from normjax.train.mesh import on_these_devices, replicated
 from normjax.train.overrides import Override
@@ -49,6 +50,7 @@ def evaluate_run(
     """
     config = config_to_read(workdir, overrides)
     experiment = build_experiment(config)
+    check_classes(experiment.task, workdir)
     split = str(split or config.data.eval_split)
     state = restored(experiment, workdir, best=best)
     variants = {"unfolded": (experiment.model, state.eval_variables())}

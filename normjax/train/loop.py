@@ -329,6 +329,7 @@ class Run:
             ("FLOPs a step and device", flops),
             ("devices", f"{mesh.size} x {kind}{f' ({axes})' if axes else ''}"),
             ("data", self.experiment.task.describe()),
+            *self.experiment.task.details(),
             ("batch statistics", f"of {each}{' on a device' if alone else ''}"),
             ("steps", f"{self.step:,} of {config.total_steps:,} done"),
         ]

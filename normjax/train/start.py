@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from normjax import optim
 from normjax.core.errors import UserError
+from normjax.train.arrays import another_model, check_same_arrays
 from normjax.train.checkpoint import Checkpoints
 from normjax.train.config import keep_config
 from normjax.train.datasets import keep_description
@@ -54,11 +55,14 @@ def _write_start(
         checkpoints.close()
 
 
-def saved_variables(workdir: Path) -> dict[str, Any]:
+def saved_variables(workdir: Path, like: TrainState | None = None) -> dict[str, Any]:
     """What the newest checkpoint of a run is evaluated with, on the host.
 
+    Args:
+      like: a state, or its shapes, that the checkpoint must have.
+
     Raises:
-      UserError: there is none, or none that is not damaged.
+      UserError: there is none, none that is not damaged, or one of another model.
     """
     checkpoints = Checkpoints(workdir)
     try:
@@ -67,4 +71,8 @@ def saved_variables(workdir: Path) -> dict[str, Any]:
         checkpoints.close()
     if state is None:
         raise UserError(f"workdir {workdir} holds no complete checkpoint")
-    return TrainState(**state).eval_variables()
+    found = TrainState(**state).eval_variables()
+    if like is not None:
+        what = another_model(f"workdir {workdir}")
+        check_same_arrays(found, like.eval_variables(), what)
+    return found

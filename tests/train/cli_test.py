@@ -71,7 +71,7 @@ def assert_refused(result, *fragments):
         (["--config.data.train_split=trian"], ["split of 'digits': 'trian'"]),
         (["--config.data.eval_split=tset"], ["split of 'digits': 'tset'"]),
         (["--config.data.path=/nowhere"], ["data set 'digits' with path"]),
-        (["--config.data.mean=(0.5,0.5)"], ["config.data.mean must be 1 or 1"]),
+        (["--config.data.mean=(0.5,0.5)"], ["config.data.mean must be 1 or 3"]),
         (["--config.data.std=('a',)"], ["config.data.std"]),
         (["--config.data.augment.crop_padding=-1"], ["augment.crop_padding=-1"]),
         (["--config.batch_size=18"], ["config.batch_size 18", "4 devices"]),
