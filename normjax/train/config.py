@@ -13,6 +13,7 @@ from normjax.core.errors import UserError, one_of
 from normjax.core.registry import Registry
 from normjax.train.fields import OF_MODEL, complete, fields_of
 from normjax.train.overrides import Override, override
+from normjax.train.recipes import load_config as load_config  # found here, too
 
 CONFIG_FILE = "config.json"
 
