@@ -23,6 +23,19 @@ def one_of(what: str, name: object, allowed: Iterable[str]) -> str:
     return f"unknown {what} {name!r}{hint} (allowed: {', '.join(allowed)})"
 
 
+def utf8_path(what: str, path: str) -> str:
+    """`path`, if libraries can write to it that take names for UTF-8.
+
+    Raises:
+      UserError: its bytes are no UTF-8.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{what} {path!r} is no UTF-8: choose another name") from None
+    return path
+
+
 def printable(text: str) -> str:
     r"""`text` with escapes for what no line can hold: "a\nb" with a line end in it, and
     bytes of a file's name that are no UTF-8."""

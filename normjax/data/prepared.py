@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from normjax.core.errors import UserError, one_of
+from normjax.core.errors import UserError, one_of, utf8_path
 from normjax.core.locks import locked
 
 
@@ -29,7 +29,8 @@ def preparation_key(builder: Any, split: str) -> str:
 def cache_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:
     """`data_dir`, else NORMJAX_DATA_DIR of the environment, else the user's cache."""
     default = os.environ.get("NORMJAX_DATA_DIR") or "~/.cache/normjax"
-    return pathlib.Path(data_dir or default).expanduser()
+    path = utf8_path("data_dir", os.fspath(data_dir or default))
+    return pathlib.Path(path).expanduser()
 
 
 def prepare(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from normjax.core.errors import UserError
+from normjax.core.errors import UserError, utf8_path
 from normjax.train.overrides import Override, override, split
 from normjax.train.recipes import load_config
 
@@ -49,7 +49,7 @@ class CommandLine(NamedTuple):
         folder = self.flags["workdir"].value
         if not folder:
             raise UserError("--workdir is required, such as --workdir=runs/digits")
-        return Path(folder)
+        return Path(utf8_path("workdir", folder))
 
     def refuse(self, names: Sequence[str], why: str) -> None:
         """Refuse flags that the others leave without effect.
