@@ -27,7 +27,7 @@ def keep_data(task: Task, workdir: Path, *, write: bool = True) -> None:
     path, mine = Path(workdir) / DATA_FILE, task.digests()
     if path.exists():
         for split, then in read_json(path).items():
-            changed = _change(then, mine.get(split, then))
+            changed = _change(then, mine.get(split) or then)
             if changed:
                 raise UserError(
                     f"the data have changed since the run in {workdir} began: split "
@@ -70,19 +70,15 @@ def check_classes(task: Task, workdir: Path) -> None:
 
 
 def _difference(then: Sequence[str], now: Sequence[str]) -> str:
-    gone = [name for name in then if name not in set(now)]
-    new = [name for name in now if name not in set(then)]
+    old, current = set(then), set(now)
+    gone = [name for name in then if name not in current]
+    new = [name for name in now if name not in old]
     groups = (("gone", gone), ("new", new))
     parts = [f"{word}: {_listed(names)}" for word, names in groups if names]
     if not parts:
-        number = next(
-            i
-            for i, pair in enumerate(zip(then, now, strict=False))
-            if pair[0] != pair[1]
-        )
-        parts = [
-            f"another order: class {number} was {then[number]!r} and is {now[number]!r}"
-        ]
+        pairs = enumerate(zip(then, now, strict=True))
+        number, (one, other) = next(p for p in pairs if p[1][0] != p[1][1])
+        parts = [f"another order: class {number} was {one!r} and is {other!r}"]
     sizes = f"{len(then)} then, {len(now)} now"
     return "; ".join([*parts, sizes] if len(then) != len(now) else parts)
 

@@ -287,6 +287,10 @@ def test_data_dir_from_the_environment_and_an_unwritable_one(monkeypatch, tmp_pa
     monkeypatch.setenv("NORMJAX_DATA_DIR", str(tmp_path / "here"))
     open_images("digits", "test")
     assert (tmp_path / "here/digits").is_dir()
+    with pytest.raises(UserError, match=r"data_dir .*caf.* is no UTF-8"):
+        open_images("digits", "test", data_dir=tmp_path / "caf\udce9")
+    with pytest.raises(UserError, match=r"data_dir .*caf.* is no UTF-8"):
+        open_images("digits", "test", data_dir=tmp_path / "caf\udce9")
     blocker = write(tmp_path, "file", b"")
     with pytest.raises(UserError, match=r"cannot write to .*NORMJAX_DATA_DIR"):
         open_images("digits", "test", data_dir=blocker)

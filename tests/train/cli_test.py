@@ -136,6 +136,7 @@ def test_what_is_required(command):
     assert_refused(command("train", "--workdir=x"), "--config is required")
     assert_refused(command("train", f"--config={DIGITS}"), "--workdir is required")
     assert_refused(command("eval"), "--workdir is required")
+    assert_refused(command("eval", "--workdir=caf\udce9"), "is no UTF-8")
 
 
 def test_workdir_of_another_config(command, tmp_path):
