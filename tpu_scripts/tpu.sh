@@ -286,8 +286,12 @@ launch() {
   local code=0 force=()
   command_words
   wait_for_workers
-  if [ -z "$conf_bucket" ] && [ "$conf_spot" = true ]; then
-    note "warning: no bucket is set, so checkpoints are lost when this spot machine is preempted"
+  if ! shared_workdir; then
+    [ "$conf_spot" = false ] ||
+      note "warning: no bucket is set, so checkpoints are lost when this spot machine is preempted"
+    field tpu-vm 'networkEndpoints.len()' 1
+    [ "$REPLY" -le 1 ] ||
+      note "warning: no bucket is set: train.py refuses a workdir that not all $REPLY workers see"
   fi
   # All workers are asked before the first one starts: half a run would only hang.
   if [ "$conf_force" = true ]; then

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A wrong input. The message is one line; commands print it and exit with 2."""
 
 
+class RunFailed(RuntimeError):
+    """A run that cannot go on; its checkpoints stay. One line; commands exit with 1."""
+
+
 class LoadingFailed(RuntimeError):
     """Data cannot be read any more: a worker process died, or files are damaged.
 

@@ -4,11 +4,11 @@ Each one carries the checksums of its arrays. One that cannot be read, or whose 
 are not those that were written, is named and passed over; nothing is deleted for it.
 """
 
-import datetime
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +16,13 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from normjax.core.errors import UserError
+from normjax.core.errors import RunFailed, UserError
 from normjax.train import report
 from normjax.train.arrays import another_model, check_same_arrays
 from normjax.train.checksums import checksums
-from normjax.train.distributed import from_first, in_any, is_first
+from normjax.train.distributed import from_first, gather, is_first
 from normjax.train.leftovers import UnlessLeftover, collecting_leftovers
+from normjax.train.manager import Manager, Names
 from normjax.train.state import TrainState
 from normjax.train.workdir import CHECKPOINTS
 
@@ -29,10 +30,6 @@ T = TypeVar("T")
 
 _CHECKSUMS = "checksums"
 _REPLACED = ".replaced"  # behind the step: set aside until a new one is complete
-
-
-class RunFailed(RuntimeError):
-    """A run that cannot go on; its checkpoints stay. One line; commands exit with 1."""
 
 
 class Damaged(UserError):
@@ -73,24 +70,30 @@ class Checkpoints:
             policies.BestN(get_metric_fn=score, n=keep_best),
         ]
         self._workdir = workdir
-        self._manager = _Manager(
+        self._several = jax.process_count() > 1
+        self._manager = Manager(
             Path(workdir).absolute() / CHECKPOINTS,
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep),
                 best_fn=score,  # without it the metrics would not be stored
                 enable_async_checkpointing=True,
-                step_name_format=_Names(),
+                step_name_format=Names(),
             ),
         )
+        self._latest = from_first(self._manager.latest_step())
 
     def latest(self) -> int | None:
-        """Step of the newest complete checkpoint."""
-        return self._manager.latest_step()
+        """Step of the newest checkpoint, the same in all processes.
+
+        Of those that the first process saw at the start, or of what was saved or, in
+        place of damaged ones, restored since.
+        """
+        return self._latest
 
     def best(self) -> int | None:
-        """Step of the checkpoint with the best scores."""
-        return self._manager.best_step()
+        """Step of the checkpoint with the best scores, as the first process sees it."""
+        return from_first(self._manager.best_step())
 
     def save(self, state: Any, metrics: dict[str, float] | None = None) -> None:
         """Write `state` in the background.
@@ -98,14 +101,19 @@ class Checkpoints:
         Raises:
           RunFailed: it cannot be written, or an earlier one could not.
         """
-        self._try(
-            lambda: self._manager.save(
-                int(state.step),
+        step = int(state.step)
+
+        def write():
+            self._wait()
+            self._manager.save(
+                step,
                 args=ocp.args.StandardSave(state),
                 metrics=metrics or {},
                 custom_metadata={_CHECKSUMS: checksums(state)},
             )
-        )
+
+        self._try(write)
+        self._latest = step
 
     def is_scored(self, step: int) -> bool:
         """Whether the checkpoint of `step` was saved with scores."""
@@ -122,10 +130,10 @@ class Checkpoints:
         """
         step = int(state.step)
         aside = self._folder(step).with_name(f"{step}{_REPLACED}")
-        self._try(self._manager.wait_until_finished)
+        self._try(self._wait)
         self._on_first(lambda: self._folder(step).rename(aside))
         self.save(state, metrics)
-        self._try(self._manager.wait_until_finished)
+        self._try(self._wait)
         self._on_first(lambda: shutil.rmtree(aside))
 
     def check(self) -> None:
@@ -197,17 +205,19 @@ class Checkpoints:
         Raises:
           UserError: all are damaged.
         """
-        self._try(self._manager.wait_until_finished)
+        self._try(self._wait)
         if set_aside:
             self._on_first(self._put_back)
+            self._check_seen()
         state, damaged = self._newest(lambda step: self.restore(step, like))
         if set_aside and damaged:
             if is_first():
                 for step in damaged:
                     folder = self._folder(step)
                     folder.rename(_unused(folder.with_name(f"{step}.damaged")))
-            from_first(0)
+            from_first(None)
             self._manager.reload()
+            self._latest = self._manager.latest_step()
         return state
 
     def read_newest(self) -> dict[str, Any] | None:
@@ -235,9 +245,51 @@ class Checkpoints:
           RunFailed: as `save`.
         """
         try:
-            self._try(self._manager.wait_until_finished)
-        finally:
+            self._try(self._wait)
+        except RunFailed:
+            if self._several:  # closing would wait as well
+                raise
             self._manager.close()
+            raise
+        self._manager.close()
+
+    def _wait(self) -> None:
+        """Until everything is written; raises what has failed meanwhile."""
+        if not self._several:
+            self._manager.wait_until_finished()
+            return
+        # Where the write of this process has failed, orbax's thread waits for those of
+        # the others, which wait for this one.
+        errors = []
+
+        def wait():
+            try:
+                self._manager.wait_until_finished()
+            except Exception as error:
+                errors.append(error)
+
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        while waiting.is_alive():
+            self._manager.check_for_errors()
+            waiting.join(0.2)
+        if errors:
+            raise errors[0]
+
+    def _check_seen(self) -> None:
+        """All processes see the same checkpoints: what each does next depends on them.
+
+        Raises:
+          UserError: in all of them.
+        """
+        seen = gather(sorted(self._manager.all_steps()))
+        for process, steps in enumerate(seen):
+            if steps != seen[0]:
+                raise UserError(
+                    f"process {process} sees the checkpoints {steps} in workdir "
+                    f"{self._workdir}, the first process {seen[0]}: all must see the "
+                    "same files"
+                )
 
     def _put_back(self) -> None:
         """What `replace` has set aside, if it has not come to its end."""
@@ -249,7 +301,7 @@ class Checkpoints:
         """Change the folder in the first process; the others wait and see it."""
         if is_first():
             change()
-        from_first(0)
+        from_first(None)
         self._manager.reload()
 
     def _folder(self, step: int) -> Path:
@@ -273,11 +325,10 @@ class Checkpoints:
             raise
         except Exception as error:  # tensorstore, JSON, the file system: of any kind
             wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        if in_any(wrong is not None):
-            raise Damaged(
-                f"checkpoint {step} of {self._workdir} is damaged "
-                f"({wrong or 'another process cannot read it'})"
-            )
+        reasons = [reason for reason in gather(wrong) if reason]
+        if reasons:
+            where = f"checkpoint {step} of {self._workdir}"
+            raise Damaged(f"{where} is damaged ({wrong or reasons[0]})")
         if not kept:
             _print(f"checkpoint {step} of {self._workdir} carries no checksums")
             return state
@@ -293,7 +344,7 @@ class Checkpoints:
     def _newest(self, load: Callable[[int], T]) -> tuple[T | None, list[int]]:
         """The newest that loads, and the steps of those that did not."""
         damaged: dict[int, Damaged] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in from_first(sorted(self._manager.all_steps(), reverse=True)):
             try:
                 state = load(step)
             except Damaged as error:
@@ -318,36 +369,8 @@ class Checkpoints:
             raise RunFailed(
                 f"workdir {self._workdir}: a checkpoint could not be written "
                 f"({type(error).__name__}: {' '.join(str(error).split())[:160]}); "
-                f"newest complete one: {self.latest()}"
+                f"newest complete one: {self._manager.latest_step()}"
             ) from error
-
-
-class _Manager(ocp.CheckpointManager):
-    """One that does not fail over scores that cannot be read."""
-
-    def metrics(self, step: int) -> Any:
-        try:
-            return super().metrics(step)
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            return None
-
-
-class _Step(ocp.path.step.Metadata):
-    """One that does not fail over a damaged time, which nothing here needs."""
-
-    @property
-    def commit_timestamp(self) -> datetime.datetime:
-        return datetime.datetime.fromtimestamp(0, datetime.UTC)
-
-
-_STANDARD_NAMES: Any = type(ocp.path.step.standard_name_format())
-
-
-class _Names(_STANDARD_NAMES):
-    """Orbax's usual names of folders."""
-
-    def find_all(self, base_path: Any) -> Iterator[_Step]:
-        return (_Step(found.step, found.path) for found in super().find_all(base_path))
 
 
 def _unused(path: Path) -> Path:

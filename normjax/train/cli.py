@@ -1,15 +1,16 @@
 """The commands behind train.py and eval.py: flags in, exit code out."""
 
+import contextlib
 import io
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 
-from normjax.core.errors import LoadingFailed, UserError
+from normjax.core.errors import LoadingFailed, RunFailed, UserError
 from normjax.train.flags import (
     HelpWanted,
     define_config,
@@ -24,59 +25,82 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: start the same command again and it goes on
 
 
-def run(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Run a command; a wrong input becomes one line on stderr and exit code 2."""
+def run(
+    command: Callable[[Sequence[str]], int],
+    argv: Sequence[str],
+    *,
+    several: bool = False,
+) -> int:
+    """Run a command; what is wrong becomes one line on stderr and an exit code.
+
+    Of several processes all end with the code of the one that fails first.
+
+    Args:
+      several: whether processes that are started together run the command together.
+    """
     keep_freed_memory()
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr: names may be no UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     if not may_have_tpu():
         answer_libtpu()
-    # Orbax logs the tracebacks of what it raises, too.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax logs the tracebacks of what it raises, and what it leaves behind, too.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        return command(argv)
+        code, line = command(argv), ""
     except HelpWanted as text:
         print(text)
         return 0
     except UserError as error:
-        print("error:", *str(error).splitlines(), file=sys.stderr)
-        return EXIT_USER_ERROR
-    except LoadingFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        _leave_the_others(EXIT_FAILED)
-        return EXIT_FAILED
+        code, line = EXIT_USER_ERROR, " ".join(str(error).splitlines())
+    except (LoadingFailed, RunFailed) as error:
+        code, line = EXIT_FAILED, str(error)
     except KeyboardInterrupt:
         print("\nended by Ctrl-C", file=sys.stderr)
-        _leave_the_others(EXIT_ENDED)
-        return EXIT_ENDED
+        return _end(EXIT_ENDED, "ended by Ctrl-C", False)
     except Exception as error:
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            print("error:", _out_of_memory(error), file=sys.stderr)
-        else:
+        code, line = EXIT_FAILED, _out_of_memory(error)
+        together = _group()
+        if not line and not (together and together.failed()):
             traceback.print_exc()
-        _leave_the_others(EXIT_FAILED)
-        return EXIT_FAILED
+            line = "".join(traceback.format_exception_only(error)).strip()
+            return _end(code, line, several)
+    if line:
+        print("error:", line, file=sys.stderr)
+    return _end(code, line, several)
+
+
+def _group() -> Any:
+    """The processes that have joined this one."""
+    distributed = sys.modules.get("normjax.train.distributed")
+    return distributed.group() if distributed else None
+
+
+def _end(code: int, line: str, several: bool) -> int:
+    """End as the other processes do, if there are any."""
+    if several and line:  # perhaps before they were joined: they wait for this one
+        from normjax.train.distributed import initialize
+
+        with contextlib.suppress(Exception):
+            initialize()
+    together = _group()
+    if together and code in (0, EXIT_INTERRUPTED):
+        together.succeed()
+    elif together:
+        together.fail(code, line)
+    return code
 
 
 def _out_of_memory(error: Exception) -> str:
+    """What to do about it; "" of another error."""
+    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        return ""
     reason = (str(error).splitlines() or ["not enough of it"])[0][:200]
     return (
         f"out of memory ({reason}); less is needed with a smaller config.batch_size, "
         "more config.microbatches, config.model.remat or config.mesh.fsdp; "
         "python -m normjax.plan says how much"
     )
-
-
-def _leave_the_others(code: int) -> None:
-    """End at once, if this is one process of several.
-
-    At its usual end it would wait for the others, which wait for it in the step.
-    """
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def train_command(argv: Sequence[str]) -> int:
@@ -98,7 +122,6 @@ def train_command(argv: Sequence[str]) -> int:
         define_workdir(values)
 
     given = parse_flags(argv, define, train_command.__doc__, overrides=True)
-    from normjax.train.checkpoint import RunFailed
     from normjax.train.config import config_exists, kept_config
     from normjax.train.distributed import initialize
     from normjax.train.loop import train
@@ -110,11 +133,7 @@ def train_command(argv: Sequence[str]) -> int:
         config = given.config()
     workdir = given.workdir()
     initialize()
-    try:
-        scores = train(config, workdir)
-    except RunFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED
+    scores = train(config, workdir)
     return EXIT_INTERRUPTED if scores is None else 0
 
 

@@ -48,16 +48,13 @@ def keep_config(config: ConfigDict, workdir: Path, *, write: bool = True) -> Non
     Fields of the start and of the machine may differ (see `fields`): what is kept is
     what the run was started with last.
 
-    Args:
-      write: of several processes one writes.
-
     Raises:
       UserError: the workdir belongs to a run with another config, or cannot be written.
     """
-    path, mine = Path(workdir) / CONFIG_FILE, json.loads(_text(config.to_dict()))
+    path, mine = Path(workdir) / CONFIG_FILE, plain(config)
     kept = read_json(path) if path.exists() else None
     if kept is not None:
-        changed = _differences(_said(kept), _said(mine))
+        changed = differences(_said(kept), _said(mine))
         if changed:
             raise UserError(
                 f"workdir {workdir} holds a run with another config "
@@ -158,6 +155,11 @@ def _text(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
+def plain(config: ConfigDict) -> dict:
+    """`config` as its file holds it: dicts, lists and values of JSON."""
+    return json.loads(_text(config.to_dict()))
+
+
 def _said(config: dict) -> dict[str, Any]:
     """What a kept config says of the run, so that two of the same run are equal."""
     from normjax.train.components import written_out
@@ -182,14 +184,15 @@ def with_tuples(value: Any) -> Any:
     return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
 
-def _differences(old: Any, new: Any, path: str = "config") -> list[str]:
+def differences(old: Any, new: Any, path: str = "config") -> list[str]:
+    """A line for each field that `old` ("there") and `new` ("here") do not share."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted({*old, *new})
         missing = "absent"
         return [
             line
             for key in keys
-            for line in _differences(
+            for line in differences(
                 old.get(key, missing), new.get(key, missing), f"{path}.{key}"
             )
         ]

@@ -12,13 +12,10 @@ DATA_FILE = "data.json"
 DESCRIPTION_FILE = "inputs.json"
 
 
-def keep_data(task: Task, workdir: Path, *, write: bool = True) -> None:
+def keep_data(task: Task, workdir: Path) -> None:
     """Write what the data sets of `task` are, or compare it with what is there.
 
     Splits that the run did not have when it began are not compared.
-
-    Args:
-      write: of several processes one writes.
 
     Raises:
       UserError: a data set that has changed, or a file that cannot be written.
@@ -34,7 +31,7 @@ def keep_data(task: Task, workdir: Path, *, write: bool = True) -> None:
                     f"{split!r} ({changed}): bring them back, choose another "
                     f"--workdir, or remove {path} to go on with them"
                 )
-    elif write:
+    else:
         write_json(path, mine)
 
 

@@ -10,15 +10,17 @@ Every process runs the same command. The environment says who takes part:
 With none of them there is one process.
 """
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
+from jax._src import distributed  # orbax and flax reach for its client, too
 
 from normjax.core.errors import UserError
 from normjax.train import report
+from normjax.train.group import Group
 
 T = TypeVar("T")
 
@@ -39,12 +41,14 @@ _LAUNCHERS = {
 def initialize() -> None:
     """Join the other processes of this run, if there are any.
 
-    To be called once, before anything asks JAX for its devices. All processes but the
-    first print nothing from then on.
+    To be called before anything asks JAX for its devices. All processes but the first
+    print nothing from then on, and each ends soon after another one has failed.
 
     Raises:
       UserError: variables that contradict each other.
     """
+    if jax.distributed.is_initialized():
+        return
     arguments = arguments_of(os.environ)
     if arguments is None and _on_tpu():
         arguments = {}
@@ -64,11 +68,27 @@ def initialize() -> None:
             raise
         return  # a TPU without a cluster around it
     report.console.quiet = not is_first()
+    if (together := group()) is not None:
+        together.watch()
+
+
+@functools.cache
+def _group_of(client: Any, index: int, count: int) -> Group:
+    return Group(client, index, count)
+
+
+def group() -> Group | None:
+    """The processes of this run; None where there is one."""
+    state = distributed.global_state
+    if state.client is None or state.num_processes == 1:
+        return None
+    return _group_of(state.client, state.process_id, state.num_processes)
 
 
 def is_first() -> bool:
     """Whether this process writes and prints for all."""
-    return jax.process_index() == 0
+    together = group()
+    return together is None or together.index == 0
 
 
 def on_first(work: Callable[[], T]) -> T | None:
@@ -83,27 +103,22 @@ def on_first(work: Callable[[], T]) -> T | None:
             result = work()
         except UserError as reason:
             error = reason
-    if from_first(int(error is not None)):
-        raise error or UserError("the first process refused to start")
+    line = from_first(error and str(error))
+    if line:
+        raise error or UserError(line)
     return result
 
 
-def from_first(value: int) -> int:
-    """The first process's value, in all of them; waits for it."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+def from_first(value: T) -> T:
+    """The first process's value, which JSON must hold, in all; waits for it."""
+    together = group()
+    return value if together is None else together.from_first(value)
 
 
-def in_any(value: bool) -> bool:
-    """Whether `value` is true in any process; waits for all of them."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.array(value)).any())
+def gather(value: T) -> list[T]:
+    """Everybody's value, which JSON must hold; waits for all of them."""
+    together = group()
+    return [value] if together is None else together.gather(value)
 
 
 def arguments_of(environ: Mapping[str, str]) -> dict[str, Any] | None:

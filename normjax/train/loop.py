@@ -12,11 +12,12 @@ import jax
 from normjax.core.collections import BATCH_STATS
 from normjax.core.compiler import compiled_code_in
 from normjax.train import report
+from normjax.train.alike import check_alike
 from normjax.train.checkpoint import Checkpoints, RunFailed
 from normjax.train.config import keep_config
 from normjax.train.datasets import keep_data, keep_description
 from normjax.train.diagnostics import LayerLog, plot_layers
-from normjax.train.distributed import from_first, is_first, on_first
+from normjax.train.distributed import from_first, gather, is_first, on_first
 from normjax.train.experiment import Experiment, build_experiment
 from normjax.train.nonfinite import Failure, Guard
 from normjax.train.profile import Profile
@@ -52,6 +53,7 @@ def train(config: Any, workdir: Path) -> dict[str, float] | None:
       RunFailed: the workdir cannot be written any more.
     """
     experiment = build_experiment(config)
+    check_alike(config, experiment.task.digests())
     step = trace_train_step(experiment)  # a wrong config must not touch the workdir
     with held(workdir):
         try:
@@ -63,13 +65,10 @@ def train(config: Any, workdir: Path) -> dict[str, float] | None:
 def _train(
     experiment: Experiment, step: jax.stages.Traced, workdir: Path
 ) -> dict[str, float] | None:
-    config, kept = experiment.config, experiment.config.checkpoint
+    kept = experiment.config.checkpoint
     state = experiment.abstract_state()
     on_first(lambda: check_room(workdir, state, kept.keep_last + kept.keep_best))
-    keep_config(config, workdir, write=False)
-    keep_data(experiment.task, workdir, write=is_first())
-    keep_config(config, workdir, write=is_first())
-    on_first(lambda: keep_description(experiment.task.description(), workdir))
+    on_first(lambda: _keep(experiment, workdir))
     checkpoints = Checkpoints(
         workdir,
         keep_last=kept.keep_last,
@@ -81,6 +80,14 @@ def _train(
             return Run(experiment, workdir, checkpoints).run(step)
     finally:
         checkpoints.close()
+
+
+def _keep(experiment: Experiment, workdir: Path) -> None:
+    """Compare config and data with what the workdir holds, before any is replaced."""
+    keep_config(experiment.config, workdir, write=False)
+    keep_data(experiment.task, workdir)
+    keep_config(experiment.config, workdir)
+    keep_description(experiment.task.description(), workdir)
 
 
 class Run:
@@ -178,6 +185,7 @@ class Run:
     def compile(self, step: jax.stages.Traced):
         """The step for this run's shapes; nothing is compiled again in the loop."""
         compiled = step.lower().compile()
+        gather(None)  # the first step does not wait long for those that compile longer
         costs = compiled.cost_analysis() or {}
         return compiled, costs.get("flops", 0.0)
 

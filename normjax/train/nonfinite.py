@@ -68,7 +68,8 @@ class Guard:
     def __init__(self, experiment: Experiment, workdir: Path, step: int):
         self._experiment, self._workdir = experiment, Path(workdir)
         self._policy, self._limit = nonfinite_policy(experiment.config)
-        self._windows = [w for w in _read(workdir) if w.step <= step]
+        windows = [Window(*window) for window in from_first(_read(workdir))]
+        self._windows = [w for w in windows if w.step <= step]
         self._rollbacks, self._skipped = len(self._windows), 0
         if self._policy == "skip":
             self._skipped = from_first(_skipped_before(workdir, step))

@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import secrets
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,14 @@ import jax
 from normjax.core.errors import UserError
 from normjax.core.locks import locked
 from normjax.train import report
-from normjax.train.distributed import on_first
+from normjax.train.config import write_json
+from normjax.train.distributed import from_first, gather, on_first
 
 LOCK_FILE = "run.lock"
 CHECKPOINTS = "checkpoints"
+
+PATIENCE = 10.0
+"""Seconds in which a file that one process has written comes into sight of another."""
 
 
 @contextlib.contextmanager
@@ -27,11 +34,38 @@ def held(workdir: Path) -> Iterator[None]:
     none. The first process of a run takes it for all; reading needs none.
 
     Raises:
-      UserError: another run has the folder, in all processes; or it cannot be written.
+      UserError: in all processes: another run has the folder, it cannot be written, or
+        it is not the same one for all.
     """
     with contextlib.ExitStack() as stack:
         on_first(lambda: _lock(Path(workdir), stack))
+        _check_shared(Path(workdir))
         yield
+
+
+def _check_shared(workdir: Path) -> None:
+    """The folder in which the first process leaves a mark is everybody's."""
+    mark = workdir / from_first(f".seen-by-all-{secrets.token_hex(8)}")
+    on_first(lambda: write_json(mark, {}))
+    seen = gather([_appears(mark), socket.gethostname()])
+    on_first(mark.unlink)
+    blind = [f"{i} ({host})" for i, (sees, host) in enumerate(seen) if not sees]
+    if blind:
+        raise UserError(
+            f"workdir {workdir} of process {', '.join(blind)} is not that of process 0 "
+            f"({seen[0][1]}): all processes need one folder, on a file system that all "
+            "of their machines see, or gs://BUCKET/FOLDER"
+        )
+
+
+def _appears(path: Path) -> bool:
+    """Whether it is there, or comes: file systems that cache take their time."""
+    end = time.monotonic() + PATIENCE
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(PATIENCE / 20)
+    return True
 
 
 def _lock(workdir: Path, stack: contextlib.ExitStack) -> None:

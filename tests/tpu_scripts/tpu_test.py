@@ -291,10 +291,17 @@ def test_launch_gives_up_on_workers(cloud):
 
 def test_launch_warns_of_checkpoints_that_will_be_lost(cloud):
     cloud.make_ready()
-    assert "no bucket is set" in cloud.tpu("launch", "--spot", "--", "true").stderr
-    cloud.exit_code(0), cloud.exit_code(1)
-    words = ("launch", "--spot", "--bucket=b", "--", "true")
-    assert "no bucket is set" not in cloud.tpu(*words).stderr
+    said = cloud.tpu("launch", "--spot", "--", "true").stderr
+    assert "no bucket is set, so checkpoints are lost" in said
+    assert "refuses a workdir that not all 2 workers see" in said
+    for words in (
+        ("--bucket=b", "--", "true"),
+        ("--", "true", "--workdir=gs://b/a"),
+        ("--command=true --workdir=gs://b/a",),
+    ):
+        cloud.exit_code(0), cloud.exit_code(1)
+        said = cloud.tpu("launch", "--spot", *words).stderr
+        assert "no bucket is set" not in said
 
 
 def test_status_logs_stop(cloud):

@@ -39,8 +39,12 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(workdir, processes, *flags, command="train.py", devices=2):
-    """The same command on every process of a run."""
+def start(workdir, processes, *flags, command="train.py", devices=2, folders=()):
+    """The same command on every process of a run.
+
+    Args:
+      folders: workdirs of the processes, where they have not one.
+    """
     port, started = free_port(), []
     for index in range(processes):
         environment = {
@@ -56,7 +60,11 @@ def start(workdir, processes, *flags, command="train.py", devices=2):
             }
         started.append(
             subprocess.Popen(
-                [sys.executable, command, f"--workdir={workdir}", *flags],
+                [
+                    *(sys.executable, command),
+                    f"--workdir={folders[index] if folders else workdir}",
+                    *flags,
+                ],
                 cwd=ROOT,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -124,37 +132,147 @@ def test_a_process_without_its_share_says_so(tmp_path):
 
 FAILING = """
 import os, sys
-from normjax.train import loop
+from normjax.core.errors import UserError
+from normjax.train import loop, manager
 from normjax.train.cli import run, train_command
 
-record = loop.Run._record
+way, process = os.environ["WAY"].split()
+build, record = loop.build_experiment, loop.Run._record
+find = manager.Names.find_all
+
+def bad_data(config):
+    raise UserError("cannot read 'cat/1.jpg'")
 
 def failing(self, step, *args):
-    if step == 35 and os.environ["JAX_PROCESS_ID"] == "0":
+    if step == 15 and way == "decode":
+        raise UserError("cannot decode 'cat/2.jpg'")
+    if step == 35 and way == "error":
         raise ValueError("broken")
     return record(self, step, *args)
 
-loop.Run._record = failing
-sys.exit(run(train_command, sys.argv))
+def blind(self, path):
+    return (found for found in find(self, path) if found.step < 40)
+
+if os.environ["JAX_PROCESS_ID"] == process:
+    loop.Run._record = failing
+    if way == "data":
+        loop.build_experiment = bad_data
+    if way == "blind":
+        manager.Names.find_all = blind
+sys.exit(run(train_command, sys.argv, several=True))
 """
 
 
-@pytest.mark.parametrize("way", ["killed", "fails"])
-def test_when_one_process_goes_the_others_end_and_a_restart_goes_on(tmp_path, way):
-    """Within the time that a process may be silent, not at the end of days."""
+@pytest.fixture
+def failing(tmp_path, monkeypatch):
+    """A function that starts a run of which one process fails in some way."""
     script = tmp_path / "failing.py"
     script.write_text(FAILING)
+
+    def start_failing(workdir, way, process):
+        monkeypatch.setenv("WAY", f"{way} {process}")
+        return start(workdir, 2, *FLAGS, command=str(script))
+
+    return start_failing
+
+
+@pytest.mark.parametrize(
+    ("way", "process", "code", "line"),
+    [
+        ("data", 1, 2, "cannot read 'cat/1.jpg'"),
+        ("data", 0, 2, "cannot read 'cat/1.jpg'"),
+        ("decode", 1, 2, "cannot decode 'cat/2.jpg'"),
+        ("error", 0, 1, "ValueError: broken"),
+    ],
+)
+def test_a_process_that_fails_ends_all_with_its_code_and_line(
+    failing, tmp_path, way, process, code, line
+):
+    """Before the loop, and in it."""
+    texts = finish_all(failing(tmp_path / "run", way, process), code)
+    assert all(line in text for text in texts), texts
+    assert f"error: process {process} of 2: " in texts[1 - process]
+    assert ("Traceback" in "".join(texts)) == (way == "error")
+    if way == "error":
+        finish_all(start(tmp_path / "run", 2, *FLAGS))
+        assert_each_metric_once(tmp_path / "run", STEPS)
+
+
+SAVING = """
+import os, resource, signal, sys
+import numpy as np
+from normjax.train.cli import run
+
+def state(step, jax):
+    from normjax.train.mesh import device_mesh, replicated, split_batch
+    from normjax.train.state import TrainState
+
+    mesh, counts = device_mesh(jax.devices()), (np.int32(step), np.zeros(2, np.uint32))
+    mine = np.random.default_rng(step).normal(size=40_000).astype(np.float32)
+    w = jax.make_array_from_process_local_data(split_batch(mesh), mine)
+    step, rng = jax.jit(lambda: counts, out_shardings=replicated(mesh))()
+    return TrainState(
+        step=step, params={"w": w}, model_state={}, opt_state={}, ema=None, rng=rng
+    )
+
+def save(argv):
+    import jax
+    from normjax.train.checkpoint import Checkpoints
+    from normjax.train.distributed import initialize
+
+    initialize()
+    checkpoints = Checkpoints(argv[1].partition("=")[2])
+    checkpoints.save(state(1, jax))
+    checkpoints.close()
+    checkpoints = Checkpoints(argv[1].partition("=")[2])
+    if os.environ["JAX_PROCESS_ID"] == os.environ["FULL"]:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    checkpoints.save(state(2, jax))
+    checkpoints.close()
+    return 0
+
+sys.exit(run(save, sys.argv))
+"""
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_disk_that_is_full_for_one_process_ends_all(tmp_path, monkeypatch, process):
+    """Its write fails in the background, while those of the others wait for it."""
+    script, workdir = tmp_path / "saving.py", tmp_path / "run"
+    script.write_text(SAVING)
+    monkeypatch.setenv("FULL", str(process))
+    texts = finish_all(start(workdir, 2, command=str(script)), code=1)
+    for text in texts:
+        assert "a checkpoint could not be written" in text
+        assert text.rstrip().endswith("newest complete one: 1") and "Trace" not in text
+    assert f"error: process {process} of 2: workdir" in texts[1 - process]
+    assert newest(workdir) == 1
+
+
+def test_a_checkpoint_that_one_process_does_not_see(failing, tmp_path):
+    workdir = tmp_path / "run"
+    finish_all(start(workdir, 2, *FLAGS))
+    for text in finish_all(failing(workdir, "blind", 1), code=2):
+        assert "process 1 sees the checkpoints [30] in workdir" in text
+    assert newest(workdir) == STEPS
+
+
+def test_workdirs_that_are_not_shared(tmp_path):
+    folders = tmp_path / "a", tmp_path / "b"
+    for text in finish_all(start(None, 2, *FLAGS, folders=folders), code=2):
+        assert " of process 1 (" in text and " is not that of process 0 (" in text
+    assert not list(tmp_path.glob("*/checkpoints"))
+
+
+def test_when_one_process_is_killed_the_others_end_and_a_restart_goes_on(tmp_path):
+    """Within the time that a process may be silent, not at the end of days."""
     workdir, flags = tmp_path / "run", [*FLAGS, "--config.total_steps=120"]
-    command = "train.py" if way == "killed" else str(script)
-    first, other = started = start(workdir, 2, *flags, command=command)
-    if way == "killed":
-        signal_when(other, workdir / "checkpoints" / "10", signal.SIGKILL)
-    else:
-        first, other = other, first
+    first, other = started = start(workdir, 2, *flags)
+    signal_when(other, workdir / "checkpoints" / "10", signal.SIGKILL)
     code, text = finish(other)
     begin = time.monotonic()
-    assert code == (-signal.SIGKILL if way == "killed" else 1), text
-    assert "broken" in text or way == "killed"
+    assert code == -signal.SIGKILL, text
     code, text = finish(first)
     assert time.monotonic() - begin < SILENCE + 20  # slack of a busy machine
     assert code not in (0, 2, 75), text
