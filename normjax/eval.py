@@ -5,4 +5,4 @@ import sys
 from normjax.train.cli import eval_command, run
 
 if __name__ == "__main__":
-    sys.exit(run(eval_command, sys.argv))
+    sys.exit(run(eval_command, sys.argv, several=True))

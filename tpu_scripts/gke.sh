@@ -146,8 +146,8 @@ manifest() {
 launch() {
   local text
   command_words
-  shared_workdir || note "warning: no bucket is set, so checkpoints end with their pod"
-  shared_workdir || [ "$HOSTS" -le 1 ] ||
+  [ -n "$conf_bucket" ] || note "warning: no bucket is set, so checkpoints end with their pod"
+  [ -n "$conf_bucket" ] || [ "$HOSTS" -le 1 ] ||
     note "warning: no bucket is set: train.py refuses a workdir that not all $HOSTS pods of a slice see"
   text=$(manifest)
   if dry; then

@@ -226,7 +226,3 @@ command_words() {
     wrong "nothing to run: set command=... in launch.conf, or end with -- COMMAND ARG..."
   fi
 }
-
-# Whether the command that runs may keep its workdir where all machines see it, and where
-# it outlives them. What is mounted by other means is not known here.
-shared_workdir() { [ -n "$conf_bucket" ] || [[ " ${COMMAND[*]}" == *gs://* ]]; }

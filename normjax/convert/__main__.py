@@ -22,6 +22,7 @@ from normjax.convert.layouts import SIZES
 from normjax.convert.names import layout_of
 from normjax.convert.settings import published_settings, settle
 from normjax.core.errors import UserError, one_of
+from normjax.core.paths import local_path
 from normjax.models import PRESETS
 from normjax.train.cli import run
 from normjax.train.flags import define_config, parse_flags
@@ -54,7 +55,10 @@ def convert_command(argv: Sequence[str]) -> int:
     given = parse_flags(
         argv, define, __doc__, files="CHECKPOINT WORKDIR", overrides=True
     )
-    values, (source, target) = given.flags, map(Path, given.files)
+    values, (source, target) = (
+        given.flags,
+        (local_path("path", file) for file in given.files),
+    )
     if values.to_torch:
         given.refuse(["model", "config", "averaged"], "with --to_torch")
         if given.overrides:

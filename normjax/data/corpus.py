@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 from normjax.core.errors import UserError
+from normjax.core.paths import local_path
 from normjax.data import plain_text
 from normjax.data.split_names import named_splits
 
@@ -201,6 +202,7 @@ def scan_text(path: str, parts: dict[str, str]) -> Corpus:
 
 def _list(pattern: str, digest) -> list[Document]:
     """The documents that are not empty, sorted by name."""
+    local_path("text_file: path", pattern)
     pattern = os.path.expanduser(pattern)
     if os.path.exists(pattern):
         paths, root = [pattern], os.path.dirname(pattern)

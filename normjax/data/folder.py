@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 
 from normjax.core.errors import UserError
+from normjax.core.paths import local_path
 from normjax.data.layout import Splits, arrange
 from normjax.data.listing import EXPECTED, list_files, members
 
@@ -58,7 +59,7 @@ def scan(path: str | os.PathLike) -> Folder:
         image outside the class folders, classes that differ between splits, folders
         that may be splits or classes.
     """
-    root = pathlib.Path(path).expanduser().absolute()
+    root = local_path("image_folder: path", path).expanduser().absolute()
     if not os.path.exists(root):
         raise UserError(f"image_folder: no such path {str(root)!r}; {EXPECTED}")
     listing = list_files(root)

@@ -17,6 +17,7 @@ from typing import Any
 
 from normjax.core.errors import UserError, one_of, utf8_path
 from normjax.core.locks import locked
+from normjax.core.paths import local_path
 
 
 def preparation_key(builder: Any, split: str) -> str:
@@ -30,7 +31,7 @@ def cache_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:
     """`data_dir`, else NORMJAX_DATA_DIR of the environment, else the user's cache."""
     default = os.environ.get("NORMJAX_DATA_DIR") or "~/.cache/normjax"
     path = utf8_path("data_dir", os.fspath(data_dir or default))
-    return pathlib.Path(path).expanduser()
+    return local_path("data_dir", path).expanduser()
 
 
 def prepare(

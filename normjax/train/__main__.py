@@ -5,4 +5,4 @@ import sys
 from normjax.train.cli import run, train_command
 
 if __name__ == "__main__":
-    sys.exit(run(train_command, sys.argv))
+    sys.exit(run(train_command, sys.argv, several=True))

@@ -189,8 +189,9 @@ class Checkpoints:
             reason = str(error)
         except Exception:  # damaged indeed
             reason = ""
-        if in_any(bool(reason)):
-            raise UserError(reason or f"another process finds another model in {step}")
+        reasons = [reason for reason in gather(reason) if reason]
+        if reasons:
+            raise UserError(reasons[0])
 
     def restore_newest(self, like: Any, *, set_aside: bool = False) -> Any:
         """The newest state that is not damaged, or None where there is none at all.

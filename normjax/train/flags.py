@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from normjax.core.errors import UserError, utf8_path
+from normjax.core.paths import local_path
 from normjax.train.overrides import Override, override, split
 from normjax.train.recipes import load_config
 
@@ -44,12 +45,12 @@ class CommandLine(NamedTuple):
         """The folder of --workdir.
 
         Raises:
-          UserError: there is none.
+          UserError: there is none, or an address.
         """
         folder = self.flags["workdir"].value
         if not folder:
             raise UserError("--workdir is required, such as --workdir=runs/digits")
-        return Path(utf8_path("workdir", folder))
+        return local_path("workdir", utf8_path("workdir", folder))
 
     def refuse(self, names: Sequence[str], why: str) -> None:
         """Refuse flags that the others leave without effect.

@@ -54,7 +54,7 @@ def _check_shared(workdir: Path) -> None:
         raise UserError(
             f"workdir {workdir} of process {', '.join(blind)} is not that of process 0 "
             f"({seen[0][1]}): all processes need one folder, on a file system that all "
-            "of their machines see, or gs://BUCKET/FOLDER"
+            "of their machines see, such as a mounted bucket"
         )
 
 

@@ -294,14 +294,9 @@ def test_launch_warns_of_checkpoints_that_will_be_lost(cloud):
     said = cloud.tpu("launch", "--spot", "--", "true").stderr
     assert "no bucket is set, so checkpoints are lost" in said
     assert "refuses a workdir that not all 2 workers see" in said
-    for words in (
-        ("--bucket=b", "--", "true"),
-        ("--", "true", "--workdir=gs://b/a"),
-        ("--command=true --workdir=gs://b/a",),
-    ):
-        cloud.exit_code(0), cloud.exit_code(1)
-        said = cloud.tpu("launch", "--spot", *words).stderr
-        assert "no bucket is set" not in said
+    cloud.exit_code(0), cloud.exit_code(1)
+    words = ("launch", "--spot", "--bucket=b", "--", "true")
+    assert "no bucket is set" not in cloud.tpu(*words).stderr
 
 
 def test_status_logs_stop(cloud):
