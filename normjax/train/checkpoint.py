@@ -130,11 +130,19 @@ class Checkpoints:
         """
         step = int(state.step)
         aside = self._folder(step).with_name(f"{step}{_REPLACED}")
-        self._try(self._wait)
+        self.wait()
         self._on_first(lambda: self._folder(step).rename(aside))
         self.save(state, metrics)
-        self._try(self._wait)
+        self.wait()
         self._on_first(lambda: shutil.rmtree(aside))
+
+    def wait(self) -> None:
+        """Wait until what was saved is complete.
+
+        Raises:
+          RunFailed: as `save`.
+        """
+        self._try(self._wait)
 
     def check(self) -> None:
         """Notice a failure in the background; costs nothing.

@@ -127,18 +127,22 @@ class Run:
         self._print_summary(flops)
         log = self._open_log()
         try:
-            with self.interrupt as interrupt, contextlib.suppress(Stopped):
-                self._catch_up(log)
+            with self.interrupt as interrupt:
                 until = self.config.total_steps
-                while failed := self._advance_or_fail(step_fn, log, interrupt, until):
-                    log.close()
-                    log = self._roll_back(failed)
-                if self.step == until:
-                    return self._finish(log)
-            if self.checkpoints.latest() != self.step:
-                self.checkpoints.save(self.state)
-            report.console.print(f"stopped at step {self.step}; checkpoint saved")
-            return None
+                with contextlib.suppress(Stopped):
+                    self._catch_up(log)
+                    while failed := self._advance_or_fail(
+                        step_fn, log, interrupt, until
+                    ):
+                        log.close()
+                        log = self._roll_back(failed)
+                    if self.step == until:
+                        return self._finish(log)
+                if self.checkpoints.latest() != self.step:
+                    self.checkpoints.save(self.state)
+                self.checkpoints.wait()  # signals that come meanwhile change nothing
+                report.console.print(f"stopped at step {self.step}; checkpoint saved")
+                return None
         finally:
             log.close()
             self.profile.close()
