@@ -312,6 +312,7 @@ class Checkpoints:
             change()
         from_first(None)
         self._manager.reload()
+        self._latest = from_first(self._manager.latest_step())
 
     def _folder(self, step: int) -> Path:
         return Path(self._manager.directory) / str(step)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import chex
@@ -81,3 +82,18 @@ def test_stopped_and_gone_on(undisturbed, tmp_path, monkeypatch, at, step, saved
     for each in checkpoints:
         each.close()
     assert not (tmp_path / "recalibration.npz").exists()
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_killed_while_the_last_checkpoint_was_replaced(undisturbed, tmp_path, written):
+    """Before the new one was complete, and before the old one was removed."""
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    place = tmp_path / "checkpoints" / "6"
+    aside = place.with_name("6.replaced")
+    if written:
+        shutil.copytree(place, aside)
+    else:
+        place.rename(aside)
+    assert loop.train(config_of(), tmp_path) == undisturbed[1]
+    assert steps_kept(tmp_path) == [3, 6]
+    chex.assert_trees_all_equal(state_of(tmp_path), state_of(undisturbed[0]))
