@@ -28,7 +28,7 @@ def smelu(x: jax.Array, beta: float) -> jax.Array:
     return jnp.where(jnp.abs(wide) < beta, inner, jax.nn.relu(wide)).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def helu(x: jax.Array, alpha: float) -> jax.Array:
     """max(x, 0) whose gradient passes where x > -alpha (Kimhi et al., 2024).
 
@@ -44,10 +44,10 @@ def helu(x: jax.Array, alpha: float) -> jax.Array:
     return jnp.maximum(x, 0)
 
 
-helu.defvjp(
-    lambda x, alpha: (helu(x, alpha), x > -alpha),
-    lambda alpha, passes, dy: (jnp.where(passes, dy, 0),),
-)
+@helu.defjvp
+def _helu_jvp(alpha, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return helu(x, alpha), jnp.where(x > -alpha, dx, 0)
 
 
 @ACTIVATIONS.register("smelu")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from normjax.core.accumulate import EXACT, precision_of
+from normjax.core.backward import custom_backward
 from normjax.core.moments import at_least_float32
 from normjax.core.spmd import match_varying
 
@@ -103,7 +104,7 @@ def _by_platform(shifted, grouped, *operands: jax.Array) -> jax.Array:
 
 # The convolution and its kernel gradient are each other's adjoints, so each rule is
 # written in terms of the other and reverse mode works to any order.
-@jax.custom_vjp
+@custom_backward
 def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _by_platform(_shifted_conv, _grouped_conv, x, kernel)
 
@@ -117,7 +118,7 @@ def _conv_bwd(saved, dy):
 _conv.defvjp(lambda x, kernel: (_conv(x, kernel), (x, kernel)), _conv_bwd)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(custom_backward, nondiff_argnums=(0, 1))
 def _kernel_grad(kh: int, kw: int, x: jax.Array, dy: jax.Array) -> jax.Array:
     shifted = partial(_shifted_kernel_grad, kh=kh, kw=kw)
     return _by_platform(shifted, partial(_grouped_kernel_grad, kh=kh, kw=kw), x, dy)
@@ -139,8 +140,8 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     y[b, h, w, c] = sum_ij kernel[i, j, c % d] x[b, h + i - kh//2, w + j - kw//2, c],
     x being 0 outside. Products and sums are in at least float32;
-    where an array is bfloat16, the sums alone. Differentiable in reverse mode, to any
-    order; the gradients are sums of the same kind.
+    where an array is bfloat16, the sums alone. Differentiable to any order; the
+    gradients are sums of the same kind.
 
     Args:
       x: [B, H, W, C].

@@ -9,10 +9,10 @@ the cotangent, and so the next value, would be zero.
 
 from typing import Any
 
-import jax
+from normjax.core.backward import custom_backward
 
 
-@jax.custom_vjp
+@custom_backward
 def keep(x: Any, state: Any) -> Any:
     """`x`; the cotangent of `state` is `state` itself, so it stays as it is.
 

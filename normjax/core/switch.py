@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from normjax.core.backward import custom_backward
+
 
 def switch(
     index: jax.Array,
@@ -58,9 +60,11 @@ def _runs(branches):
     return [functools.partial(branch, i) for i, branch in enumerate(branches)]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(custom_backward, nondiff_argnums=(0,))
 def _switch(branches, index, constants, operands):
-    return jax.lax.switch(index, _runs(branches), constants, operands)
+    constants = jax.lax.stop_gradient(constants)
+    out, aux = jax.lax.switch(index, _runs(branches), constants, operands)
+    return out, jax.lax.stop_gradient(aux)
 
 
 def _forward(branches, index, constants, operands):

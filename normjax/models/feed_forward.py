@@ -114,7 +114,7 @@ class ConvGLU(GatedMLP):
         return depthwise_layer(self, "dwc", gate, (3, 3, gate.shape[-1]))
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def fp8_rounded(x: jax.Array) -> jax.Array:
     """x rounded to float8_e4m3fn; the gradient passes as if it were not.
 
@@ -127,7 +127,9 @@ def fp8_rounded(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float8_e4m3fn).astype(x.dtype)
 
 
-fp8_rounded.defvjp(lambda x: (fp8_rounded(x), None), lambda _, dy: (dy,))
+@fp8_rounded.defjvp
+def _fp8_rounded_jvp(primals, tangents):
+    return fp8_rounded(*primals), tangents[0]
 
 
 def smoothing_scale(h: jax.Array) -> jax.Array:

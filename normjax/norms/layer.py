@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
+from normjax.core.backward import custom_backward
 from normjax.core.dtypes import result_dtype
 from normjax.core.moments import at_least_float32
 from normjax.core.spmd import match_varying
@@ -71,7 +72,7 @@ def crms_normalize(x: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
     return _token_normalize(x, None, None, epsilon, False, 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(custom_backward, nondiff_argnums=(3, 4, 5))
 def _token_normalize(x, scale, bias, epsilon, centered, implied):
     return _token_forward(x, scale, bias, epsilon, centered, implied)[0]
 

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from normjax.core.backward import custom_backward
 from normjax.core.moments import align_mask, at_least_float32
 from normjax.core.spmd import match_varying
 from normjax.norms.base import along_channels, apply_affine, sum_like
@@ -99,7 +100,7 @@ def pool_normalize(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """(x - mean) / sqrt(var + epsilon) * scale + bias by the moments of each pool.
 
-    The gradient goes through the moments; it is written by hand (reverse mode) and
+    The gradient goes through the moments; its backward pass is written by hand and
     keeps x and the moments, nothing else.
 
     Args:
@@ -115,9 +116,10 @@ def pool_normalize(
     return _normalize(*match_varying(x, scale, bias), valid, pool, epsilon)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(custom_backward, nondiff_argnums=(4, 5))
 def _normalize(x, scale, bias, valid, pool, epsilon):
-    return _forward(x, scale, bias, valid, pool, epsilon)[0]
+    y, *moments = _forward(x, scale, bias, valid, pool, epsilon)[0]
+    return y, *map(jax.lax.stop_gradient, moments)
 
 
 def _forward(x, scale, bias, valid, pool, epsilon):

@@ -108,6 +108,22 @@ def test_gradients_equal_finite_differences_of_the_oracle(case):
             np.testing.assert_allclose(actual, expected, 1e-6, 1e-6 * size + 1e-7)
 
 
+def test_forward_mode_is_reverse_mode_transposed(first_case):
+    case = first_case
+    with jax.enable_x64(True):
+        at = case.cast("float64"), jnp.asarray(case.x)
+        along = jax.tree.map(lambda t: case.rng.normal(size=t.shape), at)
+
+        @jax.jit
+        def products(along):
+            _, pull = jax.vjp(case.apply, *at)
+            _, slope = jax.jvp(case.apply, at, along)
+            pairs = jax.tree.map(jnp.vdot, pull(jnp.asarray(case.dy)), along)
+            return jnp.vdot(case.dy, slope), sum(jax.tree.leaves(pairs))
+
+        np.testing.assert_allclose(*products(along), rtol=1e-9, atol=1e-9)
+
+
 @over(masked)
 def test_padding_reaches_no_token(case):
     """Poison at masked positions changes neither values nor gradients elsewhere."""

@@ -91,6 +91,49 @@ def numerical_gradient(function, x, step=1e-5):
     return gradient
 
 
+@over(lambda row: not row.gradient, "first_case")
+def test_forward_mode_is_reverse_mode_transposed(first_case):
+    """And forward over reverse mode gives the slope of the gradient."""
+    case, rng = first_case, np.random.default_rng(3)
+    with jax.enable_x64(True):
+        variables = case.variables("float64")
+        at = (variables.get("params", {}), case.x)
+        along = jax.tree.map(lambda t: rng.standard_normal(np.shape(t)), at)
+
+        def output(params, x):
+            return case.apply({**variables, "params": params}, x)[0]
+
+        @jax.jit
+        def products(along):
+            _, pull = jax.vjp(output, *at)
+            _, slope = jax.jvp(output, at, along)
+            pairs = jax.tree.map(jnp.vdot, pull(case.dy), along)
+            return jnp.vdot(case.dy, slope), sum(jax.tree.leaves(pairs))
+
+        def gradient(params, x):
+            def loss(*at):
+                return jnp.sum(jnp.tanh(output(*at)) * case.dy)
+
+            return jax.grad(loss, (0, 1))(params, x)
+
+        if OVERWRITE in variables:  # what its backward pass gives is no derivative
+            with pytest.raises(TypeError, match="forward-mode"):
+                products(along)
+            return
+        forward, reverse = products(along)
+        np.testing.assert_allclose(forward, reverse, rtol=1e-9, atol=1e-9)
+        _, curvature = jax.jit(lambda along: jax.jvp(gradient, at, along))(along)
+        step = 1e-5
+
+        @jax.jit
+        def moved(step):
+            return gradient(*jax.tree.map(lambda t, d: t + step * d, at, along))
+
+        ahead, behind = moved(step), moved(-step)
+        expected = jax.tree.map(lambda a, b: (a - b) / (2 * step), ahead, behind)
+        chex.assert_trees_all_close(curvature, expected, rtol=1e-4, atol=1e-6)
+
+
 @over(lambda row: not row.gradient)
 def test_gradients_equal_finite_differences_of_the_oracle(case):
     with jax.enable_x64(True):
