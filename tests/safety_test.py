@@ -116,7 +116,7 @@ def test_malicious_files_of_other_kinds(malice, tmp_path, capsys):
     assert "is damaged" in convert(path, capsys)
     path = tmp_path / "weights.npz"
     np.savez(path, weights=np.array([malice], object))
-    assert "unknown kind of checkpoint '.npz'" in convert(path, capsys)
+    assert "is arrays of NumPy: take the PyTorch weights" in convert(path, capsys)
 
 
 def test_malicious_prepared_data(malice, tmp_path):

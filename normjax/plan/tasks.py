@@ -57,4 +57,4 @@ def _described(name: str) -> Images:
         raise UserError(f"data set {name!r} is no image classification set")
     image, label = (each[0] for each in found)
     shape = tuple(image.shape) if all(image.shape) else None
-    return Images(name, tuple(label.names), image.shape[-1], shape)
+    return Images(name, label.num_classes, image.shape[-1], shape)

@@ -4,18 +4,18 @@ from typing import NamedTuple
 
 
 class Images(NamedTuple):
-    """Of an image source; see `data.ImageSource`."""
+    """Of an image source; see `data.ImageSource`.
+
+    The names of the classes are not known where converted weights begin a run.
+    """
 
     name: str
-    class_names: tuple[str, ...]
+    num_classes: int
     channels: int
     shape: tuple[int, int, int] | None
+    class_names: tuple[str, ...] = ()
 
     class_counts = None  # not known
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
 
 class Text(NamedTuple):

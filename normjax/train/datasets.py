@@ -56,9 +56,9 @@ def check_classes(task: Task, workdir: Path) -> None:
       UserError: others, or in another order: logits would get other names.
     """
     path = Path(workdir) / DESCRIPTION_FILE
-    then = read_json(path).get("class_names") if path.exists() else None
+    then = read_json(path).get("class_names") if path.exists() else ()
     now = task.class_names()
-    if then is not None and tuple(then) != tuple(now):
+    if then and tuple(then) != tuple(now):
         raise UserError(
             f"the classes of the data are not those that the run in {workdir} was "
             f"trained on ({_difference(then, now)}): bring them back, or train in "

@@ -106,7 +106,9 @@ def _recipes_for(file: Path) -> Iterator[None]:
         package.__path__ = places
         sys.modules[PACKAGE] = package
         if head.is_file():
-            exec(compile(head.read_bytes(), str(head), "exec"), package.__dict__)
+            importlib.machinery.SourceFileLoader(PACKAGE, str(head)).exec_module(
+                package
+            )
         yield
     finally:
         _taken_out()

@@ -47,7 +47,7 @@ def test_a_run_knows_its_data_without_them(tmp_path):
     config = tiny_config(data__name="image_folder", data__path="/gone")
     with pytest.raises(UserError, match="/gone"):
         build_experiment(config)
-    keep_description(Images("cats", tuple("abcde"), 3, (6, 6, 3)), tmp_path)
+    keep_description(Images("cats", 5, 3, (6, 6, 3), tuple("abcde")), tmp_path)
     described = kept_description("image_classification", tmp_path)
     experiment = build_experiment(config, described=described)
     assert experiment.task.row()["image"].shape == (6, 6, 3)
