@@ -108,6 +108,18 @@ def test_gradients_equal_finite_differences_of_the_oracle(case):
             np.testing.assert_allclose(actual, expected, 1e-6, 1e-6 * size + 1e-7)
 
 
+@pytest.mark.parametrize(
+    "first_case",
+    [
+        pytest.param(
+            row,
+            id=str(row),
+            marks=() if row.name in ("sla", "gated_linear") else pytest.mark.slow,
+        )
+        for row in FIRST_ROWS
+    ],
+    indirect=True,
+)
 def test_forward_mode_is_reverse_mode_transposed(first_case):
     case = first_case
     with jax.enable_x64(True):

@@ -41,6 +41,12 @@ FURTHER = [
     {"mixer": {"name": "rg_lru", "conv_width": 1}},
 ]
 
+ONE_OF_A_KIND = [
+    *(case for case in CASES if "softmax" in str(case) and "qk_norm" in str(case)),
+    *(case for case in CASES if case["mixer"] in ("gated_linear", "rg_lru", WINDOW)),
+]
+"""Of caches: keys and values, states, inputs of a convolution, a window."""
+
 LENGTH, PADS, CUTS = 13, np.array([0, 3]), (2, 8)
 TOKENS = np.random.default_rng(1).integers(0, VOCABULARY, (2, LENGTH))
 
@@ -125,7 +131,17 @@ PLACES = np.array(
 """Where the tokens of two rows stand; the calls end at 6 and 10, then one by one."""
 
 
-@pytest.mark.parametrize("case", [marked(case) for case in CASES])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case,
+            id=name_of(case),
+            marks=() if case in ONE_OF_A_KIND else pytest.mark.slow,
+        )
+        for case in CASES
+    ],
+)
 def test_padding_may_stand_anywhere(case):
     """Every token as in its row alone, by the whole pass."""
     model, ends = decoder(depth=1, **case), (6, 10, 11, 12, 13, 14)

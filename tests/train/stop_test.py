@@ -84,6 +84,7 @@ def test_stopped_and_gone_on(undisturbed, tmp_path, monkeypatch, at, step, saved
     assert not (tmp_path / "recalibration.npz").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", [False, True])
 def test_killed_while_the_last_checkpoint_was_replaced(undisturbed, tmp_path, written):
     """Before the new one was complete, and before the old one was removed."""
