@@ -34,10 +34,10 @@ test: lint
 test-slow: $(VENV)/dev.stamp
 	$(PYTEST) -m slow
 
-# Where another version of Python, JAX or Flax would show first, in three minutes.
+# Where another version of Python, JAX or Flax would show first, in a few minutes.
 test-short: $(VENV)/dev.stamp
-	$(PYTEST) -m "not slow" tests/core tests/norms tests/fusion tests/export \
-	  tests/golden_test.py tests/optim_test.py tests/readme_test.py tests/train/loop_test.py
+	$(PYTEST) -m "not slow" tests/core tests/norms tests/golden_test.py \
+	  tests/optim_test.py tests/readme_test.py tests/train/loop_test.py
 
 clean:
 	rm -rf .venv .venv-* runs build *.egg-info
