@@ -136,10 +136,11 @@ def test_what_is_accepted_trains(bases, tmp_path):
     short = ("total_steps=2", "batch_size=16", "microbatches=1", "eval_every=2")
     last = [f"--config.{field}" for field in short]
 
-    @examples(30)
+    @examples(60)
     @hypothesis.given(fuzz.overrides(base))
     def trains(argv):
-        endless = any("000" in word for word in argv)
+        # Too long, or too many checkpoints for a disk.
+        endless = any("000" in word or "keep_" in word for word in argv)
         hypothesis.assume(not endless and argv not in trained)
         workdir = f"--workdir={tmp_path / str(len(trained))}"
         with stubbed(trace_train_step):
