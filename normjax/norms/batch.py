@@ -39,7 +39,7 @@ def batch_normalize(
 
     Mean and biased variance per channel, over all other axes, of the positions that
     `mask` leaves (see `masked_moments`). The gradient goes through the moments; it is
-    written by hand (reverse mode) and keeps x and the moments, nothing else
+    written by hand and keeps x and the moments, nothing else
     (Ioffe & Szegedy, 2015).
 
     Args:

@@ -29,7 +29,7 @@ def layer_normalize(
     """(x - mean) / sqrt(var + epsilon) * scale + bias per token (Ba et al., 2016).
 
     Moments over the last axis in at least float32, two-pass biased variance. The
-    gradient is written by hand (reverse mode): it keeps x and one mean and one root a
+    backward pass is written by hand: it keeps x and one mean and one root a
     token, nothing else.
 
     Args:
