@@ -2,7 +2,7 @@
 
 import sys
 
-from normjax.train.cli import eval_command, run
+from normjax.cli.main import eval_command, run
 
 if __name__ == "__main__":
     sys.exit(run(eval_command, sys.argv, several=True))

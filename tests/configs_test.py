@@ -13,9 +13,9 @@ from PIL import Image
 
 from configs.common import parse_arg
 from normjax import models
+from normjax.cli import flags
 from normjax.core.errors import UserError
 from normjax.train import config as configs
-from normjax.train import flags
 from normjax.train.experiment import build_experiment, build_model
 from normjax.train.step import make_train_step
 

@@ -27,6 +27,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 import pytest
 
+from normjax.core.compiler import compiled_code_in
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -56,4 +58,22 @@ def users_compiler():
 def x64():
     """Sixty-four-bit types for the length of a test."""
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_dir(tmp_path_factory):
+    """Prepared sets of this session; a user's own cache stays as it is."""
+    given = os.environ.get("NORMJAX_DATA_DIR")
+    path = given or str(tmp_path_factory.mktemp("data"))
+    os.environ["NORMJAX_DATA_DIR"] = path
+    yield path
+    if given is None:
+        del os.environ["NORMJAX_DATA_DIR"]
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """Runs of one config compile their step once for all tests of a module."""
+    with compiled_code_in(tmp_path_factory.mktemp("compiled")):
         yield

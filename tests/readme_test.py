@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from normjax.train import flags
+from normjax.cli import flags
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from normjax.cli.main import run
 from normjax.convert.__main__ import convert_command
 from normjax.core.errors import UserError
 from normjax.data import open_images
-from normjax.train.cli import run
 
 ROOT = Path(__file__).parent.parent
 FILES = [

@@ -3,7 +3,7 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # used by the scripts that source this file
 
-readonly EXIT_WRONG_INPUT=2 EXIT_TRY_AGAIN=75 # as in normjax/train/cli.py
+readonly EXIT_WRONG_INPUT=2 EXIT_TRY_AGAIN=75 # as in normjax/cli/main.py
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # Every setting is a variable conf_KEY with its default; example.conf says what they mean.

@@ -19,9 +19,9 @@ import inspect
 import sys
 from collections.abc import Sequence
 
+from normjax.cli.flags import HELP, HelpWanted
+from normjax.cli.main import run
 from normjax.core.errors import UserError, one_of
-from normjax.train.cli import run
-from normjax.train.flags import HELP, HelpWanted
 
 TABLES = ("loop", "norms", "mixers", "cores", "models", "decoders", "fold", "conv_bn")
 COMMANDS = (*TABLES, "golden", "gpu")

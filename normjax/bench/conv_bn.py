@@ -12,7 +12,7 @@ from normjax.core.collections import PARAMS
 from normjax.core.compiler import jit
 from normjax.core.errors import UserError, one_of
 from normjax.core.timing import alternate
-from normjax.train import report
+from normjax.records import report
 
 DEFAULT = ("resnet18", "resnet50")
 SIDE, BATCH, CLASSES = 160, 16, 100

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normjax.attention import decay, linear_attention, softmax_attention
 from normjax.bench import peers
 from normjax.bench.sizes import Sizes, device_name, sizes_for
 from normjax.core.errors import UserError, one_of
 from normjax.core.operations import inner_jaxprs
 from normjax.core.timing import alternate
-from normjax.train import report
+from normjax.mixers import decay, linear_attention, softmax_attention
+from normjax.records import report
 
 HEADS, WIDTH = 8, 64
 ROUNDS = 5

@@ -12,7 +12,7 @@ from normjax.core.compiler import jit
 from normjax.core.errors import UserError, one_of
 from normjax.core.timing import alternate
 from normjax.generate.decoding import generate
-from normjax.train import report
+from normjax.records import report
 
 DEFAULT = ("lm_70m",)
 READ, WRITTEN, TEXTS = 512, 64, 8

@@ -11,7 +11,7 @@ from normjax import fusion, models
 from normjax.core.compiler import jit
 from normjax.core.errors import UserError, one_of
 from normjax.core.timing import alternate
-from normjax.train import report
+from normjax.records import report
 
 DEFAULT = ("deit_tiny_prepbn", "deit_tiny:batch_norm", "resnet18", "resnet50")
 SIDE, BATCHES, CLASSES = 224, (1, 16), 1000

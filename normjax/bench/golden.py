@@ -13,8 +13,9 @@ from xml.etree import ElementTree
 import jax
 
 from normjax.bench.sizes import SMALL, device_name
+from normjax.core.console import console
 from normjax.core.errors import UserError
-from normjax.train import report
+from normjax.records import report
 
 TEST = Path("tests") / "golden_test.py"
 RUNS = (("float32", "highest"), ("float32", "default"), ("bfloat16", "default"))
@@ -40,7 +41,7 @@ def golden_command(argv: Sequence[str]) -> int:
     report.table(f"{device_name()}: reference arrays", columns, rows)
     for (dtype, precision), failed in wrong.items():
         for name, message in failed:
-            report.console.print(f"{dtype}, {precision}: {name}: {message}")
+            console.print(f"{dtype}, {precision}: {name}: {message}")
     return 1 if wrong[RUNS[0]] else 0
 
 

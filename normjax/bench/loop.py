@@ -10,14 +10,15 @@ import jax
 import numpy as np
 
 from normjax.bench.sizes import device_name
+from normjax.cli.flags import define_config, parse_flags
+from normjax.core.console import console
+from normjax.devices.signals import Interrupt
+from normjax.records import report
+from normjax.records.checkpoint import Checkpoints
 from normjax.tasks.base import percent
-from normjax.train import report
-from normjax.train.checkpoint import Checkpoints
 from normjax.train.experiment import build_experiment
-from normjax.train.flags import define_config, parse_flags
 from normjax.train.loop import Run
 from normjax.train.programs import trace_train_step
-from normjax.train.signals import Interrupt
 
 ROUNDS = 5
 
@@ -32,7 +33,7 @@ def loop_command(argv: Sequence[str]) -> int:
         ("whole loop", 1e3 * loop, 1 / loop),
     ]
     report.table(f"{device_name()}: host overhead", ("", "ms a step", "steps/s"), rows)
-    report.console.print(f"loop at {percent(bare / loop)} of the bare step")
+    console.print(f"loop at {percent(bare / loop)} of the bare step")
     return 0
 
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normjax import attention
+from normjax import mixers
 from normjax.core.arguments import field_names, required_names
 from normjax.core.compiler import jit
 from normjax.core.errors import UserError, one_of
 from normjax.core.timing import alternate
-from normjax.train import report
+from normjax.records import report
 
 SIDES = (14, 32, 64, 128)
 WIDTH, HEADS = 192, 3
@@ -23,8 +23,8 @@ MOST_BYTES = 4 * 2**30
 
 def mixers_command(argv: Sequence[str]) -> int:
     """`mixers [NAME ...]`: forward, float32, one example of width 192."""
-    names = argv[1:] or [entry.name for entry in attention.MIXERS]
-    known = [entry.name for entry in attention.MIXERS]
+    names = argv[1:] or [entry.name for entry in mixers.MIXERS]
+    known = [entry.name for entry in mixers.MIXERS]
     for name in names:
         if name not in known:
             raise UserError(one_of("mixer", name, known))
@@ -41,13 +41,13 @@ def measure(name: str) -> tuple | None:
 
     A size that takes more than 4 GiB, or that the mixer refuses, is left out.
     """
-    entry = attention.MIXERS[name]
+    entry = mixers.MIXERS[name]
     given = {"num_heads": HEADS, "layer": 0, "num_layers": 2}
     allowed = field_names(entry.make)
     arguments = {k: v for k, v in given.items() if k in allowed}
     if set(required_names(entry.make)) - set(arguments):
         return None
-    module = attention.build(name, **arguments)()
+    module = mixers.build(name, **arguments)()
     calls, bytes_taken = {}, {}
     for side in SIDES:
         shape = (side, side) if "grid" in entry.tags else (side * side,)

@@ -19,7 +19,7 @@ from normjax.core.compiler import jit
 from normjax.core.errors import UserError, one_of
 from normjax.core.operations import multiply_adds
 from normjax.core.timing import alternate
-from normjax.train import report
+from normjax.records import report
 
 DEFAULT = ("deit_tiny", "slab_deit_tiny")
 SIDE, CLASSES = 224, 1000

@@ -16,7 +16,7 @@ from normjax.core.arguments import required_names
 from normjax.core.compiler import jit
 from normjax.core.errors import UserError, one_of
 from normjax.core.timing import alternate
-from normjax.train import report
+from normjax.records import report
 
 ROUNDS = 9
 LIBRARIES = ("flax", "tokamax", "torch")

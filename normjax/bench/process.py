@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from normjax.train.host import keep_freed_memory
+from normjax.cli.host import keep_freed_memory
 
 OURS = "normjax"
 

@@ -18,15 +18,15 @@ from typing import Any
 from absl import flags
 
 from normjax import convert
+from normjax.cli.flags import define_config, parse_flags
+from normjax.cli.main import run
+from normjax.config.recipes import RECIPES
 from normjax.convert.layouts import SIZES
 from normjax.convert.names import layout_of
 from normjax.convert.settings import published_settings, settle
 from normjax.core.errors import UserError, one_of
 from normjax.core.paths import local_path
 from normjax.models import PRESETS
-from normjax.train.cli import run
-from normjax.train.flags import define_config, parse_flags
-from normjax.train.recipes import RECIPES
 
 FAMILIES = {
     **{
@@ -97,7 +97,7 @@ def _recipe(name: str) -> str:
 def _import(config: Any, checkpoint: Path, workdir: Path, *, averaged: bool) -> None:
     from ml_collections import ConfigDict
 
-    from normjax.train import report
+    from normjax.records import report
     from normjax.train.experiment import build_model
     from normjax.train.start import start_from
 
@@ -162,7 +162,7 @@ def _description(model: Any, shape: Any) -> Any:
 
 
 def _export(workdir: Path, file: Path, layout: str | None) -> None:
-    from normjax.train import report
+    from normjax.core.console import console
     from normjax.train.config import kept_config
     from normjax.train.experiment import build_model
     from normjax.train.start import saved_variables
@@ -173,7 +173,7 @@ def _export(workdir: Path, file: Path, layout: str | None) -> None:
     size = _image_size(config) if convert.reads_images(model) else ()
     state = convert.to_torch(model, variables, size, layout)
     convert.write(file, state)
-    report.console.print(f"{file}: {len(state)} arrays")
+    console.print(f"{file}: {len(state)} arrays")
 
 
 def _image_size(config: Any) -> tuple[int, int]:

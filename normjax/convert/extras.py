@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from normjax.attention.rotary import rotary_frequencies
-from normjax.attention.window import shifted_regions
 from normjax.core.errors import UserError
+from normjax.mixers.rotary import rotary_frequencies
+from normjax.mixers.window import shifted_regions
 
 _MASKED = -100.0
 

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from normjax.attention.reduction import Strided
-from normjax.attention.stripes import CrossShaped
-from normjax.attention.window import Windowed
 from normjax.convert import layouts
 from normjax.convert.transforms import Transform
 from normjax.core.collections import TRANSIENT
 from normjax.core.errors import UserError, one_of
+from normjax.mixers.reduction import Strided
+from normjax.mixers.stripes import CrossShaped
+from normjax.mixers.window import Windowed
 from normjax.models import Decoder, Pyramid, ViT
 from normjax.models.base import in_stages
 from normjax.norms import PRepBN

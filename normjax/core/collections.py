@@ -12,7 +12,7 @@ import jax
 
 PARAMS = "params"
 BATCH_STATS = "batch_stats"
-CACHE = "cache"  # what the tokens before leave behind, see attention.cache
+CACHE = "cache"  # what the tokens before leave behind, see mixers.cache
 DIAGNOSTICS = "diagnostics"  # scalars sown for the log, keyed by what they mean
 INTERMEDIATES = "intermediates"
 DETAILS = "details"  # costly scalars, sown where the caller asks for them

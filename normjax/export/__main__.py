@@ -20,6 +20,8 @@ import numpy as np
 from absl import flags
 
 from normjax import fusion
+from normjax.cli.flags import define_workdir, parse_flags
+from normjax.cli.main import EXIT_FAILED, run
 from normjax.core.errors import UserError, one_of
 from normjax.export.artifact import (
     export_model,
@@ -28,10 +30,8 @@ from normjax.export.artifact import (
     load,
     predictor,
 )
-from normjax.train import report
-from normjax.train.cli import EXIT_FAILED, run
+from normjax.records import report
 from normjax.train.config import kept_config
-from normjax.train.flags import define_workdir, parse_flags
 
 READS = ("data",)  # of the run's config
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -47,9 +47,9 @@ def export_command(argv: Sequence[str]) -> int:
     for name in values.platforms:
         if name not in PLATFORMS:
             raise UserError(one_of("platform", name, PLATFORMS))
-    from normjax.train.datasets import check_classes, kept_description
+    from normjax.devices.mesh import on_these_devices
+    from normjax.records.datasets import check_classes, kept_description
     from normjax.train.experiment import build_experiment, computation_dtype
-    from normjax.train.mesh import on_these_devices
     from normjax.train.start import saved_variables
 
     config = on_these_devices(kept_config(workdir, given.overrides, READS))

@@ -21,15 +21,15 @@ import numpy as np
 from absl import flags
 
 from normjax import fusion
+from normjax.cli.flags import define_workdir, parse_flags
+from normjax.cli.main import run
 from normjax.core.compiler import jit
 from normjax.core.errors import UserError
 from normjax.data.vocabulary import Tokenizer, open_tokenizer
 from normjax.generate.decoding import cache_bytes, generate, init_cache
 from normjax.generate.sampling import check
 from normjax.models import MODELS, PRESETS
-from normjax.train.cli import run
 from normjax.train.config import kept_config
-from normjax.train.flags import define_workdir, parse_flags
 
 READS = ("data.text.tokenizer",)
 """Fields of a config that generation makes use of."""
@@ -112,7 +112,7 @@ def _decoder_config(config: Any, workdir: Path) -> Any:
 
 def _restore(workdir: Path, config: Any, vocab_size: int, *, fold: bool):
     """The model of a run and its variables, on the device."""
-    from normjax.train import report
+    from normjax.records import report
     from normjax.train.experiment import build_model
     from normjax.train.start import saved_variables
 

@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from normjax.attention.cache import padding_first
 from normjax.core.collections import CACHE
 from normjax.core.errors import UserError
 from normjax.generate.sampling import check, sample
+from normjax.mixers.cache import padding_first
 
 Cache = dict[str, Any]
 

@@ -12,10 +12,10 @@ from typing import Any
 import flax.linen as nn
 
 from normjax.activations import ACTIVATIONS
-from normjax.attention import MIXERS
 from normjax.core.arguments import required_names
 from normjax.core.errors import UserError, one_of
 from normjax.core.registry import compatible
+from normjax.mixers import MIXERS
 from normjax.models.base import MODELS, in_stages
 from normjax.models.conv import ConvPoolStem, ConvUnitStem
 from normjax.models.decoder import Decoder

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 from flax.typing import Dtype
 
-from normjax.attention.sequence import only_tokens
 from normjax.core.folding import FoldSite, Stream, reads_of, writes_of
+from normjax.mixers.sequence import only_tokens
 from normjax.models.layers import MLP, Factory, StochasticDepth
 from normjax.models.placement import Spots, residual
 

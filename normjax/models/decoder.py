@@ -60,7 +60,7 @@ class Decoder(TokenModel):
           positions: int [B, L], the position of each token in its document; 0 starts
             a document. None: one document a row.
           decode: the tokens continue the rows of the calls before, whose traces the
-            collection `cache` holds (see `attention.cache`); without `positions`.
+            collection `cache` holds (see `mixers.cache`); without `positions`.
 
         Raises:
           UserError: `scan_layers` of layers that differ.

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from normjax.activations import GELU, Identity, ReLU, Sigmoid, SiLU
-from normjax.attention.cores import depthwise_layer
 from normjax.core.dense import Dense, SplitDense, trunc_normal
 from normjax.core.moments import at_least_float32
+from normjax.mixers.cores import depthwise_layer
 from normjax.models.layers import MLPS, Factory
 
 LAYOUTS = ("seq", "grid", "causal", "decode")

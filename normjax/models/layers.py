@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from normjax.attention.cores import depthwise_layer
 from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
 from normjax.core.registry import Registry
+from normjax.mixers.cores import depthwise_layer
 from normjax.norms.base import includes_activation
 
 Factory = Callable[..., Any]

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from normjax.attention.cores import sized_table
 from normjax.core.broadcast import mean_over_positions, repeat_over_batch
 from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
 from normjax.core.registry import offer
+from normjax.mixers.cores import sized_table
 from normjax.models.base import MODELS, in_stages
 from normjax.models.block import Block, sites_of
 from normjax.models.layers import Factory

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from normjax.attention.sequence import only_tokens
 from normjax.core.dense import Dense, trunc_normal
 from normjax.core.folding import FoldSite
 from normjax.core.registry import offer
+from normjax.mixers.sequence import only_tokens
 from normjax.models.placement import Placement, placement_of
 
 TABLE_READS = "the output layer is the table of embeddings"
@@ -26,7 +26,7 @@ class TokenModel(nn.Module):
       mlp_hidden: width inside the MLP; None for 4 dim.
       norm, mixer, activation, mlp: factories (see `models.build`, which takes keys).
       placement: where the norms sit; a key of `models.placement.PLACEMENTS`.
-      rotary_base: see `attention.sequence.PairwiseMixer`; None for no rotation.
+      rotary_base: see `mixers.sequence.PairwiseMixer`; None for no rotation.
       tied: the table of embeddings is also the output layer.
       mask_norms: padding does not count in the statistics of norms.
       drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.

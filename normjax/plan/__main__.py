@@ -16,9 +16,9 @@ from typing import Any
 
 from absl import flags
 
+from normjax.cli.flags import define_config, parse_flags
+from normjax.cli.main import EXIT_FAILED, run
 from normjax.core.errors import UserError
-from normjax.train.cli import EXIT_FAILED, run
-from normjax.train.flags import define_config, parse_flags
 
 
 def plan_command(argv: Sequence[str]) -> int:

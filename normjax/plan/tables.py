@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from normjax.plan.plan import Plan, Step
 from normjax.plan.roofline import Roofline
-from normjax.train.report import table
+from normjax.records.report import table
 
 MEMORY = {
     "parameters": "parameters",

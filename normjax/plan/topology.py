@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
+from normjax.cli.host import answer_libtpu
 from normjax.core.errors import UserError, one_of
-from normjax.train.host import answer_libtpu
 
 MEGACORE = {"v4": "megacore", "v5p": "megachip_tccontrol"}
 """Chips whose two cores are one device, and how libtpu calls that."""

@@ -11,8 +11,8 @@ import types
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from normjax.plan.collectives import ALL_REDUCE_SCATTER, collective_bytes
 from normjax.plan.hlo import Computation, Instruction, Program, parse, trip_count
-from normjax.train.collectives import ALL_REDUCE_SCATTER, collective_bytes
 
 FREE = (
     "after-all",

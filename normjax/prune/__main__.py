@@ -15,11 +15,11 @@ from typing import Any
 
 from absl import flags
 
+from normjax.cli.flags import define_config, define_workdir, parse_flags
+from normjax.cli.main import run
 from normjax.core.errors import UserError
 from normjax.core.paths import local_path
 from normjax.prune.magnitude import magnitude_pruned
-from normjax.train.cli import run
-from normjax.train.flags import define_config, define_workdir, parse_flags
 
 
 def prune_command(argv: Sequence[str]) -> int:
@@ -41,9 +41,9 @@ def prune_command(argv: Sequence[str]) -> int:
 def _prune(workdir: Path, config: Any, sparsity: float, target: Path) -> None:
     from normjax.core.collections import PARAMS
     from normjax.core.scanned import scanned_of
-    from normjax.train import report
-    from normjax.train.arrays import check_same_arrays
-    from normjax.train.datasets import check_classes
+    from normjax.records import report
+    from normjax.records.arrays import check_same_arrays
+    from normjax.records.datasets import check_classes
     from normjax.train.experiment import build_experiment
     from normjax.train.start import saved_variables, start_from
 

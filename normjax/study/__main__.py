@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from normjax.cli.flags import define_workdir, parse_flags
+from normjax.cli.main import run
+from normjax.config.recipes import load_module
 from normjax.core.errors import UserError
-from normjax.train.cli import run
-from normjax.train.flags import define_workdir, parse_flags
-from normjax.train.recipes import load_module
 
 
 def study_command(argv: Sequence[str]) -> int:

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from normjax.analysis.layers import TITLES, by_depth, read_layers
 from normjax.core.compiler import compiled_code_in
+from normjax.core.console import console
 from normjax.core.errors import UserError
-from normjax.train import report
-from normjax.train.diagnostics import TITLES, by_depth, read_layers
+from normjax.records import report
 from normjax.train.loop import train
 from normjax.train.nonfinite import NonFiniteLoss
 
@@ -78,7 +79,7 @@ def run_study(
             result = _run_once(study.runs[cell], seed, folder)
             shown = result.get("error") or study.shown(result[study.metric])
             name = f"{'/'.join(cell)} seed {seed}"
-            report.console.print(f"{i}/{len(todo)}  {name}: {shown}")
+            console.print(f"{i}/{len(todo)}  {name}: {shown}")
     return _summarize(study, workdir)
 
 
@@ -90,12 +91,12 @@ def _run_once(config: ConfigDict, seed: int, folder: Path) -> dict[str, Any]:
     config = config.copy_and_resolve_references()
     config.seed = seed
     try:
-        report.console.quiet = True
+        console.quiet = True
         result: dict[str, Any] | None = train(config, folder)
     except NonFiniteLoss as error:
         result = {"error": f"diverged: {str(error).split(' (')[0]}"}
     finally:
-        report.console.quiet = False
+        console.quiet = False
         # Hundreds of compiled programs would stay in memory.
         jax.clear_caches()
     if result is None:
@@ -118,11 +119,11 @@ def _summarize(study: Study, workdir: Path) -> Path:
     path = workdir / "table.md"
     path.write_text("\n".join(lines) + "\n")
     _plot(study, rows, columns, results, workdir / "table.png")
-    report.console.print(f"table in {path}, plot in {workdir / 'table.png'}")
+    console.print(f"table in {path}, plot in {workdir / 'table.png'}")
     if study.layers:
         plot = workdir / f"{study.layers}.png"
         _plot_layers(study, rows, columns, workdir, plot)
-        report.console.print(f"{study.layers} in {plot}")
+        console.print(f"{study.layers} in {plot}")
     return path
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from normjax.train.cli import run, train_command
+from normjax.cli.main import run, train_command
 
 if __name__ == "__main__":
     sys.exit(run(train_command, sys.argv, several=True))

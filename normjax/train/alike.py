@@ -3,8 +3,8 @@
 from typing import Any
 
 from normjax.core.errors import UserError
+from normjax.devices.processes import from_first, gather
 from normjax.train.config import differences, plain
-from normjax.train.distributed import from_first, gather
 
 PLACES = ("path", "data_dir", "workers")
 """Fields of `config.data` that may differ: the same data may lie elsewhere."""

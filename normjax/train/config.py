@@ -8,12 +8,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from normjax.config.fields import OF_MODEL, complete, fields_of
+from normjax.config.overrides import Override, override
+from normjax.config.recipes import load_config as load_config  # found here, too
 from normjax.core.arguments import field_names
 from normjax.core.errors import UserError, one_of
 from normjax.core.registry import Registry
-from normjax.train.fields import OF_MODEL, complete, fields_of
-from normjax.train.overrides import Override, override
-from normjax.train.recipes import load_config as load_config  # found here, too
+from normjax.records.json_files import read_json, with_tuples, write_json
 
 CONFIG_FILE = "config.json"
 
@@ -124,45 +125,14 @@ def require(config: Any, field: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def write_json(path: Path, value: dict) -> None:
-    """Write a file of the workdir, complete or not at all.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(_text(value))
-        temporary.rename(path)
-    except OSError as error:
-        raise UserError(f"workdir {path.parent}: {error.strerror}") from error
-
-
-def read_json(path: Path) -> dict:
-    """What `write_json` wrote.
-
-    Raises:
-      UserError: the file is damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {_one_line(error)}") from error
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, indent=2) + "\n"
-
-
 def plain(config: ConfigDict) -> dict:
     """`config` as its file holds it: dicts, lists and values of JSON."""
-    return json.loads(_text(config.to_dict()))
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def _said(config: dict) -> dict[str, Any]:
     """What a kept config says of the run, so that two of the same run are equal."""
-    from normjax.train.components import written_out
+    from normjax.config.components import written_out
 
     whole = complete(with_tuples(config))
     fields = {**fields_of(whole["task"]), **OF_MODEL}
@@ -175,13 +145,6 @@ def _said(config: dict) -> dict[str, Any]:
         if field.resume and isinstance(node, dict):
             node.pop(last, None)
     return whole
-
-
-def with_tuples(value: Any) -> Any:
-    """JSON knows lists only, configs tuples only."""
-    if isinstance(value, dict):
-        return {k: with_tuples(v) for k, v in value.items()}
-    return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
 
 def differences(old: Any, new: Any, path: str = "config") -> list[str]:
@@ -197,7 +160,3 @@ def differences(old: Any, new: Any, path: str = "config") -> list[str]:
             )
         ]
     return [] if old == new else [f"{path} is {old} there and {new} here"]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())

@@ -14,19 +14,19 @@ import optax
 from jax.sharding import Mesh
 
 from normjax import models, norms, optim, reparam
+from normjax.config.ranges import check_numbers
 from normjax.core.scanned import scanned_of
 from normjax.core.schedules import norm_schedule
+from normjax.devices.mesh import make_mesh, split_batch, to_devices
+from normjax.devices.per_device import check_mesh
+from normjax.devices.placed import Placed
+from normjax.devices.sharding import rules_of, state_shardings, with_shardings
+from normjax.devices.votes import abstract_votes
 from normjax.tasks import TASKS, Task
+from normjax.tasks.scores import evaluate
 from normjax.train.config import nonfinite_policy, require, resolve_fractions
-from normjax.train.evaluate import evaluate
-from normjax.train.mesh import make_mesh, split_batch, to_devices
-from normjax.train.per_device import check_mesh
-from normjax.train.placed import Placed
-from normjax.train.ranges import check_numbers
-from normjax.train.sharding import rules_of, state_shardings, with_shardings
 from normjax.train.state import TrainState, create_state
 from normjax.train.step import Recipe
-from normjax.train.votes import abstract_votes
 
 DTYPES = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 """Of the computation; "auto" is bfloat16 on accelerators and float32 on CPU."""

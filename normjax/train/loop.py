@@ -9,15 +9,19 @@ from typing import Any
 
 import jax
 
+from normjax.analysis.layers import LayerLog, plot_layers
 from normjax.core.collections import BATCH_STATS
 from normjax.core.compiler import compiled_code_in
-from normjax.train import report
+from normjax.core.console import console
+from normjax.devices.processes import from_first, gather, is_first, on_first
+from normjax.devices.signals import Interrupt, Stopped
+from normjax.devices.votes import Votes
+from normjax.records import report
+from normjax.records.checkpoint import Checkpoints, RunFailed
+from normjax.records.datasets import keep_data, keep_description
+from normjax.records.workdir import check_room, held
 from normjax.train.alike import check_alike
-from normjax.train.checkpoint import Checkpoints, RunFailed
 from normjax.train.config import keep_config
-from normjax.train.datasets import keep_data, keep_description
-from normjax.train.diagnostics import LayerLog, plot_layers
-from normjax.train.distributed import from_first, gather, is_first, on_first
 from normjax.train.experiment import Experiment, build_experiment
 from normjax.train.nonfinite import Failure, Guard
 from normjax.train.profile import Profile
@@ -29,9 +33,6 @@ from normjax.train.recalibrate import (
     progress,
     recalibrate,
 )
-from normjax.train.signals import Interrupt, Stopped
-from normjax.train.votes import Votes
-from normjax.train.workdir import check_room, held
 
 MAX_IN_FLIGHT = 2  # steps that the host may run ahead of the device
 
@@ -141,7 +142,7 @@ class Run:
                 if self.checkpoints.latest() != self.step:
                     self.checkpoints.save(self.state)
                 self.checkpoints.wait()  # signals that come meanwhile change nothing
-                report.console.print(f"stopped at step {self.step}; checkpoint saved")
+                console.print(f"stopped at step {self.step}; checkpoint saved")
                 return None
         finally:
             log.close()
@@ -298,14 +299,14 @@ class Run:
         stood_in = len(self.experiment.task.stood_in)
         if stood_in:
             log.write(self.step, {"undecodable": stood_in})
-            report.console.print(
+            console.print(
                 f"warning: {stood_in} training images could not be decoded; others "
                 "stood in for them"
             )
         log.close()
         self._print_result(rows)
         if self.last.get("lam", 0.0) > 0:
-            report.console.print(
+            console.print(
                 f"warning: training ended with lam = {self.last['lam']:.3g} > 0: the "
                 "norm that was to be replaced still took part"
             )
@@ -354,10 +355,10 @@ class Run:
             return
         plot = report.plot_curves(self.workdir, task.curves)
         if self.looks:
-            report.console.print(f"layers in {plot_layers(self.workdir)}")
+            console.print(f"layers in {plot_layers(self.workdir)}")
         if self.steps_timed:
             speed = f"{self._speed(self.seconds):,.0f} {task.unit}/s"
-            report.console.print(
+            console.print(
                 f"{self.steps_timed} steps in {self.seconds:.1f} s, {speed}; "
                 f"curves in {plot}"
             )

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from normjax.train import report
-from normjax.train.checkpoint import RunFailed
+from normjax.core.console import console
+from normjax.devices.processes import from_first, is_first
+from normjax.records import report
+from normjax.records.checkpoint import RunFailed
 from normjax.train.config import nonfinite_policy
-from normjax.train.distributed import from_first, is_first
 from normjax.train.experiment import Experiment
 from normjax.train.step import BAD_GRADIENT, SKIPPED
 
@@ -104,7 +105,7 @@ class Guard:
         if self._policy == "stop" or done >= self._limit:
             spent = "" if self._policy == "stop" else self._describe_limit()
             raise NonFiniteLoss(line + spent)
-        report.console.print(f"warning: {line}", soft_wrap=True)
+        console.print(f"warning: {line}", soft_wrap=True)
         if self._policy == "roll_back":
             raise Failure(step)
         return {k: v for k, v in values.items() if math.isfinite(v)}, True

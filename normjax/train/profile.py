@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from normjax.train import report
+from normjax.core.console import console
 
 SETTLED = 10
 """Steps of a start before the first one that is traced: caches and queues fill."""
@@ -46,4 +46,4 @@ class Profile:
             self._running = False
             self._first = self._last
             jax.profiler.stop_trace()
-            report.console.print(f"trace in {self._folder}")
+            console.print(f"trace in {self._folder}")

@@ -11,16 +11,16 @@ import flax.linen as nn
 import jax
 
 import normjax
+from normjax.analysis.layers import make_diagnose
 from normjax.core.collections import BATCH_STATS
 from normjax.core.compiler import compiler_options
 from normjax.core.errors import UserError
-from normjax.train.diagnostics import make_diagnose
-from normjax.train.evaluate import make_eval_step
+from normjax.devices.mesh import DATA, batch_shards, replicated
+from normjax.devices.per_device import per_device, with_axis_name
+from normjax.devices.votes import with_votes
+from normjax.tasks.scores import make_eval_step
 from normjax.train.experiment import Experiment
-from normjax.train.mesh import DATA, batch_shards, replicated
-from normjax.train.per_device import per_device, with_axis_name
 from normjax.train.step import make_gradients, make_train_step
-from normjax.train.votes import with_votes
 
 LARGEST_ARRAY = 2**31 - 1
 """Elements of an array on a CPU device."""

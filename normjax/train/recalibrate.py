@@ -11,12 +11,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from normjax.core.collections import BATCH_STATS, INTERMEDIATES
+from normjax.devices.mesh import replicated
+from normjax.devices.placed import Placed
+from normjax.devices.processes import from_first, is_first
 from normjax.norms import BatchNorm
 from normjax.tasks.base import Batch, Objective
-from normjax.train.distributed import from_first, is_first
-from normjax.train.evaluate import evaluate
-from normjax.train.mesh import replicated
-from normjax.train.placed import Placed
+from normjax.tasks.scores import evaluate
 
 PROGRESS_FILE = "recalibration.npz"
 

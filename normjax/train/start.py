@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from normjax import optim
 from normjax.core.errors import UserError
-from normjax.train.arrays import another_model, check_same_arrays
-from normjax.train.checkpoint import Checkpoints
+from normjax.records.arrays import another_model, check_same_arrays
+from normjax.records.checkpoint import Checkpoints
+from normjax.records.datasets import keep_description
+from normjax.records.workdir import held
 from normjax.train.config import keep_config
-from normjax.train.datasets import keep_description
 from normjax.train.state import TrainState, state_of
-from normjax.train.workdir import held
 
 
 def start_from(

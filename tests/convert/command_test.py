@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from normjax import convert, models
+from normjax.cli.main import run
+from normjax.config.recipes import load_config
 from normjax.convert.__main__ import _recipe, convert_command
 from normjax.convert.names import abstract_variables
+from normjax.evaluation.run import evaluate_run
 from normjax.models import PRESETS
-from normjax.train.cli import run
 from normjax.train.config import kept_config
-from normjax.train.evaluate_run import evaluate_run
 from normjax.train.experiment import build_model
-from normjax.train.recipes import load_config
 
 CONFIG = "configs/imagenet_deit.py:variant=slab_tiny,runlocal"
 SMALL = "configs/imagenet_pvt.py:variant=slab_tiny,runlocal"

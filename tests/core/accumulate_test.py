@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from normjax import attention
+from normjax import mixers
 from normjax.core.arguments import field_names
 from normjax.core.dense import SplitDense, ZeroMeanDense
 from normjax.core.operations import multiply_adds
 from normjax.plan.topology import devices_of, prepare
-from tests.attention.rows import ROWS as MIXERS
+from tests.mixers.rows import ROWS as MIXERS
 from tests.norms.case import Case
 from tests.norms.rows import ROWS as NORMS
 
@@ -73,9 +73,9 @@ def gradient(apply):
 
 def mixer_products(row, dtype):
     """(products of sums, products of layers), as `products` gives them."""
-    known = field_names(attention.MIXERS[row.name].make)
+    known = field_names(mixers.MIXERS[row.name].make)
     types = {name: dtype for name in ("dtype", "param_dtype") if name in known}
-    mixer = attention.build(row.name, **row.kwargs, **types)()
+    mixer = mixers.build(row.name, **row.kwargs, **types)()
     x = jax.ShapeDtypeStruct(row.shape, dtype)
     variables = jax.eval_shape(mixer.init, KEY, x)
     apply = gradient(lambda variables, x: [mixer.apply(variables, x)])

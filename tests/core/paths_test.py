@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from normjax.cli import main as cli
 from normjax.core.errors import UserError
 from normjax.core.paths import local_path
 from normjax.data import open_images, open_text
-from normjax.train import cli
 
 
 @pytest.mark.parametrize("path", ["runs/a", "/tmp/a:b", "a:b/c", "~/x", "C:/runs"])

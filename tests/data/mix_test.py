@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from normjax.data import mix
-from normjax.train.collectives import collective_bytes
+from normjax.plan.collectives import collective_bytes
 
 CUTMIX = jax.jit(mix.cutmix, static_argnums=3)
 MIXUP = jax.jit(mix.mixup, static_argnums=3)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from normjax import data
+from normjax.cli.main import run
 from normjax.core.errors import UserError
 from normjax.export import load
 from normjax.export.__main__ import export_command
+from normjax.records.datasets import keep_description, kept_description
 from normjax.tasks.described import Images
-from normjax.train.cli import run
-from normjax.train.datasets import keep_description, kept_description
 from normjax.train.experiment import build_experiment
 from normjax.train.loop import train
 from normjax.train.start import saved_variables

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from normjax import fusion, models
-from normjax.attention import MIXERS
-from normjax.attention.softmax import SoftmaxAttention
 from normjax.core.errors import UserError
+from normjax.mixers import MIXERS
+from normjax.mixers.softmax import SoftmaxAttention
 from normjax.models.layers import MLPS, STEMS
 from tests.models.convolutions import random_variables
 

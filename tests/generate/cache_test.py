@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from normjax import attention, fusion
-from normjax.attention import MIXERS
+from normjax import fusion, mixers
 from normjax.core.arguments import field_names
 from normjax.core.errors import UserError
 from normjax.generate import cache_bytes, extend, init_cache
+from normjax.mixers import MIXERS
 from tests.generate.models import VOCABULARY, decoder, drawn
 
 CAUSAL = [entry.name for entry in MIXERS if "causal" in entry.tags]
@@ -183,7 +183,7 @@ def test_folded_norms():
 
 def test_padding_may_be_anything():
     """Not even NaN reaches a token."""
-    mixer = attention.build("softmax", num_heads=2, causal=True)()
+    mixer = mixers.build("softmax", num_heads=2, causal=True)()
     x = jax.random.normal(jax.random.key(0), (1, 6, 8))
     variables = jax.jit(mixer.init)(jax.random.key(1), x)
     dirty = jnp.concatenate((jnp.full((1, 2, 8), jnp.nan), x), 1)
@@ -255,7 +255,7 @@ def test_states_are_float32_where_tokens_are_bfloat16():
     ],
 )
 def test_what_cannot_be_decoded(arguments, known, message):
-    mixer = attention.build("softmax", num_heads=2, **arguments)()
+    mixer = mixers.build("softmax", num_heads=2, **arguments)()
     with pytest.raises(UserError, match=message):
         mixer.init(jax.random.key(0), jnp.zeros((1, 3, 8)), decode=True, **known)
 

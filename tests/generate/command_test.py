@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from configs import lm_bytes
+from normjax.cli.main import run
 from normjax.generate.__main__ import generate_command
-from normjax.train.cli import run
 from normjax.train.config import keep_config
 from normjax.train.experiment import build_model
 from normjax.train.start import start_from

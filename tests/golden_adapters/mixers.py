@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normjax import attention
+from normjax import mixers
 from tests.golden_adapters import runner
 from tests.golden_adapters.compare import close
 
@@ -68,7 +68,7 @@ def run_once(data, meta, tolerance, mixer, names, *, grid: bool):
 @runner("sla_deit")
 def sla_deit(data, meta, tolerance):
     kwargs = meta["kwargs"]
-    mixer = attention.build(
+    mixer = mixers.build(
         "sla", num_heads=kwargs["num_heads"], qkv_bias=kwargs["qkv_bias"]
     )()
     names = {

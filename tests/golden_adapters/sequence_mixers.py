@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normjax import attention
-from normjax.attention import RGLRU, Pattention, decay
+from normjax import mixers
+from normjax.mixers import RGLRU, Pattention, decay
 from tests.golden_adapters import runner
 from tests.golden_adapters.compare import close
 from tests.golden_adapters.vision_mixers import translated
@@ -85,7 +85,7 @@ def rela(data, meta, tolerance):
         length = data["x"].shape[1]
         np.testing.assert_array_equal(mask, np.tri(length)[None, None])
     arguments = {"num_heads": meta["heads"], "epsilon": meta["eps"], "causal": causal}
-    mixer = attention.build(meta["variant"], **arguments)()
+    mixer = mixers.build(meta["variant"], **arguments)()
     maps = {"q": "q", "kv": "kv"} if cross else {"qkv": "qkv"}
     layout = {}
     for ours in maps:
@@ -109,7 +109,7 @@ def rela(data, meta, tolerance):
 
 @runner("diff_attention")
 def diff_attention(data, meta, tolerance):
-    mixer = attention.build(
+    mixer = mixers.build(
         "differential",
         num_heads=meta["heads"],
         layer=meta["depth"],
@@ -135,7 +135,7 @@ def moh(data, meta, tolerance):
     arguments = translated(
         meta["kwargs"], names, {"dim": data["x"].shape[-1], "qk_norm": False}
     )
-    mixer = attention.build("mixture_of_head", **arguments)()
+    mixer = mixers.build("mixture_of_head", **arguments)()
     gates = {"wg": "routed_gate", "wg_0": "balance", "wg_1": "shared_gate"}
     given = {k for k in gates if f"param_{k}.weight" in data}
     layout = {
@@ -175,7 +175,7 @@ KERPLE = {
 
 @runner(*KERPLE)
 def kerple(data, meta, tolerance):
-    make = attention.DISTANCES.factory(KERPLE[meta["variant"]])
+    make = mixers.DISTANCES.factory(KERPLE[meta["variant"]])
     module = make(num_heads=meta["kwargs"]["heads"], param_dtype=tolerance.dtype)
     order = np.tri(*data["x"].shape[-2:])[None, None]
     names = [k.removeprefix("param_") for k in data if k.startswith("param_")]
@@ -263,7 +263,7 @@ def lightning_module(data, meta, tolerance):
     names = {"num_heads": "num_heads", "layer_idx": "layer", "num_layers": "num_layers"}
     checked = {"embed_dim": data["x"].shape[-1]}
     arguments = translated(meta["kwargs"], names, checked)
-    mixer = attention.build("lightning", **arguments)()
+    mixer = mixers.build("lightning", **arguments)()
     layout = {
         "qkv/kernel": transposed("q_proj.weight", "k_proj.weight", "v_proj.weight"),
         "proj/kernel": transposed("o_proj.weight"),
@@ -277,7 +277,7 @@ def lightning_module(data, meta, tolerance):
 
 @runner("transnormer")
 def transnormer(data, meta, tolerance):
-    mixer = attention.build(
+    mixer = mixers.build(
         "transnormer",
         num_heads=meta["heads"],
         layer=meta["layer_idx"],
@@ -303,7 +303,7 @@ def gla_layer(data, meta, tolerance):
     }
     checked = {"mode": meta["kwargs"]["mode"], "hidden_size": data["x"].shape[-1]}
     arguments = translated(meta["kwargs"], names, checked)
-    mixer = attention.build("gated_linear", **arguments)()
+    mixer = mixers.build("gated_linear", **arguments)()
     layout = {
         "qk/kernel": transposed("q_proj.weight", "k_proj.weight"),
         "vg/kernel": transposed("v_proj.weight", "g_proj.weight"),
@@ -332,7 +332,7 @@ def vig_gla(data, meta, tolerance):
         "fuse_norm": False,
     }
     arguments = translated(given, names, checked)
-    mixer = attention.build("vig", **arguments)()
+    mixer = mixers.build("vig", **arguments)()
     keys = round(data["x"].shape[-1] * arguments.get("expand_k", 0.5))
     layout = {
         "conv_kernel": (("in_proj.0.weight",), lambda w: w[:, 0].transpose(1, 2, 0)),
@@ -361,7 +361,7 @@ def vig_gla(data, meta, tolerance):
 def rala(data, meta, tolerance):
     checked = {"dim": data["x"].shape[1]}
     arguments = translated(meta["kwargs"], {"num_heads": "num_heads"}, checked)
-    mixer = attention.build(meta["variant"], **arguments)()
+    mixer = mixers.build(meta["variant"], **arguments)()
     layout = {
         "qkvo/kernel": (("qkvo.weight",), lambda w: w[:, :, 0, 0].T),
         "qkvo/bias": stacked("qkvo.bias"),
@@ -400,7 +400,7 @@ def rg_lru(data, meta, tolerance):
 
 @runner("griffin_local_mqa")
 def griffin_local_mqa(data, meta, tolerance):
-    mixer = attention.build(
+    mixer = mixers.build(
         "local_attention", num_heads=meta["heads"], window=meta["window"]
     )()
     layout = {

@@ -4,10 +4,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from normjax import attention, norms
+from normjax import mixers, norms
 from normjax.activations import ACTIVATIONS
-from normjax.attention.cores import FocusedLinear, SimplifiedLinear, Softmax
-from normjax.attention.stripes import Stripes
+from normjax.mixers.cores import FocusedLinear, SimplifiedLinear, Softmax
+from normjax.mixers.stripes import Stripes
 from normjax.models.block import Block
 from normjax.models.layers import DepthwiseMLP
 from normjax.models.placement import Spots
@@ -116,7 +116,7 @@ def swin_window(data, meta, tolerance):
             "qkv_bias": has_bias(data, kwargs),
         },
     )
-    mixer = attention.build(
+    mixer = mixers.build(
         "window",
         window_size=window,
         shift=shift,
@@ -141,7 +141,7 @@ def linear_swin(data, meta, tolerance):
     checked = {"dim": data["x"].shape[-1], "window_size": [h, w], "qkv_bias": bias}
     if not focused:  # taken and ignored there
         checked["focusing_factor"] = kwargs.get("focusing_factor")
-    mixer = attention.build(
+    mixer = mixers.build(
         "window_focused_linear" if focused else "window_sla",
         window_size=(h, w),
         qkv_bias=bias,
@@ -190,7 +190,7 @@ def spatial_reduction(data, meta, tolerance):
         del arguments["sr_ratio"]
         names["sr.weight"] = ("sr/kernel", lambda w: w[:, :, 0, 0].T)
     arguments = translated(kwargs, arguments, checked)
-    mixer = attention.build(key, qkv_bias=bias, **arguments)()
+    mixer = mixers.build(key, qkv_bias=bias, **arguments)()
     data = with_maps(data, as_grid(*grid))
     run_once(data, meta, tolerance, mixer, names, grid=False)
 
@@ -278,7 +278,7 @@ def swin_block(data, meta, tolerance):
     }
     arguments = {"window_size": "window_size", "shift_size": "shift"}
     core = LINEAR_CORE if linear_type else {"num_heads": "num_heads"}
-    mixer = attention.build(
+    mixer = mixers.build(
         "window_sla" if linear_type else "window",
         qkv_bias=has_bias(data, kwargs),
         **translated(kwargs, {**arguments, **core}, checked),
@@ -305,7 +305,7 @@ def cswin_block(data, meta, tolerance):
         **{k: kwargs.get(k) for k in ("last_stage", "split_size")},
     }
     core = LINEAR_CORE if linear_type else {"num_heads": "num_heads"}
-    mixer = attention.build(
+    mixer = mixers.build(
         "cross_shaped_window_sla" if linear_type else "cross_shaped_window",
         qkv_bias=has_bias(data, kwargs),
         split_size=split,
@@ -346,6 +346,6 @@ def depthwise_mlp(data, meta, tolerance):
 @runner("poolformer_pool")
 def pooling(data, meta, tolerance):
     arguments = translated(meta["kwargs"], {"pool_size": "pool_size"}, {})
-    mixer = attention.build("pooling", **arguments)()
+    mixer = mixers.build("pooling", **arguments)()
     data = with_maps(data, lambda t: np.moveaxis(t, 1, -1))
     run_once(data, meta, tolerance, mixer, {}, grid=False)

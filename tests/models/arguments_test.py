@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from normjax import activations, attention, models, norms, reparam
+from normjax import activations, mixers, models, norms, reparam
 from normjax.core.errors import UserError
 
 VIT = {"name": "vit", "num_classes": 3, "dim": 8, "depth": 1, "num_heads": 2}
@@ -18,12 +18,12 @@ CASES = [
     (norms.build, "rms_norm", {"scale_init": "ones"}, "scale_init takes a function"),
     (norms.build, "rms_norm", {"dtype": "float33"}, "dtype takes a type of numbers"),
     (norms.build, ["rms_norm"], {}, "a norm is given by its name"),
-    (attention.build, "softmax", {"num_headz": 1}, "did you mean 'num_heads'"),
-    (attention.build, "softmax", {"num_heads": 2.5}, "num_heads takes an integer"),
-    (attention.build, "softmax", {"qk_norm": "rms_nrm"}, "did you mean 'rms_norm'"),
-    (attention.build, "softmax", {"qk_norm": "prepbn"}, "'prepbn' needs decay_steps"),
+    (mixers.build, "softmax", {"num_headz": 1}, "did you mean 'num_heads'"),
+    (mixers.build, "softmax", {"num_heads": 2.5}, "num_heads takes an integer"),
+    (mixers.build, "softmax", {"qk_norm": "rms_nrm"}, "did you mean 'rms_norm'"),
+    (mixers.build, "softmax", {"qk_norm": "prepbn"}, "'prepbn' needs decay_steps"),
     (
-        attention.build,
+        mixers.build,
         "softmax",
         {"distance": {"name": "alibi", "slopes": 1}},
         "unknown argument of distance 'alibi': 'slopes'",

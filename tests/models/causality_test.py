@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from normjax import models
-from normjax.attention import MIXERS
 from normjax.core.arguments import required_names
 from normjax.core.errors import UserError
 from normjax.core.registry import parts_of
+from normjax.mixers import MIXERS
 from normjax.norms import NORMS
 
 VOCABULARY, LENGTH = 11, 7

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from normjax import fusion, models
-from normjax.attention import MIXERS
 from normjax.core.arguments import required_names
 from normjax.core.errors import UserError
+from normjax.mixers import MIXERS
 from normjax.norms import NORMS
 from tests.models import encoder_decoder_oracle as oracle
 from tests.models.decoder_oracle import rms_norm

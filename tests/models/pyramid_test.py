@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from normjax import fusion, models
-from normjax.attention import MIXERS
 from normjax.core.errors import UserError
+from normjax.mixers import MIXERS
 from normjax.models import PRESETS
 from normjax.norms import NORMS
 

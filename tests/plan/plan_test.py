@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import pytest
 
+from normjax.cli.main import run
 from normjax.core.errors import UserError
 from normjax.plan import plan as plan_module
 from normjax.plan.__main__ import plan_command
@@ -15,7 +16,6 @@ from normjax.plan.plan import out_of_memory as read_error
 from normjax.plan.roofline import Roofline
 from normjax.plan.tables import misfit, show_sweep
 from normjax.plan.traffic import Traffic
-from normjax.train.cli import run
 from tests.train.tiny import tiny_config
 
 MATRICES = 16 * 16 * 3 + 16 * 48  # proj, fc1, fc2; qkv

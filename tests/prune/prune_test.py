@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from normjax.cli.main import run, train_command
 from normjax.core.errors import UserError
+from normjax.evaluation.run import evaluate_run
 from normjax.prune import magnitude_pruned
 from normjax.prune.__main__ import prune_command
-from normjax.train.cli import run, train_command
 from normjax.train.config import kept_config
-from normjax.train.evaluate_run import evaluate_run
 from normjax.train.start import saved_variables
 
 PARAMS = {

@@ -7,7 +7,7 @@ import pytest
 
 from normjax.tasks import Classification
 from normjax.tasks.classification import metric_sums, summarize
-from normjax.train.evaluate import evaluate, make_eval_step
+from normjax.tasks.scores import evaluate, make_eval_step
 
 BINS = 15
 

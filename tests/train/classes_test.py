@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from normjax.cli.main import eval_command, run, train_command
+from normjax.config.recipes import load_config
+from normjax.core.console import console
 from normjax.export.__main__ import export_command
 from normjax.prune.__main__ import prune_command
 from normjax.tasks import TASKS
-from normjax.train import report
-from normjax.train.cli import eval_command, run, train_command
-from normjax.train.recipes import load_config
 
 CONFIG = "--config=configs/digits.py:runlocal,norm=layer_norm,mixer=softmax"
 SMALL = (
@@ -44,7 +44,7 @@ def trained(tmp_path_factory, request):
     before = os.getcwd()
     os.chdir(request.config.rootpath)
     try:
-        with report.console.capture() as said:
+        with console.capture() as said:
             assert run(train_command, train_arguments(root)) == 0
     finally:
         os.chdir(before)

@@ -9,8 +9,8 @@ from unittest import mock
 
 import pytest
 
+from normjax.cli.main import run, train_command
 from normjax.data import sources
-from normjax.train.cli import run, train_command
 from normjax.train.loop import Run
 from tests.data.faults_test import folder, png
 

@@ -10,12 +10,12 @@ import pytest
 
 from configs import digits
 from normjax import models, norms
-from normjax.attention import MIXERS
+from normjax.devices import mesh
+from normjax.mixers import MIXERS
 from normjax.norms import NORMS
-from normjax.train import mesh
 from normjax.train.experiment import build_experiment
 from normjax.train.programs import jit_eval_step
-from tests.attention.contracts_test import FIRST_ROWS as MIXER_ROWS
+from tests.mixers.contracts_test import FIRST_ROWS as MIXER_ROWS
 from tests.norms.contracts_test import FIRST_ROWS as NORM_ROWS
 
 REAL, FILLER = 3, 2

@@ -9,11 +9,11 @@ from pathlib import Path
 import ml_collections
 from hypothesis import strategies as st
 
+from normjax.cli.main import run
+from normjax.config.recipes import load_config
 from normjax.core.arguments import field_names
 from normjax.core.errors import UserError
 from normjax.models import COMPONENTS, MODELS
-from normjax.train.cli import run
-from normjax.train.recipes import load_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from normjax.cli.main import eval_command, train_command
 from normjax.export.__main__ import export_command
 from normjax.generate.__main__ import generate_command
 from normjax.plan.__main__ import plan_command
-from normjax.train.cli import eval_command, train_command
 from normjax.train.experiment import build_experiment
 from normjax.train.programs import trace_train_step
 from tests.train import fuzz

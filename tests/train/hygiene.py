@@ -14,8 +14,9 @@ from pathlib import Path
 import jax
 import jax.monitoring
 
-from normjax.train import loop, report
-from normjax.train.host import keep_freed_memory
+from normjax.cli.host import keep_freed_memory
+from normjax.core.console import console
+from normjax.train import loop
 from tests.train.tiny import tiny_config
 
 STEPS, EARLY, WARM = 2000, 200, 4
@@ -63,7 +64,7 @@ def main(folder):
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.update([steps] * (event == COMPILED))
     )
-    report.console.quiet = True
+    console.quiet = True
     run(folder / "first", WARM)
     threads, files = set(threading.enumerate()), opened()
     steps = 0

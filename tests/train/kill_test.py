@@ -103,7 +103,7 @@ def test_terminated_runs_save_and_say_so(undisturbed, tmp_path):
 TERMINATED = """
 import os, signal, sys
 from normjax.train import loop
-from normjax.train.cli import run, train_command
+from normjax.cli.main import run, train_command
 
 when, owner = sys.argv.pop(1), loop
 if when == "compile":

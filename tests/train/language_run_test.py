@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from configs import lm_bytes
-from normjax.train.evaluate import make_eval_step
-from normjax.train.evaluate_run import evaluate_run
+from normjax.evaluation.run import evaluate_run
+from normjax.records.report import read_metrics
+from normjax.tasks.scores import make_eval_step
 from normjax.train.experiment import build_experiment
 from normjax.train.loop import train
-from normjax.train.report import read_metrics
 from tests.train.loop_test import state_of
 
 DOCUMENTS = {"train": (37, 5, 64, 90, 16, 3), "validation": (21, 40), "test": (33,)}

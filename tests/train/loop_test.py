@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from normjax.core.errors import UserError
+from normjax.devices import mesh
+from normjax.evaluation.run import evaluate_run
+from normjax.records import report
+from normjax.records.checkpoint import Checkpoints
 from normjax.tasks import ImageClassification
-from normjax.train import loop, mesh, report
-from normjax.train.checkpoint import Checkpoints
+from normjax.train import loop
 from normjax.train.config import keep_config, kept_config
-from normjax.train.evaluate_run import evaluate_run
 from normjax.train.experiment import build_experiment
 from normjax.train.nonfinite import NonFiniteLoss
-from tests.train.damage_test import data_files, flip
+from tests.records.damage_test import data_files, flip
 from tests.train.tiny import tiny_config
 
 pytestmark = pytest.mark.usefixtures("compiled_once")

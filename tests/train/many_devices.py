@@ -60,11 +60,11 @@ def run(case, folder):
     import jax
     import numpy as np
 
+    from normjax.devices.mesh import replicated
+    from normjax.devices.signals import Interrupt
+    from normjax.devices.votes import Votes
     from normjax.train.experiment import build_experiment
-    from normjax.train.mesh import replicated
     from normjax.train.programs import lower_train_step
-    from normjax.train.signals import Interrupt
-    from normjax.train.votes import Votes
 
     config, count = config_of(case, folder)
     experiment = build_experiment(config, jax.devices()[:count])
@@ -87,7 +87,7 @@ def main(folder, cases):
     import jax
     import numpy as np
 
-    from normjax.train.distributed import initialize
+    from normjax.devices.processes import initialize
 
     initialize()
     for case in cases:

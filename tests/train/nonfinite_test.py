@@ -11,8 +11,9 @@ import pytest
 
 from normjax.core.errors import UserError
 from normjax.data import order
-from normjax.train import loop, report, step
-from normjax.train.checkpoint import Checkpoints
+from normjax.records import report
+from normjax.records.checkpoint import Checkpoints
+from normjax.train import loop, step
 from normjax.train.config import kept_config
 from normjax.train.experiment import build_experiment
 from normjax.train.nonfinite import NonFiniteLoss

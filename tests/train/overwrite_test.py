@@ -16,10 +16,10 @@ import pytest
 
 from normjax import models, norms
 from normjax.core.collections import BATCH_STATS, OVERWRITE
+from normjax.devices import mesh as meshes
+from normjax.devices.sharding import with_shardings
+from normjax.records.checkpoint import Checkpoints
 from normjax.tasks import Classification
-from normjax.train import mesh as meshes
-from normjax.train.checkpoint import Checkpoints
-from normjax.train.sharding import with_shardings
 from normjax.train.step import Recipe, make_train_step
 from tests.norms.power_rows import power_norm, power_norm_gradient
 from tests.norms.unified_rows import unified_norm, unified_norm_gradient

@@ -16,11 +16,11 @@ import pytest
 from normjax import models, norms
 from normjax.core.collections import BATCH_STATS, OVERWRITE
 from normjax.core.errors import UserError
+from normjax.devices.mesh import device_mesh
+from normjax.devices.per_device import per_device, with_axis_name
 from normjax.norms import BatchNorm, PRepBN
 from normjax.tasks import Classification
 from normjax.train.experiment import build_experiment
-from normjax.train.mesh import device_mesh
-from normjax.train.per_device import per_device, with_axis_name
 from normjax.train.programs import lower_train_step
 from normjax.train.step import Recipe, make_gradients
 from tests.train.kill_test import ROOT

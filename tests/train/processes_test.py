@@ -11,7 +11,7 @@ from pathlib import Path
 import chex
 import pytest
 
-from normjax.train.distributed import SILENCE
+from normjax.devices.processes import SILENCE
 from tests.train.kill_test import ROOT, finish, newest, signal_when
 from tests.train.loop_test import assert_each_metric_once, state_of
 
@@ -133,8 +133,9 @@ def test_a_process_without_its_share_says_so(tmp_path):
 FAILING = """
 import os, sys
 from normjax.core.errors import UserError
-from normjax.train import loop, manager
-from normjax.train.cli import run, train_command
+from normjax.records import manager
+from normjax.train import loop
+from normjax.cli.main import run, train_command
 
 way, process = os.environ["WAY"].split()
 build, record = loop.build_experiment, loop.Run._record
@@ -201,10 +202,10 @@ def test_a_process_that_fails_ends_all_with_its_code_and_line(
 SAVING = """
 import os, resource, signal, sys
 import numpy as np
-from normjax.train.cli import run
+from normjax.cli.main import run
 
 def state(step, jax):
-    from normjax.train.mesh import device_mesh, replicated, split_batch
+    from normjax.devices.mesh import device_mesh, replicated, split_batch
     from normjax.train.state import TrainState
 
     mesh, counts = device_mesh(jax.devices()), (np.int32(step), np.zeros(2, np.uint32))
@@ -217,8 +218,8 @@ def state(step, jax):
 
 def save(argv):
     import jax
-    from normjax.train.checkpoint import Checkpoints
-    from normjax.train.distributed import initialize
+    from normjax.records.checkpoint import Checkpoints
+    from normjax.devices.processes import initialize
 
     initialize()
     checkpoints = Checkpoints(argv[1].partition("=")[2])

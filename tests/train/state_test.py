@@ -7,7 +7,7 @@ import flax
 import jax
 import pytest
 
-from normjax.train.checkpoint import Checkpoints
+from normjax.records.checkpoint import Checkpoints
 from normjax.train.experiment import build_experiment
 from normjax.train.start import saved_variables
 from tests.train.tiny import tiny_config

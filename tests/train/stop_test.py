@@ -8,9 +8,9 @@ import signal
 import chex
 import pytest
 
+from normjax.devices.votes import Votes
+from normjax.records.checkpoint import Checkpoints
 from normjax.train import loop
-from normjax.train.checkpoint import Checkpoints
-from normjax.train.votes import Votes
 from tests.train.loop_test import assert_each_metric_once, state_of, steps_kept
 from tests.train.tiny import tiny_config
 

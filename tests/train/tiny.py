@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from configs import digits
-from normjax.train.checkpoint import Checkpoints
+from normjax.records.checkpoint import Checkpoints
 from normjax.train.config import keep_config
 from normjax.train.experiment import build_experiment
 from normjax.train.state import TrainState, state_of

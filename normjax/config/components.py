@@ -1,0 +1,115 @@
+"""What the classes that `config.model` names say of its fields."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from normjax.core.registry import Registry
+from normjax.mixers.distance import DISTANCES
+from normjax.models import COMPONENTS, MODELS, PRESETS
+from normjax.norms import NORMS
+
+REGISTRIES: Mapping[str, Registry] = {
+    **COMPONENTS,
+    "qk_norm": NORMS,
+    "layer_norm": NORMS,
+    "batch_norm": NORMS,
+    "distance": DISTANCES,
+}
+"""Of the components that a component may take, by the name of the argument."""
+
+ELSEWHERE = {
+    "num_classes": "the data set says it",
+    "vocab_size": "the tokenizer says it",
+    "dtype": "set config.dtype",
+    "param_dtype": "parameters are float32",
+    "axis_name": "set config.sync_batch_stats",
+}
+"""Arguments that no config sets, and what does."""
+
+PLAIN = (type(None), bool, int, float, tuple, str)
+"""Types of values that a command line can give, the strictest first."""
+
+
+class Argument(NamedTuple):
+    """An argument of a component.
+
+    Attributes:
+      default: of the preset, else of the class; `dataclasses.MISSING` without any.
+      kinds: those of `PLAIN` that it may be.
+      registry: of what it names, if it names a component.
+    """
+
+    default: Any
+    kinds: tuple[type, ...]
+    registry: Registry | None = None
+
+    @property
+    def settable(self) -> bool:
+        """Whether a command line can give it a value."""
+        return self.registry is not None or any(k in PLAIN[1:] for k in self.kinds)
+
+
+def arguments_of(kind: str, spec: Mapping[str, Any]) -> dict[str, Argument]:
+    """The arguments of the component that `spec` names; none where it names none.
+
+    Args:
+      kind: the field that it stands in: "model", "norm", "mixer", ...
+    """
+    name, given = spec.get("name"), {}
+    registry = MODELS if kind == "model" else REGISTRIES.get(kind, {})
+    if kind == "model" and name in PRESETS:
+        given = PRESETS[name]
+        name = given["name"]
+    if name not in registry:
+        return {}
+    make: Any = registry[str(name)].make
+    if not dataclasses.is_dataclass(make):
+        return {}
+    return {
+        f.name: Argument(
+            given.get(f.name, f.default),
+            _kinds(f.type, given.get(f.name, f.default)),
+            REGISTRIES.get(f.name),
+        )
+        for f in dataclasses.fields(make)
+        if f.name not in ("name", "parent", *ELSEWHERE)
+    }
+
+
+def settable(kind: str, spec: Mapping[str, Any]) -> dict[str, Argument]:
+    """Those of them that a command line can give, and fractions of a run for steps."""
+    found = {k: a for k, a in arguments_of(kind, spec).items() if a.settable}
+    stems = [k.removesuffix("_steps") for k in found if k.endswith("_steps")]
+    return {**found, **{f"{k}_fraction": Argument(0.0, (float,)) for k in stems}}
+
+
+def _kinds(annotation: Any, default: Any) -> tuple[type, ...]:
+    union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    parts = typing.get_args(annotation) if union else (annotation,)
+    kinds = tuple(p for p in (typing.get_origin(p) or p for p in parts) if p in PLAIN)
+    return kinds or tuple(k for k in (type(default),) if k in PLAIN)
+
+
+def written_out(kind: str, spec: Any) -> Any:
+    """`spec` of a component with every argument that it leaves to preset or class.
+
+    Two configs with equal ones build the same, however they put it.
+    """
+    if isinstance(spec, list | tuple):
+        return tuple(written_out(kind, one) for one in spec)
+    spec = {"name": spec} if isinstance(spec, str) else spec
+    if not isinstance(spec, Mapping):
+        return spec
+    arguments = arguments_of(kind, spec)
+    whole = {name: argument.default for name, argument in arguments.items()}
+    whole.update(spec)
+    if kind == "model" and spec.get("name") in PRESETS:
+        whole["name"] = PRESETS[spec["name"]]["name"]
+    return {
+        name: written_out(name, value) if name in REGISTRIES else value
+        for name, value in whole.items()
+        if value is not dataclasses.MISSING
+    }

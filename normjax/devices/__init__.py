@@ -1,0 +1,1 @@
+"""Devices and processes of a run: the mesh, what lies where on it, and who agrees."""

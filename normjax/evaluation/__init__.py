@@ -1,0 +1,1 @@
+"""Finished runs evaluated, folded and adapted."""

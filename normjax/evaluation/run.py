@@ -1,0 +1,159 @@
+"""Evaluate a finished or running run, folded and unfolded."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from normjax import fusion
+from normjax.config.overrides import Override
+from normjax.core.console import console
+from normjax.core.errors import UserError
+from normjax.core.timing import alternate
+from normjax.devices.mesh import on_these_devices, replicated
+from normjax.records import report
+from normjax.records.checkpoint import Checkpoints
+from normjax.records.datasets import check_classes
+from normjax.train.config import kept_config
+from normjax.train.experiment import Experiment, build_experiment
+from normjax.train.programs import jit_eval_step, jit_logits
+from normjax.train.state import TrainState
+
+LATENCY_ROUNDS = 30
+
+READS = ("data", "mesh", "sharding", "batch_size")
+"""Sections and fields of a config that evaluation makes use of."""
+
+
+def evaluate_run(
+    workdir: Path,
+    *,
+    split: str | None = None,
+    fold: bool = False,
+    best: bool = False,
+    overrides: Sequence[Override] = (),
+) -> dict[str, dict[str, float]]:
+    """Print and return the metrics of a run's checkpoint on a split.
+
+    Args:
+      split: default: the config's `eval_split`.
+      fold: evaluate the folded model as well; print what was folded, the sizes, the
+        largest difference of a logit and the latency of both.
+      best: the checkpoint with the best scores instead of the newest.
+      overrides: of the run's config, as far as evaluation may differ from it.
+
+    Raises:
+      UserError: no run or no sound checkpoint in `workdir`, an unknown split, or an
+        override that is not allowed.
+    """
+    config = config_to_read(workdir, overrides)
+    experiment = build_experiment(config)
+    check_classes(experiment.task, workdir)
+    split = str(split or config.data.eval_split)
+    state = restored(experiment, workdir, best=best)
+    variants = {"unfolded": (experiment.model, state.eval_variables())}
+    if fold:
+        everywhere = replicated(experiment.mesh)
+        whole = jax.jit(lambda v: v, out_shardings=everywhere)(state.eval_variables())
+        variants["unfolded"] = experiment.model, whole
+        _print_plan(fusion.plan(*variants["unfolded"]))
+        with report.warnings_in_lines():
+            folded, variables = fusion.fold(*variants["unfolded"])
+        variants["folded"] = folded, jax.device_put(variables, everywhere)
+    scores = {}
+    for name, (model, variables) in variants.items():
+        eval_step = jit_eval_step(experiment, model if fold else None)
+        scores[name] = experiment.evaluate(eval_step, variables, split)
+    title = f"{workdir}, step {int(state.step)}, split {split}"
+    report.score_table(title, "model", experiment.task.columns, scores)
+    if fold:
+        _print_comparison(experiment, variants, split)
+    return scores
+
+
+def config_to_read(workdir: Path, overrides: Sequence[Override] = ()) -> Any:
+    """The config of a run for a command that computes with its model here.
+
+    Its mesh is that of the run, or along `data` where that cannot be; one of the
+    overrides has to be possible.
+    """
+    config = kept_config(workdir, overrides, READS)
+    chosen = any(one.field.startswith("mesh.") for one in overrides)
+    return config if chosen else on_these_devices(config)
+
+
+def restored(
+    experiment: Experiment, workdir: Path, *, best: bool = False
+) -> TrainState:
+    """The newest sound state of a run, or the best.
+
+    Raises:
+      UserError: there is none.
+    """
+    checkpoints = Checkpoints(workdir, rank=experiment.task.rank)
+    try:
+        like = experiment.abstract_state()
+        step = checkpoints.best() if best else None
+        if step is not None:
+            return checkpoints.restore(step, like)
+        state = None if best else checkpoints.restore_newest(like)
+    finally:
+        checkpoints.close()
+    if state is None:
+        what = "evaluated" if best else "complete"
+        raise UserError(f"workdir {workdir} holds no {what} checkpoint")
+    return state
+
+
+def _print_plan(plan: list[fusion.Fold]) -> None:
+    def where(f: fusion.Fold) -> str:
+        rest = f"; {f.remains} stays" if f.remains else ""
+        return f"{', '.join(f.into)}{rest}" if f.into else f"stays: {f.reason}"
+
+    rows = [(f.path, f.norm, where(f)) for f in plan]
+    report.table("norms", ("norm", "kind", "folded into"), rows)
+
+
+def _print_sizes(experiment, variants) -> None:
+    """What both models hold, and compute for one example."""
+    row = {
+        name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
+        for name, x in experiment.task.row().items()
+    }
+    x, known = jax.eval_shape(experiment.task.objective.inputs, row)
+    rows = [
+        (name, *fusion.size_of(model, variables, x, **known))
+        for name, (model, variables) in variants.items()
+    ]
+    columns = ("model", "parameters", "state", "multiply-adds", "operations")
+    report.table("size, and work for one example", columns, rows)
+
+
+def _print_comparison(experiment, variants, split: str) -> None:
+    """Largest logit difference and equal predictions over the split; latency."""
+    objective, functions = experiment.task.objective, {}
+    _print_sizes(experiment, variants)
+    everywhere = replicated(experiment.mesh)
+    counted = jax.jit(objective.counted, out_shardings=everywhere)
+    for name, (model, variables) in variants.items():
+        functions[name] = jit_logits(experiment, model), variables
+    largest, equal, count, batch = 0.0, 0, 0, {}
+    for batch in experiment.eval_batches(split):
+        a, b = (np.asarray(f(v, batch)) for f, v in functions.values())
+        real = np.asarray(counted(batch))
+        largest = max(largest, float(np.abs(a - b)[real].max(initial=0.0)))
+        equal += int((a.argmax(-1) == b.argmax(-1))[real].sum())
+        count += int(real.sum())
+    calls = {name: partial(f, v, batch) for name, (f, v) in functions.items()}
+    latency = alternate(calls, LATENCY_ROUNDS)
+    rows = [(name, 1e3 * t) for name, t in latency.items()]
+    columns = ("model", f"ms a batch of {len(jax.tree.leaves(batch)[0])}")
+    report.table("latency (median)", columns, rows)
+    console.print(
+        f"largest logit difference {largest:.2e}; "
+        f"equal predictions {equal} of {count}; latency folded / unfolded "
+        f"{latency['folded'] / latency['unfolded']:.3f}"
+    )

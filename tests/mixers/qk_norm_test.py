@@ -1,0 +1,82 @@
+"""Norms of queries and keys, in every mixer that has some."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from normjax.core.arguments import field_names
+from normjax.mixers import MIXERS
+from tests.mixers.case import Case
+from tests.mixers.rows import ROWS
+
+FIRST_ROWS = list({row.name: row for row in reversed(ROWS)}.values())[::-1]
+WITH = [row for row in FIRST_ROWS if "qk_norm" in field_names(MIXERS[row.name].make)]
+WITHOUT = {"identity", "pooling", "rg_lru"}  # these have no queries and keys
+PARTS = {  # layers that make queries and keys: the share of their outputs, by name
+    "qkv": 2 / 3,
+    "qkvo": 1 / 2,
+    "qkvu": 1 / 2,
+    "qk": 1,
+    "q": 1,
+    "kv": 1 / 2,
+}
+
+
+class Twice(nn.Module):
+    """Called as a norm is; doubles what it gets."""
+
+    dtype: str | None = None
+    param_dtype: str | None = None
+
+    def __call__(self, x, *, mask=None, train=False):
+        assert train
+        assert x.ndim >= 4  # heads are apart
+        assert mask is None or (mask.shape[-2:] == (1, 1) and mask.ndim == x.ndim)
+        return 2 * x
+
+
+def doubled(params):
+    """The parameters of a mixer with queries and keys twice as large."""
+    params = jax.tree.map(np.array, params)
+    if "value" in params.get("q", {}):  # token-parameter attention
+        for name in ("q", "k"):
+            params[name]["value"]["kernel"] *= 2
+        return params
+    for name in params.keys() & PARTS.keys():
+        for leaf in params[name].values():
+            leaf[..., : round(PARTS[name] * leaf.shape[-1])] *= 2
+    return params
+
+
+def test_all_but_those_without_queries_take_one():
+    named = {row.name for row in WITH}
+    assert {entry.name for entry in MIXERS} - named == WITHOUT
+
+
+@pytest.mark.parametrize("row", WITH, ids=str)
+def test_it_acts_on_queries_and_keys_only(row):
+    case = Case(row)
+    normed, mask = case.build(qk_norm=Twice), case.masks()[-1]
+    with jax.enable_x64(True):
+        x = jnp.asarray(case.x)
+
+        def run(params):
+            return normed.apply({"params": params}, x, mask=mask, train=True)
+
+        def plain(params):
+            return case.mixer.apply({"params": params}, x, mask=mask, train=True)
+
+        actual, expected, other = (
+            jax.jit(f)(p)
+            for f, p in (
+                (run, case.params),
+                (plain, doubled(case.params)),
+                (plain, case.params),
+            )
+        )
+    if row.name != "rela":  # whose own norm undoes any factor of all scores
+        assert not np.allclose(other, expected, rtol=1e-3)
+    valid = slice(None) if mask is None else mask
+    np.testing.assert_allclose(actual[valid], expected[valid], rtol=1e-9, atol=1e-9)
