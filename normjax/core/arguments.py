@@ -3,6 +3,7 @@
 import collections.abc
 import dataclasses
 import inspect
+import math
 import numbers
 import types
 import typing
@@ -12,8 +13,10 @@ from typing import Any
 import ml_dtypes  # noqa: F401  # makes numpy know "bfloat16"
 import numpy as np
 
-from normjax.core.errors import UserError, one_of
+from normjax.core.errors import UserError, one_line, one_of
+from normjax.core.ranges import numbers_in, ranges_of
 
+_DTYPE = "a type of numbers"
 _PLAIN = {str: "a string", bool: "True or False", int: "an integer", float: "a number"}
 
 
@@ -47,25 +50,29 @@ def defaults_of(make: Callable[..., Any]) -> dict[str, Any]:
 def check_arguments(
     what: str, make: Callable[..., Any], given: Mapping[str, Any]
 ) -> None:
-    """Raise UserError unless `make` takes all of the arguments, and of such types.
+    """Raise UserError unless `make` takes all of the arguments, and of such values.
 
     Types are those that the fields of a class declare, as far as they are numbers,
-    strings, truth values, functions or tuples of them.
+    strings, truth values, functions or tuples of them; numbers are finite and lie in
+    the ranges of `core.ranges`.
 
     Args:
       what: the component, "norm 'rms_norm'".
     """
     allowed = field_names(make)
-    hints = _declared(make)
+    hints, ranges = _declared(make), ranges_of(make)
     for name, value in given.items():
         if name not in allowed:
             raise UserError(one_of(f"argument of {what}:", name, allowed))
         hint = hints.get(name, Any)
-        if name.endswith("dtype") and isinstance(value, str) and not _is_dtype(value):
-            raise UserError(f"{what}: {name} takes a type of numbers, got {value!r}")
-        if not _fits(value, hint):
-            message = f"{what}: {name} takes {_described(hint)}, got {value!r}"
-            raise UserError(" ".join(message.split()))
+        wanted = _DTYPE if name.endswith("dtype") else _described(hint)
+        fits = _is_dtype(value, hint) if wanted is _DTYPE else _fits(value, hint)
+        if not fits:
+            raise UserError(f"{what}: {name} takes {wanted}, got {one_line(value)}")
+        for _, number in numbers_in(value) if name in ranges else ():
+            if not ranges[name].holds(number):
+                allowed = ranges[name]
+                raise UserError(f"{what}: {name} must {allowed}, got {one_line(value)}")
 
 
 def check_foreign(what: str, make: Callable[..., Any], given: Mapping[str, Any]):
@@ -87,11 +94,15 @@ def _declared(make: Callable[..., Any]) -> dict[str, Any]:
     return {field.name: field.type for field in dataclasses.fields(make)}
 
 
-def _is_dtype(name: str) -> bool:
+def _is_dtype(value: Any, hint: Any) -> bool:
+    """Whether it is one, its name, or None where that leaves it open."""
+    if value is None:
+        return hint is Any or type(None) in _alternatives(hint)
     try:
-        return np.dtype(name).kind in "iufcV"
-    except TypeError:
+        made = np.dtype(value)
+    except (TypeError, ValueError):
         return False
+    return made.kind in "iufcV" and made.fields is None and made.itemsize > 0
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -132,7 +143,7 @@ def _is_plain(value: Any, kind: type) -> bool:
         return isinstance(value, str)
     if isinstance(value, numbers.Number):
         wanted = numbers.Integral if kind is int else numbers.Real
-        return not boolean and isinstance(value, wanted)
+        return not boolean and isinstance(value, wanted) and abs(value) < math.inf
     # A scalar array, traced or not.
     kinds = "iu" if kind is int else "iuf"
     given = getattr(getattr(value, "dtype", None), "kind", "")

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
 
+from normjax.core.errors import UserError
+
 trunc_normal = nn.initializers.truncated_normal(0.02)
 
 
@@ -68,6 +70,9 @@ class SplitDense(nn.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
         """x: [..., C] -> `parts` arrays [..., features]."""
         width = self.parts * self.features
+        if width < 1:
+            layer = "/".join(self.path)
+            raise UserError(f"layer {layer!r}: {self.features} channels are too few")
         kernel, bias = _parameters(self, x.shape[-1], width)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         outputs = [linear(x, part) for part in jnp.split(kernel, self.parts, axis=-1)]

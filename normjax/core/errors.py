@@ -27,6 +27,12 @@ def one_of(what: str, name: object, allowed: Iterable[str]) -> str:
     return f"unknown {what} {name!r}{hint} (allowed: {', '.join(allowed)})"
 
 
+def one_line(value: object) -> str:
+    """How a value looks, in one line of at most 80 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) < 80 else f"{text[:77]}..."
+
+
 def utf8_path(what: str, path: str) -> str:
     """`path`, if libraries can write to it that take names for UTF-8.
 

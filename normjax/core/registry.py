@@ -13,7 +13,7 @@ from normjax.core.arguments import (
     defaults_of,
     required_names,
 )
-from normjax.core.errors import UserError, one_of
+from normjax.core.errors import UserError, one_line, one_of
 
 NEEDS = frozenset({"mask", "axis_name", "batch_stats", "owg", "rng", "condition"})
 """What a variant uses beyond its input: a mask of valid positions, a mesh axis to
@@ -95,6 +95,19 @@ def parts_of(make: Callable[..., Any]) -> Mapping[str, Part]:
     return {name: part for parts in declared for name, part in parts.items()}
 
 
+class Factory(functools.partial):
+    """`functools.partial` that says what is missing when it is called."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not args:
+            given = {**self.keywords, **kwargs}
+            missing = [n for n in required_names(self.func) if n not in given]
+            if missing:
+                name = getattr(self.func, "__name__", self.func)
+                raise UserError(f"{name} needs {', '.join(missing)}")
+        return super().__call__(*args, **kwargs)
+
+
 class Registry:
     """A named table of variants of one kind ("norm", "mixer", "model", ...).
 
@@ -144,8 +157,8 @@ class Registry:
             raise UserError(one_of(self.kind, name, self._known))
         return self._known[name]
 
-    def factory(self, spec: Spec, **defaults: Any) -> functools.partial:
-        """The factory that `spec` names: `functools.partial(class, **arguments)`.
+    def factory(self, spec: Spec, **defaults: Any) -> Factory:
+        """The factory that `spec` names: `Factory(class, **arguments)`.
 
         Components among the arguments become factories as well (see `Part`).
 
@@ -169,7 +182,7 @@ class Registry:
                 if arguments.get(name) is not None:
                     arguments[name] = _made_part(where, name, part, arguments[name])
             check_arguments(where, make, arguments)
-        return functools.partial(target, **arguments)
+        return Factory(target, **arguments)
 
     def entry_of(self, spec: Spec) -> Entry | None:
         """The row that `spec` names or whose class it builds; None if foreign.
@@ -184,17 +197,16 @@ class Registry:
         if isinstance(spec, Mapping):
             arguments = dict(spec)
             if "name" not in arguments:
-                raise UserError(f"a {self.kind} needs a 'name', got {arguments}")
+                got = one_line(arguments)
+                raise UserError(f"a {self.kind} needs a 'name', got {got}")
             entry = self[arguments.pop("name")]
             return entry, entry.make, arguments
         if isinstance(spec, str):
             return self[spec], self[spec].make, {}
         if not callable(spec) or _is_instance(spec):
             what = f"a {self.kind} is given by its name, a dict or a factory"
-            raise UserError(f"{what}, got {_one_line(spec)}")
-        make, arguments = spec, {}
-        while isinstance(make, functools.partial) and not make.args:
-            make, arguments = make.func, {**make.keywords, **arguments}
+            raise UserError(f"{what}, got {one_line(spec)}")
+        make, arguments = unwrapped(spec)
         return next((e for e in self if e.make is make), None), make, arguments
 
 
@@ -202,17 +214,21 @@ NORMS = Registry("norm", home="normjax.norms")
 """Here and not with the norms, for mixers take some and know no package beside them."""
 
 
+def unwrapped(factory: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
+    """(class or function, arguments) of a factory, also of one made of another."""
+    arguments: dict[str, Any] = {}
+    while isinstance(factory, functools.partial) and not factory.args:
+        arguments = {**factory.keywords, **arguments}
+        factory = factory.func
+    return factory, arguments
+
+
 def _is_instance(spec: Any) -> bool:
     """Whether it is a module, made already."""
     return dataclasses.is_dataclass(spec) and not isinstance(spec, type)
 
 
-def _one_line(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) < 80 else f"{text[:77]}..."
-
-
-def _made_part(where: str, name: str, part: Part, spec: Any) -> functools.partial:
+def _made_part(where: str, name: str, part: Part, spec: Any) -> Factory:
     """The factory of a part, if it is complete and fits."""
     factory, entry = part.registry.factory(spec), part.registry.entry_of(spec)
     if entry is None:
@@ -242,6 +258,8 @@ def offer(factory: Callable[..., Any], **arguments: Any) -> functools.partial:
         for name, value in arguments.items()
         if name not in given and (anything or name in parameters)
     }
+    if isinstance(factory, functools.partial):
+        return type(factory)(factory.func, *factory.args, **{**given, **taken})
     return functools.partial(factory, **taken)
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from normjax.core.arguments import field_names
 from normjax.core.errors import UserError
+from normjax.core.registry import Factory, unwrapped
 from normjax.devices.mesh import DATA, FSDP, TENSOR
 
 
@@ -38,11 +39,11 @@ def with_axis_name(model: Any, axis_name: str) -> Any:
     reached as far as they are factories.
     """
     if isinstance(model, functools.partial):
-        given = {k: with_axis_name(v, axis_name) for k, v in model.keywords.items()}
-        make = cast(Any, model.func)
+        make, given = unwrapped(model)
+        given = {k: with_axis_name(v, axis_name) for k, v in given.items()}
         if inspect.isclass(make) and "axis_name" in field_names(make):
             given["axis_name"] = axis_name
-        return functools.partial(make, *model.args, **given)
+        return Factory(make, **given)
     if isinstance(model, tuple):
         return tuple(with_axis_name(part, axis_name) for part in model)
     if isinstance(model, nn.Module):

@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 
 from normjax.activations import ACTIVATIONS
-from normjax.core.arguments import required_names
+from normjax.core.arguments import defaults_of, required_names
 from normjax.core.errors import UserError, one_of
 from normjax.core.registry import compatible
 from normjax.mixers import MIXERS
@@ -86,6 +86,10 @@ def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
     if hasattr(model, "placement"):
         placement_of(model.placement)
     specs = {k: s for k in COMPONENTS if (s := getattr(model, k, None)) is not None}
+    usual = defaults_of(type(model))
+    for kind in COMPONENTS.keys() & usual.keys() - specs.keys():
+        if usual[kind] is not None:
+            raise UserError(f"model {name!r}: {kind} takes a component, got None")
     own, map_alone = model.layouts(), {"grid"}
     fed = {"norm": own, "mlp": own} | dict.fromkeys(_ON_MAPS, map_alone)
     factories = {

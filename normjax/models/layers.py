@@ -162,7 +162,8 @@ class ConvStem(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """x: [B, H, W, C] -> [B, H / s, W / s, dim] with s the product of strides."""
-        last, hidden = len(self.strides) - 1, self.hidden or self.dim // 2
+        last = len(self.strides) - 1
+        hidden = self.hidden or max(1, self.dim // 2)
         for i, stride in enumerate(self.strides):
             x = nn.Conv(
                 self.dim if i == last else hidden,
@@ -192,4 +193,4 @@ class ConvStem(nn.Module):
 
     def inner_widths(self, dim: int) -> dict[str, int]:
         """Arguments that keep the inside at width `dim` when the tokens get another."""
-        return {"hidden": self.hidden or dim // 2}
+        return {"hidden": self.hidden or max(1, dim // 2)}

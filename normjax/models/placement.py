@@ -94,7 +94,7 @@ def placement_of(name: str | Placement) -> Placement:
     """
     if isinstance(name, Placement):
         return name
-    if name not in PLACEMENTS:
+    if not isinstance(name, str) or name not in PLACEMENTS:
         raise UserError(one_of("placement", name, PLACEMENTS))
     return PLACEMENTS[name]
 

@@ -1,6 +1,8 @@
 """Norms for learning one task after the other."""
 
 import contextlib
+from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -11,6 +13,7 @@ from normjax.core.collections import BATCH_STATS, INTERMEDIATES, LOSSES
 from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError
 from normjax.core.moments import align_mask, at_least_float32
+from normjax.core.ranges import FRACTION, POSITIVE, Range
 from normjax.norms.base import NORMS, affine_parameters, apply_affine, as_initializer
 from normjax.norms.batch import LAYOUTS, BatchNorm
 
@@ -131,6 +134,8 @@ class AdaB2N(BatchNorm):
       task_weight_init: of psi.
       Others: as in BatchNorm.
     """
+
+    ranges: ClassVar[Mapping[str, Range]] = {"num_tasks": POSITIVE, "kappa": FRACTION}
 
     num_tasks: int = 10
     kappa: float = 0.5
