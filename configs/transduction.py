@@ -20,15 +20,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     choice: Any = parse_arg(
         arg, norm="power_norm", placement="pre", steps=1000, runlocal=False
     )
-    config = base_config()
-    config.task = "transduction"
+    config = base_config("transduction")
     config.batch_size = 64
     config.total_steps = choice["steps"]
     config.eval_every = config.checkpoint.every = 500
 
     data = config.data
     data.name = "reversed_case"
-    data.length = 16  # letters of the longest source
     data.eval_split = "validation"
     data.test_split = "test"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from normjax.config.check import check_names
 from normjax.core.errors import UserError, one_of
 
 PACKAGE = "configs"
@@ -29,13 +30,18 @@ def load_config(spec: str) -> ConfigDict:
     """The locked config of `FILE[:ARGUMENTS]`; see `file_of` for FILE.
 
     Raises:
-      UserError: no such file, or whatever goes wrong in it, with the line.
+      UserError: no such file, or whatever goes wrong in it, with the line; a field that
+        no run has.
     """
     path, _, arguments = spec.partition(":")
     config = load_module(path, "get_config", *filter(None, [arguments]))
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
         raise UserError(f"config file {path}: get_config gives a {kind}, no ConfigDict")
+    try:
+        check_names(config)
+    except UserError as error:
+        raise UserError(f"config file {path}: {error}") from None
     return config.lock()
 
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from normjax.config.fields import OF_MODEL, complete, fields_of
+from normjax.config.check import require as require
+from normjax.config.fields import complete, fields_of
 from normjax.config.overrides import Override, override
 from normjax.config.recipes import load_config as load_config  # found here, too
+from normjax.config.sections import MODEL
 from normjax.core.arguments import field_names
 from normjax.core.errors import UserError, one_of
 from normjax.core.registry import Registry
 from normjax.records.json_files import read_json, with_tuples, write_json
 
 CONFIG_FILE = "config.json"
-
-NONFINITE_POLICIES = ("stop", "skip", "roll_back")
 
 
 def resolve_fractions(registry: Registry, spec: dict, total_steps: int) -> dict:
@@ -108,21 +108,7 @@ def nonfinite_policy(config: Any) -> tuple[str, int]:
     Raises:
       UserError: an unknown policy, or a negative limit.
     """
-    policy, limit = config.nonfinite.policy, config.nonfinite.limit
-    if policy not in NONFINITE_POLICIES:
-        what = "config.nonfinite.policy"
-        raise UserError(one_of(what, policy, NONFINITE_POLICIES))
-    if limit < 0:
-        raise UserError(f"config.nonfinite.limit must be at least 0, got {limit}")
-    return policy, limit
-
-
-def require(config: Any, field: str, allowed: Sequence[str]) -> str:
-    """The value of a field that must be one of `allowed`."""
-    value = config[field]
-    if value not in allowed:
-        raise UserError(one_of(f"config.{field}", value, allowed))
-    return value
+    return require(config, "nonfinite.policy"), require(config, "nonfinite.limit")
 
 
 def plain(config: ConfigDict) -> dict:
@@ -135,7 +121,7 @@ def _said(config: dict) -> dict[str, Any]:
     from normjax.config.components import written_out
 
     whole = complete(with_tuples(config))
-    fields = {**fields_of(whole["task"]), **OF_MODEL}
+    fields = {**fields_of(whole["task"]), **MODEL}
     whole["model"] = written_out("model", whole.get("model", {}))
     for name, field in fields.items():
         *sections, last = name.split(".")

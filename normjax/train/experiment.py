@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from normjax import models, norms, optim, reparam
-from normjax.config.ranges import check_numbers
+from normjax.config.check import check_config, require
 from normjax.core.scanned import scanned_of
 from normjax.core.schedules import norm_schedule
 from normjax.devices.mesh import make_mesh, split_batch, to_devices
@@ -24,14 +24,12 @@ from normjax.devices.sharding import rules_of, state_shardings, with_shardings
 from normjax.devices.votes import abstract_votes
 from normjax.tasks import TASKS, Task
 from normjax.tasks.scores import evaluate
-from normjax.train.config import nonfinite_policy, require, resolve_fractions
+from normjax.train.config import nonfinite_policy, resolve_fractions
 from normjax.train.state import TrainState, create_state
 from normjax.train.step import Recipe
 
 DTYPES = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 """Of the computation; "auto" is bfloat16 on accelerators and float32 on CPU."""
-
-PARALLELISM = ("jit", "pmap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,9 +184,9 @@ def build_experiment(
     Raises:
       UserError: a name, value or combination that is not allowed.
     """
-    check_numbers(config)
+    check_config(config)
     mesh, rules = make_mesh(config, devices), rules_of(config)
-    if require(config, "parallelism", PARALLELISM) == "pmap":
+    if config.parallelism == "pmap":
         check_mesh(mesh)
     task = TASKS[config.task].make(config, described)
     platform = mesh.devices.flat[0].platform
@@ -230,7 +228,7 @@ def build_model(config: Any, platform: str = "", **arguments: Any) -> nn.Module:
 
 def computation_dtype(config: Any, platform: str = "") -> Any:
     """What `config.dtype` is on a platform, by default on JAX's."""
-    dtype = DTYPES[require(config, "dtype", tuple(DTYPES))]
+    dtype = DTYPES[require(config, "dtype")]
     if dtype is not None:
         return dtype
     on_cpu = (platform or jax.default_backend()) == "cpu"

@@ -4,6 +4,7 @@ import pytest
 
 from normjax.bench.__main__ import bench_command
 from normjax.cli.main import eval_command, run, train_command
+from normjax.config.__main__ import config_command
 from normjax.convert.__main__ import convert_command
 from normjax.export.__main__ import export_command
 from normjax.generate.__main__ import generate_command
@@ -20,6 +21,7 @@ COMMANDS = {
     prune_command: ("--sparsity", "NEW_DIR"),
     study_command: ("--only", "FILE"),
     convert_command: ("--[no]to_torch", "--model", "CHECKPOINT"),
+    config_command: ("docs/config.md",),
     bench_command: ("norms [NAME ...]", "loop --config"),
 }
 

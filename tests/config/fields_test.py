@@ -1,17 +1,24 @@
 """Kept configs: what a run may go on with, and what older ones meant."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from configs import common, transduction
-from normjax.config.fields import fields_of
+from normjax.config.check import check_config
+from normjax.config.fields import default_config, fields_of
 from normjax.config.overrides import split
+from normjax.config.recipes import load_config
+from normjax.config.reference import reference
 from normjax.core.errors import UserError
+from normjax.data import augment, text
 from normjax.train.config import keep_config, kept_config
+from normjax.train.experiment import DTYPES
 from tests.train.tiny import tiny_config
 
+ROOT = Path(__file__).parents[2]
 CONFIGS = {
     "image_classification": common.image_config,
     "language_modeling": common.language_config,
@@ -132,3 +139,82 @@ def test_commands_set_what_they_read_and_no_more(tmp_path):
             kept(field)
     with pytest.raises(UserError, match=r"did you mean 'data\.path'"):
         kept("data.pth=/new")
+
+
+def test_the_page_of_the_fields_is_what_they_declare():
+    """`python -m normjax.config > docs/config.md` writes it."""
+    assert (ROOT / "docs" / "config.md").read_text() == reference()
+
+
+def test_every_field_is_declared_in_words():
+    for task in (*CONFIGS, ""):
+        for name, field in fields_of(task).items():
+            assert field.meaning and "\n" not in field.meaning, name
+        check_config(default_config(task))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("eval_every", 0, "config.eval_every must be at least 1, got 0"),
+        ("optim.beta1", 1.0, "config.optim.beta1 must lie in [0, 1), got 1.0"),
+        ("data.workers", 513, "config.data.workers must lie in [0, 512], got 513"),
+        ("seed", 2**63, "config.seed is beyond 64 bits"),
+        ("optim.lr", float("nan"), "config.optim.lr must be finite in float32, got"),
+        ("data.std", (1e39,), "config.data.std must be finite in float32"),
+        ("parallelism", "pmep", "unknown config.parallelism 'pmep'; did you mean"),
+        ("nonfinite.policy", "skp", "unknown config.nonfinite.policy 'skp'; did you"),
+        ("model.depth", 10_001, "config.model.depth must lie in [1, 10000], got"),
+        ("model.norm.epsilon", -1.0, "config.model.norm.epsilon must be at least 0"),
+        ("model.stem.size", -1, "config.model.stem.size must be at least 0, got -1"),
+    ],
+)
+def test_values_that_are_not_allowed(name, value, message):
+    config = common.image_config()
+    *sections, last = name.split(".")
+    node = config
+    for section in sections:
+        node = node[section]
+    node[last] = value
+    with pytest.raises(UserError) as caught:
+        check_config(config)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.optim.learning_rate = 1", r"field of config\.optim: 'learning_rate'"),
+        ("config.total_step = 5", r"'total_step'; did you mean 'total_steps'"),
+        (
+            "config.data.augment.flips = True",
+            r"config\.data\.augment: 'flips'; did",
+        ),
+        ("config.data.text = {}", r"unknown field of config\.data: 'text'"),
+        ("config.model.whatever = 1; config.task = 'mine'; config.mine = 1", None),
+    ],
+)
+def test_fields_that_nobody_reads_are_refused_in_recipes(tmp_path, line, message):
+    """Those of a task that is not ours, and of models, others know."""
+    file = tmp_path / "recipe.py"
+    file.write_text(
+        "from configs.common import image_config\n"
+        f"def get_config():\n    config = image_config()\n    {line}\n"
+        "    return config\n"
+    )
+    if message is None:
+        assert load_config(str(file)).mine == 1
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(str(file))
+    assert str(caught.value).startswith(f"config file {file}: unknown field of config")
+
+
+def test_what_libraries_say_of_their_own_fields():
+    """Data know no configs, and say themselves what they can be told."""
+    names = {field.name for field in dataclasses.fields(text.Fields)}
+    assert names == set(common.language_config().data.text)
+    fields = common.image_config().data.augment.to_dict()
+    assert augment.Fields(**fields) == augment.Fields()
+    assert set(fields) == {field.name for field in dataclasses.fields(augment.Fields)}
+    assert tuple(DTYPES) == fields_of("")["dtype"].allowed
