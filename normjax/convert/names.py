@@ -18,7 +18,7 @@ from normjax.mixers.reduction import Strided
 from normjax.mixers.stripes import CrossShaped
 from normjax.mixers.window import Windowed
 from normjax.models import Decoder, Pyramid, ViT
-from normjax.models.base import in_stages
+from normjax.models.base import patterns_of
 from normjax.norms import PRepBN
 
 _LAYOUTS = {ViT: "deit", Decoder: "llama"}
@@ -53,10 +53,11 @@ def layout_of(model: nn.Module, name: str | None = None) -> str:
         if name not in layouts.LAYOUTS:
             raise UserError(one_of("layout", name, layouts.LAYOUTS))
         return name
-    if type(model) in _LAYOUTS:
+    alternate = isinstance(getattr(model, "mixer", None), list | tuple)
+    if type(model) in _LAYOUTS and not alternate:
         return _LAYOUTS[type(model)]
     if isinstance(model, Pyramid):
-        mixer = in_stages(model.mixer, len(model.depths))[0].func
+        mixer = patterns_of(model.mixer, len(model.depths))[0][0].func
         for kind, layout in _PYRAMIDS.items():
             if issubclass(mixer, kind):
                 return layout

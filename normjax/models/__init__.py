@@ -16,7 +16,7 @@ from normjax.core.arguments import defaults_of, required_names
 from normjax.core.errors import UserError, one_of
 from normjax.core.registry import compatible
 from normjax.mixers import MIXERS
-from normjax.models.base import MODELS, in_stages
+from normjax.models.base import MODELS, patterns_of
 from normjax.models.conv import ConvPoolStem, ConvUnitStem
 from normjax.models.decoder import Decoder
 from normjax.models.embed import ConvNorm, PatchMerge
@@ -98,11 +98,7 @@ def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
         if kind != "mixer"
     }
     if "mixer" in specs:
-        layouts = model.mixer_layouts()
-        stages = zip(in_stages(specs["mixer"], len(layouts)), layouts, strict=True)
-        made = tuple(_made(name, "mixer", s, layout) for s, layout in stages)
-        one = not isinstance(specs["mixer"], list | tuple)
-        factories["mixer"] = made[0] if one else made
+        factories["mixer"] = _mixers(name, specs["mixer"], model.mixer_layouts())
     return model.clone(**factories)
 
 
@@ -120,6 +116,20 @@ def _made(model: str, kind: str, spec: Any, layouts: Collection[str]) -> Any:
     if entry is not None:
         _check_complete(f"{kind} {entry.name!r}", factory)
     return factory
+
+
+def _mixers(model: str, spec: Any, layouts: tuple[set[str], ...]) -> Any:
+    """Factories as `spec` has it: one for all, one per stage, or patterns of layers."""
+    stages = zip(patterns_of(spec, len(layouts)), layouts, strict=True)
+    made = tuple(
+        tuple(_made(model, "mixer", one, layout) for one in pattern)
+        for pattern, layout in stages
+    )
+    if not isinstance(spec, list | tuple):
+        return made[0][0]
+    if len(layouts) == 1:
+        return made[0]
+    return tuple(p[0] if len(p) == 1 else p for p in made)
 
 
 def _check_complete(what: str, factory: functools.partial) -> None:

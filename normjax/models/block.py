@@ -1,197 +1,183 @@
-"""The layer of transformers: a token mixer and an MLP, each a residual branch."""
+"""The layer of residual networks as data: a tuple of branches.
+
+    Block((mixing(norm, mixer, placed), feeding(norm, mlp, placed)))
+
+is a layer of a transformer, `looking` between them that of a decoder which reads an
+encoder. A branch says which layer it has, what that is told besides the stream, and
+where its norms sit; a block only runs one after the other.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-from flax.typing import Dtype
 
 from normjax.core.folding import FoldSite, Stream, reads_of, writes_of
 from normjax.mixers.sequence import only_tokens
-from normjax.models.layers import MLP, Factory, StochasticDepth
-from normjax.models.placement import Spots, residual
+from normjax.models.layers import Factory, LayerScale, StochasticDepth
+from normjax.models.placement import BranchPlacement, residual
 
 _STREAM = "its output is the residual stream"
 
-
-def _made(part: Any, **arguments: Any) -> Any:
-    """What a factory makes, or the module that several blocks share."""
-    return part if isinstance(part, nn.Module) else part(**arguments)
+Pairs = tuple[tuple[str, str], ...]
 
 
-class Part(NamedTuple):
-    """One branch of a block, as folding sees it.
+class Branch(NamedTuple):
+    """One residual branch of a block, x + layer(norm(x)).
 
     Attributes:
-      norm, path: names of its norm and its layer.  layer: unbound.
-      reads: paths inside the layer of all that reads the norm's output.
+      name, norm_name: of the layer and its norm among the variables of the block; the
+        norm behind the layer, if there is one, is `norm_name`_out.
+      norm: factory, called with `name`.
+      layer: factory, called with `name`; or a module that several blocks share.
+      placement: where the norms sit.
+      takes: pairs (argument of the layer, what of the context it gets); what is None in
+        the context, or absent, is not given.
+      carries: the layer is called with `carry` as well and gives (y, new carry).
+      layer_scale: first value of a factor per channel on what the layer gives, as of
+        CaiT (Touvron et al., 2021); None for no such factor.
+      drop_path: rate of stochastic depth.
+      reads: attribute of the layer that says what in it reads this branch's input.
     """
 
-    norm: str
-    path: str
+    name: str
+    norm_name: str
+    norm: Factory
     layer: Any
-    reads: tuple[str, ...]
+    placement: BranchPlacement
+    takes: Pairs = ()
+    carries: bool = False
+    layer_scale: float | None = None
+    drop_path: float = 0.0
+    reads: str = "reads"
+
+    def unbound(self) -> Any:
+        """The layer, to be asked what it is."""
+        return self.layer(parent=None)
+
+    def readers(self) -> tuple[str, ...]:
+        """Paths in the block of all that reads the norm before the layer."""
+        layer = self.unbound()
+        own = reads_of(layer) if self.reads == "reads" else getattr(layer, self.reads)
+        return tuple(f"{self.name}/{path}" for path in own)
+
+    def writer(self) -> str | None:
+        """Path in the block of the linear layer that makes what the branch gives."""
+        written = writes_of(self.unbound()) if self.layer_scale is None else None
+        return f"{self.name}/{written}" if written else None
+
+
+_MIXER = ("train", "mask", "positions", "decode")
+
+
+def mixing(norm: Factory, mixer: Any, placement: BranchPlacement, **more) -> Branch:
+    """The branch `mixer` of a token mixer, with `norm1`; `more` as of Branch."""
+    takes = tuple(zip(_MIXER, _MIXER, strict=True))
+    return Branch("mixer", "norm1", norm, mixer, placement, takes, **more)
+
+
+def looking(norm: Factory, cross: Any, placement: BranchPlacement, **more) -> Branch:
+    """The branch `cross` of a mixer that reads other tokens, with `norm_cross`.
+
+    Those are `memory` in the context, with the mask `memory_mask`.
+    """
+    takes = (
+        ("train", "train"),
+        ("memory", "memory"),
+        ("mask", "memory_mask"),
+        ("query_mask", "mask"),
+    )
+    more = {"reads": "cross_reads", **more}
+    return Branch("cross", "norm_cross", norm, cross, placement, takes, **more)
+
+
+def feeding(norm: Factory, mlp: Any, placement: BranchPlacement, **more) -> Branch:
+    """The branch `mlp` of a layer for each position, with `norm2`."""
+    return Branch("mlp", "norm2", norm, mlp, placement, **more)
 
 
 class Block(nn.Module):
-    """One transformer layer: a token mixer and an MLP, each a residual branch.
+    """Residual branches, one after the other.
 
     Attributes:
-      norm, mixer, activation: factories; the mixer's needs no further arguments.
-        Blocks may share one mixer: a module in place of its factory.
-      mlp_hidden: width inside the MLP.  drop_path: rate of stochastic depth.
-      spots: where the norms of both branches sit.
-      mlp: factory of the MLP, or the module that blocks share.
+      branches: first to last.
       mask_norms: norms get the mask as well, so that padding does not count in them,
         and read 0 there, for the backward pass of some averages over all positions.
     """
 
-    norm: Factory
-    mixer: Any
-    activation: Factory
-    mlp_hidden: int
-    drop_path: float
-    spots: Spots
-    mlp: Any = MLP
+    branches: tuple[Branch, ...]
     mask_norms: bool = True
-    dtype: Dtype | None = None
 
     @nn.compact
     def __call__(
         self,
         x: jax.Array,
         train: bool,
-        mask: jax.Array | None = None,
-        positions: jax.Array | None = None,
+        context: Mapping[str, jax.Array | None] | None = None,
         decode: bool = False,
-    ) -> jax.Array:
-        """x: [B, L, C] or [B, H, W, C] -> same.
+        carry: Any = None,
+    ) -> Any:
+        """x: [B, L, C] or [B, H, W, C] -> same; (same, carry) where there is a carry.
 
         Args:
           train: whether the model trains.
-          mask, positions, decode: as of the mixers; given to those parts that they
-            concern.
+          context: what branches may be told: `mask`, `positions`, as of the mixers,
+            `memory`, `memory_mask`, and whatever a model has for its layers.
+          decode: as of the mixers.
+          carry: what goes through the blocks of a stage, from branch to branch: a
+            tree that those change that carry.
         """
-        known = {} if mask is None else {"mask": mask}
-        known = known if positions is None else {**known, "positions": positions}
-        known = {**known, "decode": True} if decode else known
-        mix = functools.partial(self._mixing(), train=train, **known)
-        branches = (("norm1", mix), ("norm2", self._feeding()))
-        return self._residuals(x, branches, train, mask)
+        known = {k: v for k, v in (context or {}).items() if v is not None}
+        known |= {"train": train, **({"decode": True} if decode else {})}
+        carried = carry
+        for branch in self.branches:
+            x, carried = self._run(branch, x, known, carried)
+        return x if carry is None else (x, carried)
 
-    def _mixing(self) -> nn.Module:
-        return _made(self.mixer, name="mixer", dtype=self.dtype)
+    def _run(
+        self, branch: Branch, x: jax.Array, known: Mapping[str, Any], carry: Any
+    ) -> tuple[jax.Array, Any]:
+        valid = known.get("mask") if self.mask_norms else None
+        masked = {} if valid is None else {"mask": valid}
 
-    def _feeding(self) -> nn.Module:
-        arguments = {"activation": self.activation, "dtype": self.dtype}
-        return _made(self.mlp, hidden=self.mlp_hidden, name="mlp", **arguments)
+        def norm(suffix, h):
+            make = branch.norm(name=branch.norm_name + suffix)
+            return make(only_tokens(h, valid), train=known["train"], **masked)
 
-    def _residuals(
-        self,
-        x: jax.Array,
-        branches: Iterable[tuple[str, Callable[[jax.Array], jax.Array]]],
-        train: bool,
-        mask: jax.Array | None,
-    ) -> jax.Array:
-        """x after one residual branch after the other.
+        def layer(h):
+            nonlocal carry
+            made, told = branch.layer, dict(branch.takes)
+            made = made if isinstance(made, nn.Module) else made(name=branch.name)
+            told = {name: known[what] for name, what in told.items() if what in known}
+            y = made(h, **told, **({"carry": carry} if branch.carries else {}))
+            if branch.carries:
+                y, carry = y
+            if branch.layer_scale is not None:
+                name = f"{branch.name}_layer_scale"
+                y = LayerScale(branch.layer_scale, name=name)(y)
+            return StochasticDepth(branch.drop_path)(y, train=known["train"])
 
-        Args:
-          branches: pairs of the name of a branch's norm and its layer.
-        """
-        valid = mask if self.mask_norms else None
-        known = {} if valid is None else {"mask": valid}
-        for name, layer in branches:
-
-            def norm(suffix, h, name=name):
-                make = self.norm(name=name + suffix, dtype=self.dtype)
-                return make(only_tokens(h, valid), train=train, **known)
-
-            def branch(h, layer=layer):
-                return StochasticDepth(self.drop_path)(layer(h), train=train)
-
-            x = residual(x, branch, norm, self.spots)
-        return x
-
-    @nn.nowrap
-    def parts(self) -> tuple[Part, ...]:
-        """The residual branches, first to last."""
-        mixer = self.mixer(parent=None)
-        mlp = self.mlp(hidden=1, activation=self.activation, parent=None)
-        return (
-            Part("norm1", "mixer", mixer, reads_of(mixer)),
-            Part("norm2", "mlp", mlp, reads_of(mlp)),
-        )
+        return residual(x, layer, norm, branch.placement), carry
 
     @nn.nowrap
     def fold_sites(self) -> list[FoldSite]:
         """Every norm of the block with the linear layers around it."""
-        sites, norm = [], self.norm(parent=None)
-        for name, path, layer, reads in self.parts():
-            readers = tuple(f"{path}/{read}" for read in reads)
-            if self.spots.input:
-                scale = self.spots.scale
-                sites.append(FoldSite(name, norm, readers=readers, scale=scale))
-            if self.spots.output:
-                written = writes_of(layer)
-                writer = f"{path}/{written}" if written else None
-                sites.append(FoldSite(f"{name}_out", norm, writer=writer))
-            if self.spots.stream:
+        sites = []
+        for branch in self.branches:
+            name, norm = branch.norm_name, branch.norm(parent=None)
+            place = branch.placement
+            if place.pre:
+                readers = branch.readers()
+                sites.append(FoldSite(name, norm, readers, scale=place.input_scale))
+            if place.output:
+                sites.append(FoldSite(f"{name}_out", norm, writer=branch.writer()))
+            if place.post:
                 sites.append(FoldSite(name, norm, obstacle=_STREAM))
-            sites.extend(sites_of(path, layer))
+            sites.extend(sites_of(branch.name, branch.unbound()))
         return sites
-
-
-class CrossBlock(Block):
-    """A Block that looks at other tokens between its mixer and its MLP.
-
-    The layer of decoders in encoder-decoders (Vaswani et al., 2017): a third residual
-    branch, `norm_cross` and `cross`, in between.
-
-    Attributes: those of Block and
-      cross: factory of the mixer whose keys and values are made of the memory.
-    """
-
-    cross: Any = None
-
-    @nn.compact
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        x: jax.Array,
-        train: bool,
-        mask: jax.Array | None,
-        memory: jax.Array,
-        memory_mask: jax.Array | None = None,
-    ) -> jax.Array:
-        """x: [B, N, C] -> same.
-
-        Args:
-          train: whether the model trains.
-          mask: bool [B, N]; False is padding of x.
-          memory: [B, M, C], what the cross-attention reads besides x.
-          memory_mask: bool [B, M]; False is padding, which no token sees.
-        """
-        known = {} if mask is None else {"mask": mask}
-        mix = functools.partial(self._mixing(), train=train, **known)
-        cross = self.cross(name="cross", dtype=self.dtype)
-        seen = {"memory": memory, "mask": memory_mask, "query_mask": mask}
-        look = functools.partial(cross, train=train, **seen)
-        branches = (
-            ("norm1", mix),
-            ("norm_cross", look),
-            ("norm2", self._feeding()),
-        )
-        return self._residuals(x, branches, train, mask)
-
-    @nn.nowrap
-    def parts(self) -> tuple[Part, ...]:
-        """The residual branches, first to last."""
-        mix, feed = super().parts()
-        cross = self.cross(parent=None)
-        look = Part("norm_cross", "cross", cross, cross.cross_reads)
-        return mix, look, feed
 
 
 def sites_of(path: str, module: Any) -> Iterable[FoldSite]:
@@ -219,15 +205,32 @@ def stream_of(
       blocks: unbound, by path.
       obstacle: why the stream cannot be changed, whatever its layers are; "" if it can.
     """
-    branches = [
-        (path, part) for path, block in blocks.items() for part in block.parts()
-    ]
-    norms = (f"{path}/{part.norm}" for path, part in branches)
-    layers = {f"{path}/{part.path}": part.layer for path, part in branches}
-    writers = []
-    for path, layer in {**first, **layers}.items():
-        writers.append(f"{path}/{writes_of(layer)}")
-        if not obstacle and writes_of(layer) is None:
+    branches = [(path, b) for path, block in blocks.items() for b in block.branches]
+    norms = (f"{path}/{branch.norm_name}" for path, branch in branches)
+    written = {path: (layer, writes_of(layer)) for path, layer in first.items()}
+    for path, branch in branches:
+        _, _, inside = (branch.writer() or "").partition("/")
+        written[f"{path}/{branch.name}"] = branch.unbound(), inside or None
+    for path, (layer, writer) in written.items():
+        if not obstacle and writer is None:
             name = type(layer).__name__
             obstacle = f"{path} is {name}, whose output no linear layer writes"
+    writers = (f"{path}/{writer}" for path, (_, writer) in written.items())
     return Stream((*tables, *writers), (*norms, "norm"), obstacle)
+
+
+def difference(one: Block, other: Block) -> str:
+    """What two blocks differ in, of their first such branch; "" if they are alike."""
+
+    def made_of(value):
+        """Partial functions as what they are made of."""
+        if isinstance(value, functools.partial):
+            inside = {k: made_of(v) for k, v in value.keywords.items()}
+            return value.func, value.args, inside
+        return value
+
+    for mine, theirs in zip(one.branches, other.branches, strict=True):
+        for field in Branch._fields:
+            if made_of(getattr(mine, field)) != made_of(getattr(theirs, field)):
+                return mine.name if field == "layer" else field
+    return ""

@@ -1,6 +1,5 @@
 """Causal language model in LLaMA's shape, for any norm, causal mixer and MLP."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +10,8 @@ from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
 from normjax.core.registry import offer
 from normjax.core.scanned import split_layers
-from normjax.models.base import MODELS
-from normjax.models.block import Block, sites_of, stream_of
+from normjax.models.base import MODELS, patterns_of, widened
+from normjax.models.block import Block, difference, sites_of, stream_of
 from normjax.models.layers import Factory
 from normjax.models.placement import stream_obstacle
 from normjax.models.tokens import TABLE_READS, TokenModel
@@ -67,21 +66,21 @@ class Decoder(TokenModel):
         """
         table = self._table()
         x = self._embedded(table, tokens, mask, train)
-        x = self._stack(x, train, mask, positions, decode)
+        context = {"mask": mask, "positions": positions}
+        x = self._stack(x, train, context, decode)
         x = self._finished(x, mask, train)
         return self._logits(x, table)
 
     def _stack(self, x: jax.Array, *arguments) -> jax.Array:
         if not self.scan_layers:
             for i in range(self.depth):
-                x = self._block(i, name=f"blocks_{i}")(x, *arguments)
+                x = self._layer(i, name=f"blocks_{i}")(x, *arguments)
             return x
-        first = _comparable(self._block_arguments(0))
-        for i in range(1, self.depth):
-            for name, value in _comparable(self._block_arguments(i)).items():
-                if value != first[name]:
-                    hint = "scan_layers needs layers that are all alike"
-                    raise UserError(f"{name} of layers 0 and {i} differ: {hint}")
+        first, *others = (self._layer(i, parent=None) for i in range(self.depth))
+        for i, other in enumerate(others, 1):
+            if name := difference(first, other):
+                hint = "scan_layers needs layers that are all alike"
+                raise UserError(f"{name} of layers 0 and {i} differ: {hint}")
 
         def body(block, x, _):
             return block(x, *arguments), None
@@ -92,7 +91,7 @@ class Decoder(TokenModel):
             split_rngs={True: True},
             length=self.depth,
         )
-        return scan(self._block(0, name="blocks"), x, None)[0]
+        return scan(self._layer(0, name="blocks"), x, None)[0]
 
     @nn.nowrap
     def unrolled(
@@ -108,23 +107,20 @@ class Decoder(TokenModel):
     def _mixer(self, layer: int = 0) -> Factory:
         known = {"layer": layer, "num_layers": self.depth, "causal": True}
         own = {"rotary_base": self.rotary_base, "qkv_bias": False, "proj_bias": False}
-        return offer(self.mixer, num_heads=self.num_heads, **known, **own)
+        (pattern,) = patterns_of(self.mixer, 1)
+        mixer = pattern[layer % len(pattern)]
+        return offer(mixer, num_heads=self.num_heads, **known, **own)
 
     @nn.nowrap
-    def _block(self, layer: int, **given) -> Block:
-        kind = nn.remat(Block, static_argnums=(2, 5)) if self.remat else Block
-        return kind(**{**self._block_arguments(layer), **given})
-
-    @nn.nowrap
-    def _block_arguments(self, layer: int) -> dict[str, Any]:
-        return {**super()._block_arguments(layer), "mixer": self._mixer(layer)}
+    def _layer(self, layer: int, **where) -> Block:
+        return self._block(layer, self._mixer(layer), **where)
 
     @nn.nowrap
     def fold_sites(self) -> list[FoldSite]:
         """Every norm of the model with the linear layers around it."""
         sites = self._first_sites()
         for i in range(self.depth):
-            sites.extend(sites_of(f"blocks_{i}", self._block(i, parent=None)))
+            sites.extend(sites_of(f"blocks_{i}", self._layer(i, parent=None)))
         return sites + self._last_sites()
 
     @nn.nowrap
@@ -135,29 +131,14 @@ class Decoder(TokenModel):
             obstacle = TABLE_READS
         elif not obstacle and self.dropout_rate:
             obstacle = "dropout acts on the stream"
-        blocks = {f"blocks_{i}": self._block(i, parent=None) for i in range(self.depth)}
+        blocks = {f"blocks_{i}": self._layer(i, parent=None) for i in range(self.depth)}
         return stream_of(("embed",), {}, blocks, obstacle)
 
     @nn.nowrap
     def narrowed(self) -> "Decoder":
         """The same with one channel less in the stream, as wide as before inside."""
-        mixer = self._mixer()(parent=None)
-        if not hasattr(mixer, "inner_widths"):
-            name = type(mixer).__name__
-            raise UserError(f"{name} cannot be wider inside than the stream")
         return self.clone(
             dim=self.dim - 1,
             mlp_hidden=self.mlp_hidden or 4 * self.dim,
-            mixer=functools.partial(self.mixer, **mixer.inner_widths(self.dim)),
+            mixer=widened(self.mixer, self._mixer, self.dim),
         )
-
-
-def _comparable(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Partial functions as what they are made of."""
-
-    def made_of(value):
-        if isinstance(value, functools.partial):
-            return value.func, value.args, value.keywords
-        return value
-
-    return {name: made_of(value) for name, value in arguments.items()}

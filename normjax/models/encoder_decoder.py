@@ -6,7 +6,7 @@ import jax
 from normjax.core.folding import FoldSite
 from normjax.core.registry import offer
 from normjax.models.base import MODELS, in_stages
-from normjax.models.block import Block, CrossBlock, sites_of
+from normjax.models.block import Block, sites_of
 from normjax.models.layers import Factory
 from normjax.models.placement import placement_of
 from normjax.models.tokens import TokenModel
@@ -52,13 +52,13 @@ class EncoderDecoder(TokenModel):
         table = self._table()
         memory = self._embedded(table, source, source_mask, train, "encoder_")
         for i in range(self.depth):
-            block = self._encoder_block(i, name=f"encoder_blocks_{i}")
-            memory = block(memory, train, source_mask)
+            block = self._encoder_layer(i, name=f"encoder_blocks_{i}")
+            memory = block(memory, train, {"mask": source_mask})
         memory = self._finished(memory, source_mask, train, "encoder_")
         x = self._embedded(table, tokens, mask, train)
+        context = {"mask": mask, "memory": memory, "memory_mask": source_mask}
         for i in range(self.depth):
-            block = self._decoder_block(i, name=f"blocks_{i}")
-            x = block(x, train, mask, memory, source_mask)
+            x = self._decoder_layer(i, name=f"blocks_{i}")(x, train, context)
         x = self._finished(x, mask, train)
         return self._logits(x, table)
 
@@ -76,17 +76,13 @@ class EncoderDecoder(TokenModel):
         return tuple(offer(mixer, **known, **own, **more) for mixer, more in mixers)
 
     @nn.nowrap
-    def _encoder_block(self, layer: int, **given) -> Block:
-        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        mixer = self._mixers(layer)[0]
-        return kind(mixer=mixer, **self._block_arguments(layer), **given)
+    def _encoder_layer(self, layer: int, **where) -> Block:
+        return self._block(layer, self._mixers(layer)[0], **where)
 
     @nn.nowrap
-    def _decoder_block(self, layer: int, **given) -> CrossBlock:
-        kind = nn.remat(CrossBlock, static_argnums=(2,)) if self.remat else CrossBlock
+    def _decoder_layer(self, layer: int, **where) -> Block:
         _, mixer, cross = self._mixers(layer)
-        parts = {"mixer": mixer, "cross": cross}
-        return kind(**parts, **self._block_arguments(layer), **given)
+        return self._block(layer, mixer, cross, **where)
 
     @nn.nowrap
     def fold_sites(self) -> list[FoldSite]:
@@ -95,7 +91,7 @@ class EncoderDecoder(TokenModel):
         All cross-attentions read the last norm of the encoder: it goes into each.
         """
         sites = []
-        stacks = ("encoder_", self._encoder_block), ("", self._decoder_block)
+        stacks = ("encoder_", self._encoder_layer), ("", self._decoder_layer)
         for prefix, block in stacks:
             sites += self._first_sites(prefix)
             for i in range(self.depth):

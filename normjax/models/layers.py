@@ -39,6 +39,22 @@ class StochasticDepth(nn.Module):
         return dropout(x, deterministic=not train)
 
 
+class LayerScale(nn.Module):
+    """y = scale * x with one learned factor a channel (CaiT; Touvron et al., 2021).
+
+    Attributes:
+      init: first value of the factors.
+    """
+
+    init: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., C] -> same."""
+        init = nn.initializers.constant(self.init)
+        return x * self.param("scale", init, x.shape[-1:]).astype(x.dtype)
+
+
 @MLPS.register("mlp", "seq", "grid", "causal", "decode")
 class MLP(nn.Module):
     """fc2(activation(fc1(x))), the feed-forward layer of transformers.

@@ -9,32 +9,33 @@ import jax
 from normjax.core.errors import UserError, one_of
 
 
-class Spots(NamedTuple):
-    """Norms of one residual branch.
+class BranchPlacement(NamedTuple):
+    """Norms of one residual branch F of a stream x.
 
     Attributes:
-      input: on what the branch reads.  output: on what it gives.
-      stream: on the sum of stream and branch.
-      scale: factor on the (normalised) input.
-      branch: factor on what the branch gives.
+      pre: on what the branch reads, F(N(x)).
+      output: on what it gives, N(F(x)).
+      post: on the sum of stream and branch, N(x + F(x)).
+      input_scale: factor on the (normalised) input of F.
+      branch_scale: factor on what the branch gives.
     """
 
-    input: bool = False
+    pre: bool = False
     output: bool = False
-    stream: bool = False
-    scale: float = 1.0
-    branch: float = 1.0
+    post: bool = False
+    input_scale: float = 1.0
+    branch_scale: float = 1.0
 
 
 class Placement(NamedTuple):
     """Norms of a whole network.
 
     Attributes:
-      spots: function of (index from 0, number of layers) -> Spots of that layer.
+      layer: function of (index from 0, number of layers) -> that layer's branches'.
       embedding, final: whether the embedding and the last stream are normalised.
     """
 
-    spots: Callable[[int, int], Spots]
+    layer: Callable[[int, int], BranchPlacement]
     embedding: bool = False
     final: bool = True
 
@@ -42,11 +43,11 @@ class Placement(NamedTuple):
 def mix(fraction: float) -> Placement:
     """Mix-LN (Li et al., 2025): post in the first floor(fraction * L) layers."""
 
-    def spots(index: int, depth: int) -> Spots:
+    def layer(index: int, depth: int) -> BranchPlacement:
         post = index < math.floor(fraction * depth)
-        return Spots(stream=True) if post else Spots(input=True)
+        return BranchPlacement(post=post, pre=not post)
 
-    return Placement(spots)
+    return Placement(layer)
 
 
 def norm_free(alpha: float) -> Placement:
@@ -56,32 +57,35 @@ def norm_free(alpha: float) -> Placement:
     variance, each of the two branches of a layer adds alpha^2 to that of the stream.
     """
 
-    def spots(index: int, depth: int) -> Spots:
+    def layer(index: int, depth: int) -> BranchPlacement:
         del depth
-        return Spots(scale=1 / math.sqrt(1 + 2 * alpha**2 * index), branch=alpha)
+        scale = 1 / math.sqrt(1 + 2 * alpha**2 * index)
+        return BranchPlacement(input_scale=scale, branch_scale=alpha)
 
-    return Placement(spots, final=False)
+    return Placement(layer, final=False)
 
 
 PLACEMENTS: dict[str, Placement] = {
     # x + F(N(x))
-    "pre": Placement(lambda index, depth: Spots(input=True)),
+    "pre": Placement(lambda index, depth: BranchPlacement(pre=True)),
     # the same without a norm at the end (PVT with PRepBN, FLatten-PVT)
-    "pre_open": Placement(lambda index, depth: Spots(input=True), final=False),
+    "pre_open": Placement(lambda index, depth: BranchPlacement(pre=True), final=False),
     # N(x + F(x)) (Vaswani et al., 2017)
-    "post": Placement(lambda index, depth: Spots(stream=True), final=False),
+    "post": Placement(lambda index, depth: BranchPlacement(post=True), final=False),
     # x + N(F(N(x))) (Ding et al., 2021)
-    "sandwich": Placement(lambda index, depth: Spots(input=True, output=True)),
+    "sandwich": Placement(lambda index, depth: BranchPlacement(pre=True, output=True)),
     # the sandwich with a norm on the embedding (Kim et al., 2025)
     "peri": Placement(
-        lambda index, depth: Spots(input=True, output=True), embedding=True
+        lambda index, depth: BranchPlacement(pre=True, output=True), embedding=True
     ),
     "mix": mix(0.25),
     # x + F(N(x) / sqrt(l)), l from 1: LayerNorm Scaling (Sun et al., 2025)
     "scaled": Placement(
-        lambda index, depth: Spots(input=True, scale=1 / math.sqrt(index + 1))
+        lambda index, depth: BranchPlacement(
+            pre=True, input_scale=1 / math.sqrt(index + 1)
+        )
     ),
-    "none": Placement(lambda index, depth: Spots(), final=False),
+    "none": Placement(lambda index, depth: BranchPlacement(), final=False),
     "norm_free": norm_free(0.2),
 }
 
@@ -102,10 +106,10 @@ def placement_of(name: str | Placement) -> Placement:
 def stream_obstacle(name: str | Placement, depth: int) -> str:
     """Why the residual stream of a network does not only carry sums; "" if it does."""
     placement = placement_of(name)
-    spots = [placement.spots(i, depth) for i in range(depth)]
-    if placement.embedding or any(s.output or s.stream for s in spots):
+    layers = [placement.layer(i, depth) for i in range(depth)]
+    if placement.embedding or any(layer.output or layer.post for layer in layers):
         return f"placement {name!r} adds norms into the stream"
-    if not placement.final or not all(s.input for s in spots):
+    if not placement.final or not all(layer.pre for layer in layers):
         return f"placement {name!r} lets layers read it without norm"
     return ""
 
@@ -114,7 +118,7 @@ def residual(
     x: jax.Array,
     branch: Callable[[jax.Array], jax.Array],
     norm: Callable[[str, jax.Array], jax.Array],
-    spots: Spots,
+    placement: BranchPlacement,
 ) -> jax.Array:
     """One residual branch with its norms.
 
@@ -122,13 +126,14 @@ def residual(
       x: the stream, [..., C].
       branch: function of the (normalised) stream.
       norm: norm(suffix, x) applies a norm of this branch; suffix "" or "_out".
-      spots: which norms there are.
+      placement: which norms there are.
     """
-    h = norm("", x) if spots.input else x
-    if spots.scale != 1.0:
-        h = h * spots.scale
+    h = norm("", x) if placement.pre else x
+    if placement.input_scale != 1.0:
+        h = h * placement.input_scale
     y = branch(h)
-    if spots.output:
+    if placement.output:
         y = norm("_out", y)
-    x = x + y if spots.branch == 1.0 else x + spots.branch * y
-    return norm("", x) if spots.stream else x
+    scale = placement.branch_scale
+    x = x + y if scale == 1.0 else x + scale * y
+    return norm("", x) if placement.post else x

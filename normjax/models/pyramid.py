@@ -1,5 +1,6 @@
 """Pyramid transformers: Swin, PVT, CSwin and what they become with other parts."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -13,8 +14,8 @@ from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
 from normjax.core.registry import offer
 from normjax.mixers.cores import sized_table
-from normjax.models.base import MODELS, in_stages
-from normjax.models.block import Block, sites_of
+from normjax.models.base import MODELS, in_stages, patterns_of
+from normjax.models.block import Block, feeding, mixing, sites_of
 from normjax.models.layers import Factory
 from normjax.models.placement import Placement, placement_of
 
@@ -34,7 +35,8 @@ class Pyramid(nn.Module):
       depths, dims, num_heads: of the stages.
       mlp_ratio: one for all or one per stage.
       norm, activation, mlp: factories (see `models.build`, which takes keys).
-      mixer: factory, or one per stage.
+      mixer: factory, or one per stage; several of a stage are those of its layers in
+        turn.
       stem, merge: factories of the first embedding and of the later ones.
       embed_norm: factory of the norms in stem, merges and mixers; None for `norm`.
       pos_embed: learn a table of positions per stage; fixes the size of the images.
@@ -91,7 +93,7 @@ class Pyramid(nn.Module):
           UserError: a map that does not merge or that the mixer cannot partition, or
             tables made for images of another size.
         """
-        placement, x, layer = placement_of(self.placement), images, 0
+        placement, x = placement_of(self.placement), images
         for stage, depth in enumerate(self.depths):
             name = f"merge_{stage}" if stage else "stem"
             x = self._embed(stage, name=name)(x, train=train)
@@ -99,8 +101,7 @@ class Pyramid(nn.Module):
             if placement.embedding and not stage:
                 x = self.norm(name="embed_norm", dtype=self.dtype)(x, train=train)
             for i in range(depth):
-                x = self._block(stage, layer, name=f"blocks_{stage}_{i}")(x, train)
-                layer += 1
+                x = self._block(stage, i, name=f"blocks_{stage}_{i}")(x, train)
         if placement.final:
             x = self.norm(name="norm", dtype=self.dtype)(x, train=train)
         x = x[:, 0] if self.pool == "cls" else mean_over_positions(x)
@@ -136,34 +137,43 @@ class Pyramid(nn.Module):
         )
 
     @nn.nowrap
-    def _block(self, stage: int, layer: int, **where) -> Block:
-        layers, stages = sum(self.depths), len(self.depths)
-        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        return kind(
-            norm=self.norm,
-            mixer=offer(
-                in_stages(self.mixer, stages)[stage],
-                num_heads=self.num_heads[stage],
-                reduction_norm=self._embed_norm(),
-                layer=layer,
-                num_layers=layers,
-            ),
-            activation=self.activation,
-            mlp_hidden=round(
-                self.dims[stage] * in_stages(self.mlp_ratio, stages)[stage]
-            ),
-            drop_path=self.drop_path_rate * layer / max(layers - 1, 1),
-            spots=placement_of(self.placement).spots(layer, layers),
-            mlp=self.mlp,
-            dtype=self.dtype,
-            **where,
+    def _mixer(self, stage: int, index: int) -> Factory:
+        pattern = patterns_of(self.mixer, len(self.depths))[stage]
+        mixer = offer(
+            pattern[index % len(pattern)],
+            num_heads=self.num_heads[stage],
+            reduction_norm=self._embed_norm(),
+            layer=sum(self.depths[:stage]) + index,
+            num_layers=sum(self.depths),
         )
+        return functools.partial(mixer, dtype=self.dtype)
+
+    @nn.nowrap
+    def _mlp(self, stage: int) -> Factory:
+        ratio = in_stages(self.mlp_ratio, len(self.depths))[stage]
+        known = {"activation": self.activation, "dtype": self.dtype}
+        return functools.partial(
+            self.mlp, hidden=round(self.dims[stage] * ratio), **known
+        )
+
+    @nn.nowrap
+    def _block(self, stage: int, index: int, **where) -> Block:
+        layer, layers = sum(self.depths[:stage]) + index, sum(self.depths)
+        placement = placement_of(self.placement).layer(layer, layers)
+        rate = {"drop_path": self.drop_path_rate * layer / max(layers - 1, 1)}
+        norm = functools.partial(self.norm, dtype=self.dtype)
+        branches = (
+            mixing(norm, self._mixer(stage, index), placement, **rate),
+            feeding(norm, self._mlp(stage), placement, **rate),
+        )
+        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        return kind(branches, **where)
 
     @nn.nowrap
     def fold_sites(self) -> list[FoldSite]:
         """Every norm of the model with the linear layers around it."""
         placement, norm = placement_of(self.placement), self.norm(parent=None)
-        sites, layer = [], 0
+        sites = []
         for stage, depth in enumerate(self.depths):
             name = f"merge_{stage}" if stage else "stem"
             sites.extend(sites_of(name, self._embed(stage, parent=None)))
@@ -171,9 +181,8 @@ class Pyramid(nn.Module):
                 obstacle = "its output is the residual stream"
                 sites.append(FoldSite("embed_norm", norm, obstacle=obstacle))
             for i in range(depth):
-                block = self._block(stage, layer, parent=None)
+                block = self._block(stage, i, parent=None)
                 sites.extend(sites_of(f"blocks_{stage}_{i}", block))
-                layer += 1
         if placement.final:
             sites.append(FoldSite("norm", norm, readers=("head",)))
         return sites

@@ -1,5 +1,6 @@
 """What models of tokens have in common: table, norms around the layers, output."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,8 @@ from normjax.core.dense import Dense, trunc_normal
 from normjax.core.folding import FoldSite
 from normjax.core.registry import offer
 from normjax.mixers.sequence import only_tokens
+from normjax.models.block import Block, feeding, looking, mixing
+from normjax.models.layers import Factory
 from normjax.models.placement import Placement, placement_of
 
 TABLE_READS = "the output layer is the table of embeddings"
@@ -92,19 +95,24 @@ class TokenModel(nn.Module):
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     @nn.nowrap
-    def _block_arguments(self, layer: int) -> dict[str, Any]:
-        """Those of every kind of block; the mixers are missing."""
-        spots = placement_of(self.placement).spots(layer, self.depth)
-        return {
-            "norm": self.norm,
-            "activation": self.activation,
-            "mlp": offer(self.mlp, keep_size=False),
-            "mlp_hidden": self.mlp_hidden or 4 * self.dim,
-            "drop_path": self.drop_path_rate * layer / max(self.depth - 1, 1),
-            "spots": spots,
-            "mask_norms": self.mask_norms,
-            "dtype": self.dtype,
-        }
+    def _block(
+        self, layer: int, mixer: Factory, cross: Factory | None = None, **where
+    ) -> Block:
+        """A layer of these mixers."""
+        own = {"dtype": self.dtype}
+        norm = functools.partial(self.norm, **own)
+        inside = {"hidden": self.mlp_hidden or 4 * self.dim, **own}
+        mlp = offer(self.mlp, keep_size=False)
+        mlp = functools.partial(mlp, activation=self.activation, **inside)
+        placement = placement_of(self.placement).layer(layer, self.depth)
+        rate = {"drop_path": self.drop_path_rate * layer / max(self.depth - 1, 1)}
+        branches = [mixing(norm, functools.partial(mixer, **own), placement, **rate)]
+        if cross is not None:
+            cross = functools.partial(cross, **own)
+            branches.append(looking(norm, cross, placement, **rate))
+        branches.append(feeding(norm, mlp, placement, **rate))
+        kind = nn.remat(Block, static_argnums=(2, 4)) if self.remat else Block
+        return kind(tuple(branches), self.mask_norms, **where)
 
     @nn.nowrap
     def _first_sites(self, prefix: str = "") -> list[FoldSite]:

@@ -14,8 +14,8 @@ from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
 from normjax.core.registry import offer
-from normjax.models.base import MODELS
-from normjax.models.block import Block, sites_of, stream_of
+from normjax.models.base import MODELS, patterns_of, widened
+from normjax.models.block import Block, feeding, mixing, sites_of, stream_of
 from normjax.models.layers import Factory
 from normjax.models.placement import Placement, placement_of, stream_obstacle
 
@@ -31,7 +31,7 @@ class ViT(nn.Module):
       num_classes: width of the logits.
       dim, depth, num_heads, mlp_ratio: of the transformer.
       norm, mixer, activation, mlp, stem: factories (see `models.build`, which takes
-        keys).
+        keys). Several mixers are those of the layers in turn.
       pool: "cls" reads a class token, so that tokens form a sequence; "mean" averages
         the tokens, which stay a grid [B, H, W, C].
       placement: where the norms sit; a key of `models.placement.PLACEMENTS`.
@@ -103,36 +103,36 @@ class ViT(nn.Module):
 
     @nn.nowrap
     def _mixer(self, layer: int = 0) -> Factory:
+        (pattern,) = patterns_of(self.mixer, 1)
         known = {"layer": layer, "num_layers": self.depth}
-        return offer(
-            self.mixer, num_heads=self.num_heads, reduction_norm=self.norm, **known
-        )
+        known |= {"num_heads": self.num_heads, "reduction_norm": self.norm}
+        return offer(pattern[layer % len(pattern)], **known)
 
     def _shared(self) -> dict[str, nn.Module]:
         """The parts that all blocks share, as in the first one."""
-        first, dtype = self._block(0, parent=None), self.dtype
-        hidden, activation = first.mlp_hidden, self.activation
-        inside = {"hidden": hidden, "activation": activation, "dtype": dtype}
         return {
-            "mixer": first.mixer(name="mixer", dtype=dtype),
-            "mlp": first.mlp(name="mlp", **inside),
+            "mixer": self._mixer(0)(name="mixer", dtype=self.dtype),
+            "mlp": self._mlp()(name="mlp"),
         }
 
     @nn.nowrap
-    def _block(self, layer: int, **given) -> Block:
-        rate = self.drop_path_rate * layer / max(self.depth - 1, 1)
+    def _mlp(self) -> Factory:
+        hidden = round(self.dim * self.mlp_ratio)
+        known = {"activation": self.activation, "dtype": self.dtype}
+        return functools.partial(self.mlp, hidden=hidden, **known)
+
+    @nn.nowrap
+    def _block(self, layer: int, mixer: Any = None, mlp: Any = None, **where) -> Block:
+        placement = placement_of(self.placement).layer(layer, self.depth)
+        rate = {"drop_path": self.drop_path_rate * layer / max(self.depth - 1, 1)}
+        norm = functools.partial(self.norm, dtype=self.dtype)
+        mixer = mixer or functools.partial(self._mixer(layer), dtype=self.dtype)
+        branches = (
+            mixing(norm, mixer, placement, **rate),
+            feeding(norm, mlp or self._mlp(), placement, **rate),
+        )
         kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        arguments = {
-            "norm": self.norm,
-            "mixer": self._mixer(layer),
-            "activation": self.activation,
-            "mlp": self.mlp,
-            "mlp_hidden": round(self.dim * self.mlp_ratio),
-            "drop_path": rate,
-            "spots": placement_of(self.placement).spots(layer, self.depth),
-            "dtype": self.dtype,
-        }
-        return kind(**{**arguments, **given})
+        return kind(branches, **where)
 
     def _embed(self, x: jax.Array, train: bool) -> jax.Array:
         """Add the class token, if any, and the table of positions."""
@@ -188,13 +188,10 @@ class ViT(nn.Module):
     @nn.nowrap
     def narrowed(self) -> "ViT":
         """The same with one channel less in the stream, as wide as before inside."""
-        stem, mixer = self._stem(parent=None), self._mixer()(parent=None)
-        if not hasattr(mixer, "inner_widths"):
-            name = type(mixer).__name__
-            raise UserError(f"{name} cannot be wider inside than the stream")
+        stem = self._stem(parent=None)
         return self.clone(
             dim=self.dim - 1,
             mlp_ratio=round(self.dim * self.mlp_ratio) / (self.dim - 1),
             stem=functools.partial(self.stem, **stem.inner_widths(self.dim)),
-            mixer=functools.partial(self.mixer, **mixer.inner_widths(self.dim)),
+            mixer=widened(self.mixer, self._mixer, self.dim),
         )

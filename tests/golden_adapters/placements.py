@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from normjax import fusion, models, norms
-from normjax.models.placement import PLACEMENTS, Spots, mix, residual
+from normjax.models.placement import PLACEMENTS, BranchPlacement, mix, residual
 from tests.golden_adapters import runner
 from tests.golden_adapters.compare import close
 
@@ -30,7 +30,7 @@ def running_mean(x):
     return jnp.cumsum(x, 1) / count[None, :, None]
 
 
-def spots_of(meta) -> list[Spots]:
+def placements_of(meta) -> list[BranchPlacement]:
     kwargs = {k: v for k, v in meta["kwargs"].items() if k != "note"}
     layers = kwargs.pop("layers")
     post = kwargs.pop("num_post_layers", None)
@@ -39,22 +39,22 @@ def spots_of(meta) -> list[Spots]:
         placement = PLACEMENTS[STACKS[meta["variant"]]]
     else:
         placement = mix((post + 0.5) / layers)
-    return [placement.spots(i, layers) for i in range(layers)]
+    return [placement.layer(i, layers) for i in range(layers)]
 
 
 @runner("preln", "postln", "mixln", "lnscaling", "periln")
 def stack(data, meta, tolerance):
-    spots, norm = spots_of(meta), norms.RMSNorm(epsilon=1e-6)
+    placements, norm = placements_of(meta), norms.RMSNorm(epsilon=1e-6)
     prefix = "param_"
     given = {k.removeprefix(prefix): data[k] for k in data if k.startswith(prefix)}
     params = {k: jnp.asarray(v, tolerance.dtype) for k, v in given.items()}
 
     def forward(params, x):
-        for i, spot in enumerate(spots):
+        for i, place in enumerate(placements):
 
-            def apply_norm(branch, suffix, h, i=i, spot=spot):
-                names = STREAM if spot.stream else INPUT
-                name = (BOTH[suffix] if spot.output else names)[branch]
+            def apply_norm(branch, suffix, h, i=i, place=place):
+                names = STREAM if place.post else INPUT
+                name = (BOTH[suffix] if place.output else names)[branch]
                 scale = params[f"{i}_{name}_weight"]
                 return norm.apply({"params": {"scale": scale}}, h)
 
@@ -66,7 +66,7 @@ def stack(data, meta, tolerance):
             )
             for n, branch in enumerate(branches):
                 x = residual(
-                    x, branch, lambda s, h, n=n, f=apply_norm: f(n, s, h), spot
+                    x, branch, lambda s, h, n=n, f=apply_norm: f(n, s, h), place
                 )
         return x
 

@@ -1,5 +1,7 @@
 """Adapters of the mixers of feature maps and of the blocks around them."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,9 @@ from normjax import mixers, norms
 from normjax.activations import ACTIVATIONS
 from normjax.mixers.cores import FocusedLinear, SimplifiedLinear, Softmax
 from normjax.mixers.stripes import Stripes
-from normjax.models.block import Block
-from normjax.models.layers import DepthwiseMLP
-from normjax.models.placement import Spots
+from normjax.models.block import Block, feeding, mixing
+from normjax.models.layers import MLP, DepthwiseMLP
+from normjax.models.placement import BranchPlacement
 from tests.golden_adapters import runner
 from tests.golden_adapters.families import Unconditional
 from tests.golden_adapters.mixers import linear, run_once
@@ -246,14 +248,10 @@ def without_unused_scale(data):
 
 def block_of(mixer, hidden):
     """Pre-norm block with LayerNorm and GELU."""
-    return Block(
-        norm=norms.build("layer_norm", epsilon=1e-5),
-        mixer=mixer,
-        activation=ACTIVATIONS.factory("gelu"),
-        mlp_hidden=hidden,
-        drop_path=0.0,
-        spots=Spots(input=True),
-    )
+    norm, pre = norms.build("layer_norm", epsilon=1e-5), BranchPlacement(pre=True)
+    activation = ACTIVATIONS.factory("gelu")
+    mlp = functools.partial(MLP, hidden=hidden, activation=activation)
+    return Block((mixing(norm, mixer, pre), feeding(norm, mlp, pre)))
 
 
 BLOCK = {

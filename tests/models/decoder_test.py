@@ -300,8 +300,8 @@ def test_placements_build(placement):
     ends = models.PLACEMENTS[placement]
     assert has == {"embed_norm": ends.embedding, "norm": ends.final}
     norms = [name for name in variables["params"]["blocks_3"] if "norm" in name]
-    spots = ends.spots(3, 4)
-    assert len(norms) == 2 * sum(map(bool, spots[:3]))
+    placement = ends.layer(3, 4)
+    assert len(norms) == 2 * sum(map(bool, placement[:3]))
 
 
 @pytest.mark.parametrize("norm", ["rms_norm", slow("repbn")])

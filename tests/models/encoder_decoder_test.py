@@ -302,9 +302,9 @@ def test_placements_build(placement):
     for prefix in ("", "encoder_"):
         assert (f"{prefix}embed_norm" in params) == ends.embedding
         assert (f"{prefix}norm" in params) == ends.final
-    spots = sum(map(bool, ends.spots(3, 4)[:3]))
+    places = sum(map(bool, ends.layer(3, 4)[:3]))
     for block, branches in (("blocks_3", 3), ("encoder_blocks_3", 2)):
-        assert sum("norm" in name for name in params[block]) == branches * spots
+        assert sum("norm" in name for name in params[block]) == branches * places
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def test_formula(name):
     y = apply_norm("", y) if placement.embedding else y
     for i, weight in enumerate(WEIGHTS):
         w = jnp.asarray(weight, jnp.float32)
-        y = residual(y, lambda h, w=w: h @ w, apply_norm, placement.spots(i, DEPTH))
+        y = residual(y, lambda h, w=w: h @ w, apply_norm, placement.layer(i, DEPTH))
     y = apply_norm("", y) if placement.final else y
     np.testing.assert_allclose(y, expected, rtol=2e-5, atol=1e-5)
     assert ("_out" in suffixes) == (name in ("sandwich", "peri"))
@@ -94,9 +94,9 @@ def test_formula(name):
 
 @pytest.mark.parametrize(("fraction", "posts"), [(0, 0), (0.3, 3), (0.25, 2), (1, 10)])
 def test_mix_counts_whole_layers(fraction, posts):
-    spots = [mix(fraction).spots(i, 10) for i in range(10)]
-    assert [s.stream for s in spots] == [i < posts for i in range(10)]
-    assert all(s.stream != s.input for s in spots)
+    layers = [mix(fraction).layer(i, 10) for i in range(10)]
+    assert [layer.post for layer in layers] == [i < posts for i in range(10)]
+    assert all(layer.post != layer.pre for layer in layers)
 
 
 def test_placement_of():

@@ -110,7 +110,7 @@ def test_cached(model, variables):
     [
         (
             {"placement": models.PLACEMENTS["mix"], "depth": 4},
-            "spots of layers 0 and 1",
+            "placement of layers 0 and 1",
         ),
         ({"mixer": "lightning"}, "mixer of layers 0 and 1"),
         ({"drop_path_rate": 0.1}, "drop_path of layers 0 and 1"),
