@@ -6,8 +6,13 @@ Every one is called `activation()(x) -> y` with x: [...] and y of its shape and 
 import functools
 from typing import Any
 
-from normjax.activations.base import (
-    ACTIVATIONS,
+from normjax.activations.base import ACTIVATIONS
+from normjax.activations.expanded import XATLU, XGELU, XSiLU, expanded_gate
+from normjax.activations.helu import HeLU, helu
+from normjax.activations.prelu import PReLU
+from normjax.activations.scaled import ScaledGELU, ScaledReLU, ScaledSiLU
+from normjax.activations.smelu import SmeLU, smelu
+from normjax.activations.standard import (
     GELU,
     Identity,
     ReLU,
@@ -17,9 +22,7 @@ from normjax.activations.base import (
     Tanh,
     gelu,
 )
-from normjax.activations.gated import XATLU, XGELU, Swish, XSiLU, expanded_gate
-from normjax.activations.rectifiers import HeLU, PReLU, SmeLU, helu, smelu
-from normjax.activations.scaled import ScaledGELU, ScaledReLU, ScaledSiLU
+from normjax.activations.swish import Swish
 from normjax.core.registry import Spec
 
 __all__ = [

@@ -5,7 +5,8 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
-from normjax.activations.base import ACTIVATIONS, gelu
+from normjax.activations.base import ACTIVATIONS
+from normjax.activations.standard import gelu
 from normjax.core.moments import at_least_float32
 
 

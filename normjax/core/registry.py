@@ -15,7 +15,9 @@ from normjax.core.arguments import (
 )
 from normjax.core.errors import UserError, one_line, one_of
 
-NEEDS = frozenset({"mask", "axis_name", "batch_stats", "owg", "rng", "condition"})
+NEEDS = frozenset(
+    {"mask", "axis_name", "batch_stats", "overwrite_with_gradient", "rng", "condition"}
+)
 """What a variant uses beyond its input: a mask of valid positions, a mesh axis to
 reduce over, running batch statistics, state written in the backward pass
 (`_overwrite_with_gradient`), a random key, a conditioning vector."""
@@ -26,7 +28,7 @@ sees a later one), `decode` (one position at a time), `memory` (keys and values 
 tokens)."""
 
 LAYOUTS = ACCEPTS - {"memory"}
-OWN_STATE = frozenset({"batch_stats", "owg"})
+OWN_STATE = frozenset({"batch_stats", "overwrite_with_gradient"})
 
 Spec = str | Mapping[str, Any] | Callable[..., Any]
 """How a config names a component: a key, a dict with `name` and keyword arguments, or

@@ -8,45 +8,35 @@ import functools
 from typing import Any
 
 from normjax.core.registry import Spec
+from normjax.norms.adab2n import AdaB2N, task_context, weighted_batch_normalize
 from normjax.norms.base import (
     NORMS,
     InferenceAffine,
     includes_activation,
     reads_batch,
 )
-from normjax.norms.batch import BatchNorm, RepBN, batch_normalize
-from normjax.norms.batch_variants import ClampedBatchNorm, FilledBatchNorm
-from normjax.norms.channel import (
-    BatchChannelNorm,
-    GroupNorm,
-    IBNa,
-    IBNb,
-    InstanceNorm,
-    group_normalize,
-    instance_normalize,
-)
-from normjax.norms.continual import AdaB2N, task_context, weighted_batch_normalize
+from normjax.norms.batch_channel_norm import BatchChannelNorm
+from normjax.norms.batch_norm import BatchNorm, batch_normalize
+from normjax.norms.clamped_batch_norm import ClampedBatchNorm
+from normjax.norms.crms_norm import CRMSNorm, crms_normalize
 from normjax.norms.evonorm import EvoNormB0, EvoNormS0, evonorm_b0, evonorm_s0
-from normjax.norms.ghost import GhostBatchNorm, ghost_batch_normalize
-from normjax.norms.hyperbolic import PoincareBatchNorm, poincare_batch_normalize
-from normjax.norms.layer import (
-    CRMSNorm,
-    LayerNorm,
-    RMSNorm,
-    SimpleRMSNorm,
-    crms_normalize,
-    layer_normalize,
-    rms_normalize,
-)
+from normjax.norms.filled_batch_norm import FilledBatchNorm
+from normjax.norms.ghost_batch_norm import GhostBatchNorm, ghost_batch_normalize
+from normjax.norms.group_norm import GroupNorm, group_normalize
+from normjax.norms.ibn import IBNa, IBNb
+from normjax.norms.instance_norm import InstanceNorm, instance_normalize
+from normjax.norms.layer_norm import LayerNorm, layer_normalize
 from normjax.norms.none import NoNorm
-from normjax.norms.power import PowerNorm, group_scale, power_normalize
-from normjax.norms.progressive import PRepBN, progressive_weight
-from normjax.norms.region import (
-    LearnableRegionNorm,
-    RegionNorm,
-    region_normalize,
+from normjax.norms.poincare_batch_norm import (
+    PoincareBatchNorm,
+    poincare_batch_normalize,
 )
-from normjax.norms.unified import UnifiedNorm, unified_normalize
+from normjax.norms.power_norm import PowerNorm, group_scale, power_normalize
+from normjax.norms.prepbn import PRepBN, progressive_weight
+from normjax.norms.region_norm import LearnableRegionNorm, RegionNorm, region_normalize
+from normjax.norms.repbn import RepBN
+from normjax.norms.rms_norm import RMSNorm, SimpleRMSNorm, rms_normalize
+from normjax.norms.unified_norm import UnifiedNorm, unified_normalize
 
 __all__ = [
     "NORMS",

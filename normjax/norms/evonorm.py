@@ -16,8 +16,8 @@ from normjax.norms.base import (
     apply_affine,
     as_initializer,
 )
-from normjax.norms.batch import BatchStatistics, unbiased
-from normjax.norms.channel import LAYOUTS, grouped
+from normjax.norms.batch_norm import BatchStatistics, unbiased
+from normjax.norms.group_norm import grouped
 
 
 def evonorm_b0(
@@ -73,7 +73,7 @@ def evonorm_s0(
     return (view * gate * jax.lax.rsqrt(var + epsilon)).reshape(x.shape)
 
 
-@NORMS.register("evonorm_b0", "batch_stats", "mask", "axis_name", *LAYOUTS)
+@NORMS.register("evonorm_b0", "batch_stats", "mask", "axis_name", "seq", "grid")
 class EvoNormB0(BatchStatistics):
     """y = scale * x / max(sqrt(var + eps), v * x + sqrt(var_i + eps)) + bias.
 
@@ -124,7 +124,7 @@ class EvoNormB0(BatchStatistics):
         return var
 
 
-@NORMS.register("evonorm_s0", "mask", *LAYOUTS)
+@NORMS.register("evonorm_s0", "mask", "seq", "grid")
 class EvoNormS0(nn.Module):
     """y = scale * x * sigmoid(v * x) / sqrt(var + epsilon) + bias (Liu et al., 2020).
 

@@ -8,14 +8,6 @@ gives a model that is used as before; `REPARAMS` is the table of all of them, an
 
 from normjax.reparam.base import REPARAMS, Reparameterization
 from normjax.reparam.conv_bn import tuned_conv_bn
-from normjax.reparam.elementwise import (
-    ScaleAndShift,
-    WeightCompander,
-    WeightNormalization,
-    compand_weight,
-    scale_and_shift,
-    weight_normalize,
-)
 from normjax.reparam.model import Reparameterized, reparameterize
 from normjax.reparam.rules import (
     Effective,
@@ -26,16 +18,16 @@ from normjax.reparam.rules import (
     rules_of,
     sites,
 )
-from normjax.reparam.spectral import (
-    SigmaReparam,
+from normjax.reparam.scale_and_shift import ScaleAndShift, scale_and_shift
+from normjax.reparam.sigma_reparam import SigmaReparam, sigma_reparameterize
+from normjax.reparam.spectral import iterate_left_right, leading_vectors, spectral_norm
+from normjax.reparam.stable_rank_normalization import (
     StableRankNormalization,
-    iterate_left_right,
-    leading_vectors,
-    sigma_reparameterize,
-    spectral_norm,
     stable_rank_normalize,
 )
-from normjax.reparam.standardize import (
+from normjax.reparam.weight_compander import WeightCompander, compand_weight
+from normjax.reparam.weight_normalization import WeightNormalization, weight_normalize
+from normjax.reparam.weight_standardization import (
     ScaledWeightStandardization,
     WeightStandardization,
     scaled_standardize_weight,

@@ -10,7 +10,7 @@ from normjax import convert, models
 from normjax.convert.names import abstract_variables
 from normjax.core.errors import UserError
 from normjax.models import PRESETS
-from normjax.norms.progressive import progressive_weight
+from normjax.norms.prepbn import progressive_weight
 from tests.models import decoder_oracle as oracle
 
 SIZES = {"dim": 12, "depth": 2, "num_heads": 3, "mlp_hidden": 20, "vocab_size": 7}

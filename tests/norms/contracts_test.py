@@ -211,7 +211,7 @@ def test_gradients_and_written_state_equal_the_oracle(case):
             jax.tree.map(close, (dx, dict(dparams), dict(overwrite)), expected)
 
 
-@over(tagged("owg"))
+@over(tagged("overwrite_with_gradient"))
 def test_evaluation_and_empty_masks_keep_the_written_state(case):
     """Its next value is its gradient: where nothing is written it must not be zero."""
     variables, x = case.variables("float32"), jnp.float32(case.x)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from normjax.core.accumulate import einsum
 from normjax.core.collections import INTERMEDIATES
+from normjax.core.registry import LAYOUTS
 from normjax.norms.base import NORMS
-from normjax.norms.batch import LAYOUTS, BatchNorm, unbiased
+from normjax.norms.batch_norm import BatchNorm, unbiased
 from normjax.norms.pooled import Pool, pool_normalize
 
 

@@ -6,10 +6,10 @@ from normjax.core.arguments import field_names
 from normjax.core.collections import PARAMS
 from normjax.core.dtypes import result_dtype
 from normjax.core.moments import at_least_float32
-from normjax.norms.batch import BatchNorm, BatchStatistics
+from normjax.norms.batch_norm import BatchNorm, BatchStatistics
 
 
-class AroundBatchNorm(BatchStatistics):
+class BatchNormWrapper(BatchStatistics):
     """Base of norms that call a BatchNorm, named `batch_norm`, on the way.
 
     Attributes: those of BatchNorm, to which they are passed; `dtype` is of the result.

@@ -14,8 +14,9 @@ from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError
 from normjax.core.moments import align_mask, at_least_float32
 from normjax.core.ranges import FRACTION, POSITIVE, Range
+from normjax.core.registry import LAYOUTS
 from normjax.norms.base import NORMS, affine_parameters, apply_affine, as_initializer
-from normjax.norms.batch import LAYOUTS, BatchNorm
+from normjax.norms.batch_norm import BatchNorm
 
 
 def task_weights(

@@ -181,6 +181,8 @@ def _mix(weight: jax.Array, y_layer: jax.Array, y_batch: jax.Array) -> jax.Array
 
 
 Sown = Mapping[str, Any]
+
+
 """What a norm has sown, by collection."""
 
 

@@ -21,6 +21,7 @@ from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32, masked_mean
 from normjax.core.overwrite import keep
+from normjax.core.registry import LAYOUTS
 from normjax.core.spmd import match_varying
 from normjax.norms.base import (
     NORMS,
@@ -30,7 +31,6 @@ from normjax.norms.base import (
     along_channels,
     apply_affine,
 )
-from normjax.norms.batch import LAYOUTS
 
 RESCALE_LIMIT = 5.0
 
@@ -148,7 +148,14 @@ class Measured(NamedTuple):
     phase: Phase
 
 
-@NORMS.register("unified_norm", "batch_stats", "owg", "mask", "axis_name", *LAYOUTS)
+@NORMS.register(
+    "unified_norm",
+    "batch_stats",
+    "overwrite_with_gradient",
+    "mask",
+    "axis_name",
+    *LAYOUTS,
+)
 class UnifiedNorm(nn.Module):
     """y = x / sqrt(s + epsilon) * scale + bias, s from a window (Yang et al., 2022).
 

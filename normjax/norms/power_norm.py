@@ -21,6 +21,7 @@ from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError, one_of
 from normjax.core.moments import at_least_float32, masked_mean
 from normjax.core.overwrite import keep
+from normjax.core.registry import LAYOUTS
 from normjax.core.spmd import match_varying
 from normjax.norms.base import (
     NORMS,
@@ -30,10 +31,11 @@ from normjax.norms.base import (
     along_channels,
     apply_affine,
 )
-from normjax.norms.batch import LAYOUTS
-from normjax.norms.layer import rms_normalize
+from normjax.norms.rms_norm import rms_normalize
 
 WARMUP_RULES = ("released", "cumulative")
+
+
 BACKWARD_SCALES = ("batch", "running")
 
 
@@ -134,7 +136,14 @@ def _power_backward(backward_decay, axis_name, saved, dy):
 _power.defvjp(_power_forward, _power_backward)
 
 
-@NORMS.register("power_norm", "batch_stats", "owg", "mask", "axis_name", *LAYOUTS)
+@NORMS.register(
+    "power_norm",
+    "batch_stats",
+    "overwrite_with_gradient",
+    "mask",
+    "axis_name",
+    *LAYOUTS,
+)
 class PowerNorm(nn.Module):
     """y = h / sqrt(phi + epsilon) * scale + bias (Shen et al., 2020).
 

@@ -1,0 +1,88 @@
+"""The activations of every library: GELU, ReLU, SiLU, ..."""
+
+import math
+
+import flax.linen as nn
+import jax
+
+from normjax.activations.base import ACTIVATIONS
+from normjax.core.moments import at_least_float32
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x * Phi(x) = x / 2 * (1 + erf(x / sqrt(2))) (Hendrycks & Gimpel, 2016).
+
+    Written with erf, as PyTorch does: the erfc form of `jax.nn.gelu` keeps more digits
+    where the result is below 1e-4, and on CPU makes a feed-forward layer's training
+    step 2.7 times slower. Computed in at least float32.
+
+    Args:
+      x: [...].
+
+    Returns:
+      [...] in the dtype of `x`.
+    """
+    wide = at_least_float32(x)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
+@ACTIVATIONS.register("gelu")
+class GELU(nn.Module):
+    """y = x * Phi(x), Phi the normal distribution function (Hendrycks & Gimpel, 2016).
+
+    Attributes:
+      approximate: the tanh form instead of the exact one.
+    """
+
+    approximate: bool = False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.gelu(x) if self.approximate else gelu(x)
+
+
+@ACTIVATIONS.register("relu")
+class ReLU(nn.Module):
+    """y = max(x, 0); gradient 0 at 0."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.relu(x)
+
+
+@ACTIVATIONS.register("relu6")
+class ReLU6(nn.Module):
+    """y = min(max(x, 0), 6); gradient 0 at 0 and 6 (Krizhevsky, 2010)."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.relu6(x)
+
+
+@ACTIVATIONS.register("silu")
+class SiLU(nn.Module):
+    """y = x * sigmoid(x) (Hendrycks & Gimpel, 2016; Ramachandran et al., 2017)."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.silu(x)
+
+
+@ACTIVATIONS.register("tanh")
+class Tanh(nn.Module):
+    """y = tanh(x)."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.numpy.tanh(x)
+
+
+@ACTIVATIONS.register("sigmoid")
+class Sigmoid(nn.Module):
+    """y = 1 / (1 + exp(-x))."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(x)
+
+
+@ACTIVATIONS.register("identity")
+class Identity(nn.Module):
+    """y = x."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x

@@ -1,0 +1,108 @@
+"""LayerNorm, and what it shares with the other norms over the features of a token."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+
+from normjax.core.backward import custom_backward
+from normjax.core.dtypes import result_dtype
+from normjax.core.moments import at_least_float32
+from normjax.core.spmd import match_varying
+from normjax.norms.base import NORMS, affine_gradients, affine_parameters, apply_affine
+
+
+def layer_normalize(
+    x: jax.Array,
+    scale: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    *,
+    epsilon: float = 1e-6,
+) -> jax.Array:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias per token (Ba et al., 2016).
+
+    Moments over the last axis in at least float32, two-pass biased variance. The
+    backward pass is written by hand: it keeps x and one mean and one root a
+    token, nothing else.
+
+    Args:
+      x: [..., C].  scale, bias: [C], or None for none.
+
+    Returns:
+      [..., C] in at least float32.
+    """
+    return token_normalize(*match_varying(x, scale, bias), epsilon, True, 0)
+
+
+@functools.partial(custom_backward, nondiff_argnums=(3, 4, 5))
+def token_normalize(x, scale, bias, epsilon, centered, implied):
+    """x, less its mean if `centered`, over its root mean square, times scale plus bias.
+
+    With `implied` = 1 the mean square is that of the C + 1 entries x, -sum(x).
+    """
+    return _forward(x, scale, bias, epsilon, centered, implied)[0]
+
+
+def _forward(x, scale, bias, epsilon, centered, implied):
+    wide, mean = at_least_float32(x), None
+    if centered:
+        mean = jnp.mean(wide, -1, keepdims=True)
+        wide = wide - mean
+    square = jnp.sum(jnp.square(wide), -1, keepdims=True)
+    if implied:
+        square += jnp.square(jnp.sum(wide, -1, keepdims=True))
+    inverse_root = jax.lax.rsqrt(square / (x.shape[-1] + implied) + epsilon)
+    y = apply_affine(wide * inverse_root, scale, bias)
+    return y, (x, mean, inverse_root, scale, bias)
+
+
+def _backward(epsilon, centered, implied, saved, dy):
+    del epsilon
+    x, mean, inverse_root, scale, bias = saved
+    wide = at_least_float32(x)
+    normalized = (wide - mean if centered else wide) * inverse_root
+    g, dscale, dbias = affine_gradients(dy, normalized, scale, bias)
+    along = jnp.sum(g * normalized, -1, keepdims=True) / (x.shape[-1] + implied)
+    if implied:
+        # The implied entry -sum(x) changes with every entry.
+        normalized += jnp.sum(normalized, -1, keepdims=True)
+    dx = g - normalized * along
+    if centered:
+        dx = dx - jnp.mean(g, -1, keepdims=True)
+    return (inverse_root * dx).astype(x.dtype), dscale, dbias
+
+
+token_normalize.defvjp(_forward, _backward)
+
+
+@NORMS.register("layer_norm", "seq", "grid", "causal", "decode")
+class LayerNorm(nn.Module):
+    """y = (x - mean) / sqrt(var + epsilon) * scale + bias, per token (Ba et al., 2016).
+
+    Moments over the last axis in at least float32, variance in two passes. No state.
+
+    Attributes:
+      epsilon: added to the variance.  use_scale, use_bias: learn `scale`, `bias` [C].
+      dtype: of the result; None infers it from input and parameters.
+      param_dtype, scale_init, bias_init: of the parameters.
+    """
+
+    epsilon: float = 1e-6
+    use_scale: bool = True
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    scale_init: Initializer | float = nn.initializers.ones
+    bias_init: Initializer | float = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, mask: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        """x: [..., C] -> [..., C]. `mask`, `train` unused: one token, one rule."""
+        del mask, train
+        affine = affine_parameters(self, x.shape[-1], use_bias=self.use_bias)
+        y = layer_normalize(x, *affine, epsilon=self.epsilon)
+        return y.astype(result_dtype(x, *affine, dtype=self.dtype))
