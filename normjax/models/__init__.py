@@ -17,18 +17,17 @@ from normjax.core.errors import UserError, one_of
 from normjax.core.registry import compatible
 from normjax.mixers import MIXERS
 from normjax.models.base import MODELS, patterns_of
-from normjax.models.conv import ConvPoolStem, ConvUnitStem
 from normjax.models.decoder import Decoder
-from normjax.models.embed import ConvNorm, PatchMerge
 from normjax.models.encoder_decoder import EncoderDecoder
-from normjax.models.feed_forward import GatedMLP
-from normjax.models.layers import MLPS, STEMS
+from normjax.models.gated_mlp import GatedMLP
+from normjax.models.mlps import MLPS
 from normjax.models.mobilenet_v2 import MobileNetV2
-from normjax.models.norm_free import NormFreeResNet
+from normjax.models.norm_free_resnet import NormFreeResNet
 from normjax.models.placement import PLACEMENTS, placement_of
 from normjax.models.presets import PRESETS
 from normjax.models.pyramid import Pyramid
 from normjax.models.resnet import ResNet
+from normjax.models.stems import STEMS, ConvNorm, ConvPoolStem, ConvUnitStem, PatchMerge
 from normjax.models.vit import ViT
 from normjax.norms import NORMS
 

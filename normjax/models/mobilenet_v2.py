@@ -12,7 +12,7 @@ from normjax.core.dense import Dense, trunc_normal
 from normjax.core.folding import FoldSite
 from normjax.models.base import MODELS
 from normjax.models.block import sites_of
-from normjax.models.conv import ConvUnit
+from normjax.models.conv_unit import ConvUnit
 from normjax.models.layers import Factory, StochasticDepth
 
 STAGES = (

@@ -15,7 +15,8 @@ from normjax import fusion, models
 from normjax.core.errors import UserError
 from normjax.mixers import MIXERS
 from normjax.mixers.softmax import SoftmaxAttention
-from normjax.models.layers import MLPS, STEMS
+from normjax.models.mlps import MLPS
+from normjax.models.stems import STEMS
 from tests.models.convolutions import random_variables
 
 DIM = 8

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from normjax import activations
-from normjax.models.layers import MLPS
+from normjax.models.mlps import MLPS
 from tests.golden_adapters import runner
 from tests.golden_adapters.compare import close
 

@@ -11,7 +11,7 @@ from normjax.activations import ACTIVATIONS
 from normjax.mixers.cores import FocusedLinear, SimplifiedLinear, Softmax
 from normjax.mixers.stripes import Stripes
 from normjax.models.block import Block, feeding, mixing
-from normjax.models.layers import MLP, DepthwiseMLP
+from normjax.models.mlps import MLP, DepthwiseMLP
 from normjax.models.placement import BranchPlacement
 from tests.golden_adapters import runner
 from tests.golden_adapters.families import Unconditional

@@ -7,7 +7,7 @@ import pytest
 
 from normjax import activations, models, norms
 from normjax.core.errors import UserError
-from normjax.models.conv import ConvUnit
+from normjax.models.conv_unit import ConvUnit
 from normjax.models.resnet import ResidualBlock
 from normjax.norms import NORMS
 from tests.models import convolutions

@@ -9,8 +9,8 @@ import pytest
 
 from normjax import activations, fusion, models
 from normjax.core.errors import UserError
-from normjax.models.feed_forward import smoothing_scale
-from normjax.models.layers import MLPS
+from normjax.models.gated_mlp import smoothing_scale
+from normjax.models.mlps import MLPS
 from tests.models import convolutions
 from tests.models.convolutions import random_variables
 

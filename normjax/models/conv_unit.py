@@ -1,6 +1,4 @@
-"""Layers of convolutional networks: a convolution with its norm, and stems of them."""
-
-from typing import Any
+"""Convolution, norm and activation: the unit of convolutional networks."""
 
 import flax.linen as nn
 import jax
@@ -9,11 +7,12 @@ from flax.typing import Dtype
 
 from normjax.core.depthwise import depthwise_conv
 from normjax.core.folding import FoldSite
-from normjax.models.block import sites_of
-from normjax.models.layers import STEMS, Factory
+from normjax.models.layers import Factory
 from normjax.norms import includes_activation
 
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
 _he_depthwise = nn.initializers.variance_scaling(
     2.0, "fan_out", "normal", in_axis=(), out_axis=(), batch_axis=2
 )
@@ -92,58 +91,3 @@ class ConvUnit(nn.Module):
     def fold_sites(self) -> list[FoldSite]:
         """The norm with the convolution that it reads."""
         return [FoldSite("norm", self.norm(parent=None), writer="conv")]
-
-
-@STEMS.register("conv_unit", "grid")
-class ConvUnitStem(nn.Module):
-    """activation(norm(conv(x))): the stem of MobileNets, and of small ResNets.
-
-    Attributes:
-      dim: width of the result.  kernel_size, stride: of the convolution.
-    """
-
-    dim: int
-    norm: Factory
-    activation: Factory
-    kernel_size: int = 3
-    stride: int = 2
-    dtype: Dtype | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """x: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), dim]."""
-        return self._unit(name="unit")(x, train=train)
-
-    @nn.nowrap
-    def _unit(self, **where) -> ConvUnit:
-        return ConvUnit(
-            features=self.dim,
-            norm=self.norm,
-            activation=self.activation,
-            kernel_size=self.kernel_size,
-            stride=self.stride,
-            dtype=self.dtype,
-            **where,
-        )
-
-    @nn.nowrap
-    def fold_sites(self) -> list[FoldSite]:
-        """The norm with the convolution that it reads."""
-        return list(sites_of("unit", self._unit(parent=None)))
-
-
-@STEMS.register("conv_pool", "grid")
-class ConvPoolStem(ConvUnitStem):
-    """max3x3(activation(norm(conv(x)))), the maximum at stride 2 (He et al., 2016).
-
-    Attributes: those of ConvUnitStem.
-    """
-
-    kernel_size: int = 7
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """x: [B, H, W, C] -> [B, H / 4, W / 4, dim] at stride 2, rounded up."""
-        x = self._unit(name="unit")(x, train=train)
-        around: Any = ((1, 1), (1, 1))
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=around)

@@ -7,7 +7,7 @@ import pytest
 
 from normjax import activations, fusion, models, reparam
 from normjax.core.errors import UserError
-from normjax.models.norm_free import NormFreeBlock
+from normjax.models.norm_free_resnet import NormFreeBlock
 from tests.models import convolutions
 from tests.models.convolutions import abstract, random_variables
 

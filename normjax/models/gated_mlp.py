@@ -11,7 +11,8 @@ from normjax.activations import GELU, Identity, ReLU, Sigmoid, SiLU
 from normjax.core.dense import Dense, SplitDense, trunc_normal
 from normjax.core.moments import at_least_float32
 from normjax.mixers.cores import depthwise_layer
-from normjax.models.layers import MLPS, Factory
+from normjax.models.layers import Factory
+from normjax.models.mlps import MLPS
 
 LAYOUTS = ("seq", "grid", "causal", "decode")
 

@@ -1,0 +1,70 @@
+"""Layers for each position: MLPs without a gate, and the registry of all."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from normjax.core.dense import Dense, trunc_normal
+from normjax.core.registry import Registry
+from normjax.mixers.cores import depthwise_layer
+from normjax.models.layers import Factory
+
+MLPS = Registry("mlp")
+
+
+@MLPS.register("mlp", "seq", "grid", "causal", "decode")
+class MLP(nn.Module):
+    """fc2(activation(fc1(x))), the feed-forward layer of transformers.
+
+    Attributes:
+      hidden: width between the two layers.  activation: factory.
+    """
+
+    hidden: int
+    activation: Factory
+    dtype: Dtype | None = None
+
+    reads: ClassVar[tuple[str, ...]] = ("fc1",)
+    writes: ClassVar[str | None] = "fc2"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., C] -> [..., C]."""
+        width = x.shape[-1]
+        dense = {"kernel_init": trunc_normal, "dtype": self.dtype}
+        x = Dense(self.hidden, name="fc1", **dense)(x)
+        x = self.activation(name="act")(x)
+        return Dense(width, name="fc2", **dense)(x)
+
+
+@MLPS.register("depthwise_mlp", "grid")
+class DepthwiseMLP(nn.Module):
+    """fc2(activation(dwconv3x3(fc1(x)))) on a map (PVT v2; Wang et al., 2022).
+
+    Attributes:
+      hidden: width between the two layers.  activation: factory.
+      rectify: a ReLU before the convolution, as next to linear spatial reduction.
+    """
+
+    hidden: int
+    activation: Factory
+    rectify: bool = False
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    reads: ClassVar[tuple[str, ...]] = ("fc1",)
+    writes: ClassVar[str | None] = "fc2"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [B, H, W, C] -> same."""
+        width = x.shape[-1]
+        dense = {"kernel_init": trunc_normal, "dtype": self.dtype}
+        x = Dense(self.hidden, name="fc1", **dense)(x)
+        x = jax.nn.relu(x) if self.rectify else x
+        x = depthwise_layer(self, "dwc", x, (3, 3, self.hidden))
+        x = self.activation(name="act")(x)
+        return Dense(width, name="fc2", **dense)(x)
