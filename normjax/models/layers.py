@@ -6,6 +6,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from normjax.norms.base import along_channels
+
 Factory = Callable[..., Any]
 
 
@@ -39,4 +41,5 @@ class LayerScale(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., C] -> same."""
         init = nn.initializers.constant(self.init)
-        return x * self.param("scale", init, x.shape[-1:]).astype(x.dtype)
+        scale = self.param("scale", init, x.shape[-1:]).astype(x.dtype)
+        return x * along_channels(scale, x.ndim)
