@@ -8,91 +8,48 @@ its weights, too, but reports the accuracy of the weights. Statistics of PRepBN 
 re-estimated over ten passes at the end, as in SLAB.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs.common import image_config, parse_arg
 from normjax.core.errors import UserError, one_of
+from normjax.families import Family
 
 EPOCHS, IMAGES = 300, 1_281_167
-KINDS = ("slab", "flatten")
 
 
-def preset_of(family: str, variant: str) -> str:
-    """ "slab_tiny" of "swin" -> "slab_swin_tiny"."""
-    kind, _, size = variant.partition("_")
-    return f"{kind}_{family}_{size}" if kind in KINDS else f"{family}_{variant}"
-
-
-def is_original(variant: str) -> bool:
-    """Whether it is of the family's first paper, with LayerNorm and softmax."""
-    return variant.partition("_")[0] not in KINDS and not variant.endswith("prepbn")
-
-
-class Recipe(NamedTuple):
-    """How a variant is trained, where published recipes differ.
-
-    Attributes:
-      batch_size: of all devices.  final_lr_fraction: of the largest learning rate.
-      clip_norm, ema_decay: 0 is off.
-      repeats: augmented copies of an image, one after the other.
-    """
-
-    batch_size: int = 1024
-    warmup_epochs: int = 20
-    final_lr_fraction: float = 0.01
-    clip_norm: float = 0.0
-    ema_decay: float = 0.0
-    repeats: int = 1
-
-
-def imagenet_config(
-    arg: str | None,
-    family: str,
-    default: str,
-    drop_paths: Mapping[str, float],
-    recipe_of: Callable[[str], Recipe],
-    *,
-    epsilon: float,
-    decay_steps: int,
-) -> tuple[Any, bool]:
+def imagenet_config(arg: str | None, family: Family, default: str) -> tuple[Any, bool]:
     """The run that `arg` asks for, and whether it is to be small.
 
     Args:
-      arg: `variant=NAME` and `runlocal`.
-      family, default: of the presets; the default variant.
-      drop_paths: rate of stochastic depth of each variant.
-      recipe_of: function of a variant.
-      epsilon, decay_steps: of the norms.
+      arg: `variant=NAME`, one of the family's recipes, and `runlocal`.
+      default: variant.
 
     Raises:
       UserError: unknown variant.
     """
     choice = parse_arg(arg, variant=default, runlocal=False)
     variant = choice["variant"]
-    if variant not in drop_paths:
-        raise UserError(one_of("variant", variant, drop_paths))
-    recipe = recipe_of(variant)
+    if variant not in family.recipes:
+        raise UserError(one_of("variant", variant, family.recipes))
+    recipe = family.recipes[variant]
     epoch = IMAGES // recipe.batch_size
-    layer_norm = {"name": "layer_norm", "epsilon": epsilon}
+    layer_norm = {"name": "layer_norm", "epsilon": family.epsilon}
     norm: dict[str, Any] = layer_norm
     config = image_config()
-    if variant.startswith("slab") or variant.endswith("prepbn"):
+    preset = family.preset_of(variant)
+    published = family.presets[preset].get("norm", layer_norm)
+    if published["name"] == "prepbn":
         norm = {
             "name": "prepbn",
-            "decay_steps": decay_steps,
+            "decay_steps": published["decay_steps"],
             "layer_norm": layer_norm,
             "batch_norm": {"name": "repbn", "unbiased_running_var": True},
         }
         config.recalibrate_batches = 10 * epoch
     config.model = ConfigDict(
-        {
-            "name": preset_of(family, variant),
-            "norm": norm,
-            "drop_path_rate": drop_paths[variant],
-        }
+        {"name": preset, "norm": norm, "drop_path_rate": recipe.drop_path}
     )
     config.batch_size = recipe.batch_size
     config.total_steps = EPOCHS * epoch

@@ -267,10 +267,10 @@ def test_arguments_that_the_file_leaves_out():
 
 @pytest.mark.parametrize("family", ["deit", "swin", "pvt", "cswin"])
 def test_imagenet_variants_are_the_presets(family):
-    from normjax.models import PRESETS
+    from normjax.families import FAMILIES, PRESETS
 
     module = importlib.import_module(f"configs.imagenet_{family}")
-    for variant in module.DROP_PATHS:
+    for variant in FAMILIES[family].recipes:
         model = module.get_config(f"variant={variant}").model.to_dict()
         preset = PRESETS[model["name"]].get("norm", {"name": "layer_norm"})
         assert preset.items() <= model["norm"].items(), variant

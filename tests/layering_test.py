@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    {"core"},
+    {"core", "families"},
     {"activations", "norms", "mixers", "reparam", "devices"},
     {"models", "data", "optim", "losses"},
     {"fusion", "adapt", "tasks", "config"},
@@ -37,6 +37,10 @@ LIGHT = (
     "normjax.config.sections",
     "normjax.config.fields",
     "normjax.config.check",
+    *(
+        f"normjax.families.{file.stem}"
+        for file in (ROOT / "normjax/families").glob("*.py")
+    ),
 )
 """What recipes, which are read before JAX is started, may import of normjax."""
 
@@ -124,7 +128,7 @@ def test_configs_import_neither_jax_nor_flax(path):
     roots = {name.split(".")[0] for name in imported(path)}
     assert not roots & {"jax", "flax", "optax", "orbax", "numpy", "absl"}
     deeper = {n for n in imported(path) if n.startswith("normjax.")}
-    assert all(n.startswith(LIGHT) for n in deeper)
+    assert all(n.startswith((*LIGHT, "normjax.families")) for n in deeper)
 
 
 @pytest.mark.parametrize("path", FILES + CONFIGS + SCRIPTS, ids=relative)

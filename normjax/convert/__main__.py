@@ -22,22 +22,10 @@ from normjax.cli.flags import define_config, parse_flags
 from normjax.cli.main import run
 from normjax.config.recipes import RECIPES
 from normjax.convert.layouts import SIZES
-from normjax.convert.names import layout_of
 from normjax.convert.settings import published_settings, settle
 from normjax.core.errors import UserError, one_of
 from normjax.core.paths import local_path
-from normjax.models import PRESETS
-
-FAMILIES = {
-    **{
-        family: f"imagenet_{family}.py:variant={{variant}}"
-        for family in ("deit", "swin", "pvt", "cswin")
-    },
-    "llama": "lm_llama.py:variant={size}",
-    "lm": "lm_llama.py:variant={size},norm=rms_norm",
-}
-"""Config of a preset, by a word of its name. The size is the last word, the variant all
-but that word."""
+from normjax.families import FAMILIES, family_of
 
 USAGE = "--model=NAME CHECKPOINT WORKDIR, or --to_torch WORKDIR FILE.safetensors"
 
@@ -84,14 +72,12 @@ def _recipe(name: str) -> str:
     Raises:
       UserError: no preset of this name, or none with a recipe.
     """
-    family = next((f for f in FAMILIES if f in name.split("_")), None)
-    if name not in PRESETS or family is None:
-        known = [n for n in PRESETS if set(n.split("_")) & set(FAMILIES)]
+    family = family_of(name)
+    if family is None or not family.config or family.name not in name.split("_"):
+        with_config = [f for f in FAMILIES.values() if f.config]
+        known = [n for f in with_config for n in f.presets if f.name in n.split("_")]
         raise UserError(one_of("model", name, known))
-    words = name.split("_")
-    variant = "_".join(word for word in words if word != family)
-    recipe = FAMILIES[family].format(variant=variant, size=words[-1])
-    return str(RECIPES / recipe)
+    return str(RECIPES / family.config_of(name))
 
 
 def _import(config: Any, checkpoint: Path, workdir: Path, *, averaged: bool) -> None:
@@ -109,7 +95,7 @@ def _import(config: Any, checkpoint: Path, workdir: Path, *, averaged: bool) -> 
         config.model.norm = ConfigDict(arguments["norm"])
         model = build_model(config, **sizes)
         given = {**tied, **published_settings(checkpoint)}
-        changes = settle(config, model, layout_of(model), given)
+        changes = settle(config, model, given)
     model = build_model(config, **sizes)
     shape = ()
     if convert.reads_images(model):

@@ -61,7 +61,7 @@ class Row(NamedTuple):
     """Arrays that come beside others.
 
     Attributes:
-      layouts: where.
+      layouts: where; "" for everywhere.
       beside: pattern of the names that they come beside.
       name: template with the groups of the pattern.
       make: function of (shape beside, match, host) to the value; None where there is
@@ -152,7 +152,7 @@ _BLOCK = r"(layers\.(?P<s>\d+)\.blocks\.(?P<i>\d+)\.)"
 _UNREAD = "nothing reads it"
 ROWS = (
     Row(
-        "deit swin swin_timm pvt cswin llama",
+        "",
         r"(.*)bn\.running_mean",
         r"\1bn.num_batches_tracked",
         lambda *_: np.zeros((), np.int64),
@@ -209,6 +209,10 @@ ROWS = (
 )
 
 
+def _is_of(row: Row, layout: str) -> bool:
+    return not row.layouts or layout in row.layouts.split()
+
+
 def extras_of(
     model: Any,
     shapes: Mapping[str, tuple[int, ...]],
@@ -225,7 +229,7 @@ def extras_of(
     patch = shapes.get("patch_embed.proj.weight", (1,))[-1]
     host, found = Host(model, image_shape[0] if image_shape else 0, patch), {}
     for row in ROWS:
-        for beside, shape in shapes.items() if layout in row.layouts.split() else ():
+        for beside, shape in shapes.items() if _is_of(row, layout) else ():
             match = re.fullmatch(row.beside, beside)
             name = match and match.expand(row.name)
             if match is None or name in shapes:

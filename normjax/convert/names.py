@@ -11,18 +11,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from normjax.convert import layouts
-from normjax.convert.transforms import Transform
+from normjax.convert.transforms import Transform, named
 from normjax.core.collections import TRANSIENT
 from normjax.core.errors import UserError, one_of
-from normjax.mixers.reduction import Strided
-from normjax.mixers.stripes import CrossShaped
-from normjax.mixers.window import Windowed
-from normjax.models import Decoder, Pyramid, ViT
-from normjax.models.base import patterns_of
+from normjax.families.layout import LAYER_NORM, NORM, REPBN, Kind, prepbn
+from normjax.models import MODELS
 from normjax.norms import PRepBN
-
-_LAYOUTS = {ViT: "deit", Decoder: "llama"}
-_PYRAMIDS = {Windowed: "swin", Strided: "pvt", CrossShaped: "cswin"}
 
 Path = tuple[str, ...]
 
@@ -43,30 +37,9 @@ class Entry(NamedTuple):
     transform: Transform
 
 
-def layout_of(model: nn.Module, name: str | None = None) -> str:
-    """The published layout that `model` has: `name` if given, else its family's.
-
-    Raises:
-      UserError: an unknown name, or a model of no published family.
-    """
-    if name is not None:
-        if name not in layouts.LAYOUTS:
-            raise UserError(one_of("layout", name, layouts.LAYOUTS))
-        return name
-    alternate = isinstance(getattr(model, "mixer", None), list | tuple)
-    if type(model) in _LAYOUTS and not alternate:
-        return _LAYOUTS[type(model)]
-    if isinstance(model, Pyramid):
-        mixer = patterns_of(model.mixer, len(model.depths))[0][0].func
-        for kind, layout in _PYRAMIDS.items():
-            if issubclass(mixer, kind):
-                return layout
-    raise UserError(f"no published layout for this {type(model).__name__}")
-
-
 def reads_images(model: nn.Module) -> bool:
     """Whether `model` is called with images, not with tokens."""
-    return layout_of(model) not in layouts.TEXT
+    return any(e.make is type(model) and "grid" in e.tags for e in MODELS)
 
 
 def abstract_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
@@ -76,6 +49,43 @@ def abstract_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
         x = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     return {k: v for k, v in variables.items() if k not in TRANSIENT}
+
+
+def layouts_of(model: nn.Module, variables: Mapping[str, Any]) -> list[str]:
+    """The published layouts with a place for every array of `variables`.
+
+    They are those of one family, its own release first.
+
+    Raises:
+      UserError: there are none, or those of several families.
+    """
+    fitting, without = [], ""
+    for name in layouts.LAYOUTS:
+        try:
+            entries_of(model, variables, name)
+        except UserError as error:
+            without = without or str(error)
+        else:
+            fitting.append(name)
+    kind = type(model).__name__
+    if not fitting:
+        raise UserError(f"no published layout for this {kind}: {without}")
+    families = {layouts.FAMILY[name].name for name in fitting}
+    if len(families) > 1:
+        several = " and ".join(fitting)
+        raise UserError(f"this {kind} fits the layouts {several}: name one (--layout)")
+    return fitting
+
+
+def check_layout(name: str) -> str:
+    """`name`, if it is that of a layout.
+
+    Raises:
+      UserError: it is not.
+    """
+    if name not in layouts.LAYOUTS:
+        raise UserError(one_of("layout", name, layouts.LAYOUTS))
+    return name
 
 
 def entries_of(
@@ -103,14 +113,14 @@ def entries_of(
     return entries
 
 
-def _norm_kinds(model: Any) -> list[layouts.Kind]:
+def _norm_kinds(model: Any) -> list[Kind]:
     """The tables of norms, those of fewer arrays first."""
     schedule, norm = {}, model.norm
     if norm.func is PRepBN:
         given = {"warmup_steps": 0, **norm.keywords}
         schedule = {k: given[k] for k in ("warmup_steps", "decay_steps")}
-    last = [layouts.prepbn(**schedule)] if schedule else []
-    return [layouts.LAYER_NORM, layouts.REPBN, *last]
+    last = [prepbn(**schedule)] if schedule else []
+    return [LAYER_NORM, REPBN, *last]
 
 
 def _match(path, paths, ours, theirs, kind, norms):
@@ -121,7 +131,7 @@ def _match(path, paths, ours, theirs, kind, norms):
     if match is None:
         return None
     module, leaf = match["module"], match["leaf"]
-    if kind == layouts.NORM:
+    if kind == NORM:
         start = f"{module}/"
         leaves = {p.removeprefix(start) for p in paths if p.startswith(start)}
         kind = next((k for k in norms if leaves <= set(k)), {})
@@ -130,6 +140,6 @@ def _match(path, paths, ours, theirs, kind, norms):
     numbers = {k: int(v) for k, v in match.groupdict().items() if k in "si"}
     stage = numbers.get("s", 0)
     prefix = theirs.format(**numbers, next=stage + 1, last=stage - 1)
-    names, transform = kind[leaf]
+    names, transform = kind[leaf][0], named(kind[leaf][1])
     names = (names,) if isinstance(names, str) else names
     return tuple(f"{prefix}.{name}" if prefix else name for name in names), transform

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from normjax.convert.names import reads_images
 from normjax.core.errors import UserError
 from normjax.norms import NORMS
 
@@ -25,8 +26,8 @@ FIELDS = {
 }
 """Their field -> the argument of a model of ours, where it has such a one."""
 
-FAMILIES = {"llama": ("llama", "mistral")}
-"""Layout -> values of `model_type` that name the same network."""
+TEXT = ("llama", "mistral")
+"""Values of `model_type` that name the same network as our decoder."""
 
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "sliding_window": (None,),
@@ -71,17 +72,17 @@ def published_settings(weights: Path) -> dict[str, Any]:
     return {**content, **content.get("model_args", {})}
 
 
-def settle(config: Any, model: Any, layout: str, given: Mapping) -> list[Change]:
+def settle(config: Any, model: Any, given: Mapping) -> list[Change]:
     """Set in `config` what `given` says otherwise than `model`, and tell what.
 
     Args:
-      config: of a run, unlocked.  model: built of it.  layout: of the model.
+      config: of a run, unlocked.  model: built of it.
       given: see `published_settings`.
 
     Raises:
       UserError: a network that no setting of the model is.
     """
-    _check(model, layout, given)
+    _check(given, text=not reads_images(model))
     changes = []
     for theirs, ours in FIELDS.items():
         value = given.get(theirs)
@@ -100,10 +101,10 @@ def settle(config: Any, model: Any, layout: str, given: Mapping) -> list[Change]
     return changes
 
 
-def _check(model: Any, layout: str, given: Mapping) -> None:
-    kind, families = given.get("model_type"), FAMILIES.get(layout)
-    if kind and families and kind not in families:
-        _refuse("model_type", kind, " or ".join(families))
+def _check(given: Mapping, *, text: bool) -> None:
+    kind = given.get("model_type")
+    if kind and text and kind not in TEXT:
+        _refuse("model_type", kind, " or ".join(TEXT))
     for field, allowed in _ALLOWED.items():
         value = given.get(field)
         windowed = field != "sliding_window" or given.get("use_sliding_window", True)
@@ -120,7 +121,7 @@ def _check(model: Any, layout: str, given: Mapping) -> None:
     if rope != "default":
         _refuse("rope_scaling", rope, None)
     activation = given.get("hidden_act") or given.get("hidden_activation")
-    ours = "silu" if layout in FAMILIES else "gelu"
+    ours = "silu" if text else "gelu"
     if activation and activation not in _ACTIVATIONS[ours]:
         _refuse("hidden_act", activation, ours)
 

@@ -11,9 +11,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from normjax.convert.checks import check_finite, check_shapes, check_types
 from normjax.convert.extras import extras_of, mask_side
-from normjax.convert.layouts import LAYER_NORM, REPBN, SIZES, STEMS, TIED
-from normjax.convert.names import Entry, abstract_variables, entries_of, layout_of
+from normjax.convert.layouts import SIZES, STEMS, TIED
+from normjax.convert.names import (
+    Entry,
+    abstract_variables,
+    check_layout,
+    entries_of,
+    layouts_of,
+)
 from normjax.core.errors import UserError
+from normjax.families.layout import LAYER_NORM, REPBN
 
 State = Mapping[str, np.ndarray]
 
@@ -54,9 +61,7 @@ def from_torch(
       UserError: arrays that are missing, unknown, of another shape or not what they
         are known to be; the line names the first of them.
     """
-    timm = "head.fc.weight" in state and layout_of(model) == "swin"
-    layout = layout_of(model, "swin_timm" if timm else None)
-    entries = entries_of(model, abstract_variables(model, image_shape), layout)
+    layout, entries = _nearest(model, abstract_variables(model, image_shape), state)
     shapes = {n: s for e in entries for n, s in zip(e.names, e.shapes, strict=True)}
     # What depends on the size of the images is compared at the size of the file's.
     side = mask_side(state, shapes) or (image_shape[0] if image_shape else 0)
@@ -80,6 +85,17 @@ def from_torch(
     return Converted(unflatten_dict(flat), layout, used, dropped, filled)
 
 
+def _nearest(model: nn.Module, variables: Any, state: State) -> tuple[str, list[Entry]]:
+    """Of the layouts of the model that with the most names of the file."""
+    found = {n: entries_of(model, variables, n) for n in layouts_of(model, variables)}
+
+    def known(layout):
+        return sum(name in state for entry in found[layout] for name in entry.names)
+
+    layout = max(found, key=known)
+    return layout, found[layout]
+
+
 def to_torch(
     model: nn.Module,
     variables: Mapping[str, Any],
@@ -95,7 +111,7 @@ def to_torch(
     Raises:
       UserError: a model, or a variable of it, without a place in the layout.
     """
-    layout = layout_of(model, layout)
+    layout = check_layout(layout) if layout else layouts_of(model, variables)[0]
     entries, flat = entries_of(model, variables, layout), flatten_dict(dict(variables))
     state = {}
     for entry in entries:

@@ -1,7 +1,7 @@
 """Layouts of arrays there and here, each with its inverse."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,3 +82,28 @@ def schedule(warmup_steps: int, decay_steps: int) -> Transform:
         return warmup_steps - warm + total - left
 
     return Transform(to_torch, to_ours)
+
+
+BY_NAME: dict[str, Any] = {
+    "same": SAME,
+    "linear": LINEAR,
+    "conv": CONV,
+    "vector": VECTOR,
+    "tokens": TOKENS,
+    "offsets": OFFSETS,
+    "depthwise": DEPTHWISE,
+    "q_kv_weight": Q_KV_WEIGHT,
+    "q_kv_bias": Q_KV_BIAS,
+    "joined_weight": joined_weight,
+    "joined_bias": joined_bias,
+    "schedule": schedule,
+}
+"""As the layouts of families name them; functions are named with their arguments."""
+
+
+def named(spec: str | tuple[Any, ...]) -> Transform:
+    """The transform of a layout's row."""
+    if isinstance(spec, str):
+        return BY_NAME[spec]
+    name, *arguments = spec
+    return BY_NAME[name](*arguments)

@@ -15,6 +15,7 @@ from normjax.activations import ACTIVATIONS
 from normjax.core.arguments import defaults_of, required_names
 from normjax.core.errors import UserError, one_of
 from normjax.core.registry import compatible
+from normjax.families import PRESETS
 from normjax.mixers import MIXERS
 from normjax.models.base import MODELS, patterns_of
 from normjax.models.decoder import Decoder
@@ -24,7 +25,6 @@ from normjax.models.mlps import MLPS
 from normjax.models.mobilenet_v2 import MobileNetV2
 from normjax.models.norm_free_resnet import NormFreeResNet
 from normjax.models.placement import PLACEMENTS, placement_of
-from normjax.models.presets import PRESETS
 from normjax.models.pyramid import Pyramid
 from normjax.models.resnet import ResNet
 from normjax.models.stems import STEMS, ConvNorm, ConvPoolStem, ConvUnitStem, PatchMerge

@@ -27,7 +27,7 @@ class Pyramid(nn.Module):
     """Transformer on maps that shrink from stage to stage.
 
     Swin (Liu et al., 2021), PVT (Wang et al., 2021) and CSwin (Dong et al., 2022) are
-    settings of it; see `models.presets`. A stage is an embedding (the stem, then
+    settings of it; see `normjax.families`. A stage is an embedding (the stem, then
     merges), a table of positions if asked for, and blocks.
 
     Attributes:

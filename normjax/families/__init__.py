@@ -1,0 +1,34 @@
+"""Published families of models, as data: a file holds what is known of one.
+
+Its presets (a model of the registry and its arguments), its layout in published state
+dicts, and how it was trained. `models`, `convert` and the recipes in `configs` read it
+there; nothing here needs JAX. A new family is a file and a name below.
+"""
+
+from normjax.families.base import Family, Recipe
+from normjax.families.cswin import CSWIN
+from normjax.families.deit import DEIT
+from normjax.families.language import LANGUAGE
+from normjax.families.llama import LLAMA
+from normjax.families.pvt import PVT
+from normjax.families.resnet import RESNET
+from normjax.families.swin import SWIN
+
+__all__ = ["FAMILIES", "PRESETS", "Family", "Recipe", "family_of"]
+
+FAMILIES = {
+    family.name: family for family in (DEIT, SWIN, PVT, CSWIN, RESNET, LANGUAGE, LLAMA)
+}
+"""By name."""
+
+PRESETS = {
+    name: preset
+    for family in FAMILIES.values()
+    for name, preset in family.presets.items()
+}
+"""Named models: a model of the registry and its arguments, nothing else."""
+
+
+def family_of(preset: str) -> Family | None:
+    """The family with a preset of this name."""
+    return next((f for f in FAMILIES.values() if preset in f.presets), None)

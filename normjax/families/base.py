@@ -1,0 +1,86 @@
+"""What a family is, and the arguments that several have."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from normjax.families.layout import Row
+
+Arguments = dict[str, Any]
+
+
+class Recipe(NamedTuple):
+    """How a variant is trained on ImageNet, where published recipes differ.
+
+    Attributes:
+      drop_path: rate of stochastic depth of the last layer.
+      batch_size: of all devices.  final_lr_fraction: of the largest learning rate.
+      clip_norm, ema_decay: 0 is off.
+      repeats: augmented copies of an image, one after the other.
+    """
+
+    drop_path: float = 0.0
+    batch_size: int = 1024
+    warmup_epochs: int = 20
+    final_lr_fraction: float = 0.01
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    repeats: int = 1
+
+
+class Family(NamedTuple):
+    """What is known of a family of models.
+
+    Attributes:
+      name: its key.
+      presets: arguments of models by name.
+      layouts: rows of published state dicts (see `families.layout`), the family's own
+        release first.
+      anchors: arrays of which every such file has one, whatever stands before its
+        names: the first convolution, or the table of tokens.
+      tied: arrays that repeat another one where it serves twice.
+      classes: arrays with a row for each class; tokens: for each token.
+      epsilon: of the norms that presets leave open.
+      recipes: by variant, the words of a preset's name but the family's own.
+      config: file and arguments of the config that trains a preset, with {variant}, or
+        {size} for its last word; "" where none does.
+    """
+
+    name: str
+    presets: Mapping[str, Arguments]
+    layouts: Mapping[str, list[Row]] = {}
+    anchors: tuple[str, ...] = ()
+    tied: Mapping[str, str] = {}
+    classes: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+    epsilon: float = 1e-6
+    recipes: Mapping[str, Recipe] = {}
+    config: str = ""
+
+    def preset_of(self, variant: str) -> str:
+        """ "slab_tiny" of "swin" -> "slab_swin_tiny"."""
+        kind, _, size = variant.partition("_")
+        whole = f"{kind}_{self.name}_{size}"
+        return whole if whole in self.presets else f"{self.name}_{variant}"
+
+    def config_of(self, preset: str) -> str:
+        """The config of a preset, "FILE:ARGUMENTS"."""
+        words = preset.split("_")
+        variant = "_".join(word for word in words if word != self.name)
+        return self.config.format(variant=variant, size=words[-1])
+
+
+def layer_norm(epsilon: float) -> Arguments:
+    """LayerNorm."""
+    return {"name": "layer_norm", "epsilon": epsilon}
+
+
+def prepbn(decay_steps: int, epsilon: float) -> Arguments:
+    """PRepBN in place of such a LayerNorm."""
+    inner = layer_norm(epsilon)
+    return {"name": "prepbn", "decay_steps": decay_steps, "layer_norm": inner}
+
+
+def is_original(variant: str) -> bool:
+    """Whether it is of the family's first paper, with LayerNorm and softmax."""
+    kind = variant.partition("_")[0]
+    return kind not in ("slab", "flatten") and not variant.endswith("prepbn")

@@ -1,0 +1,63 @@
+"""DeiT (Touvron et al., 2021), with PRepBN, and SLAB-DeiT (Guo et al., 2024)."""
+
+from typing import Any
+
+from normjax.families.base import Arguments, Family, Recipe, is_original, prepbn
+from normjax.families.layout import CONV, CORE, END, block
+
+_SLAB = {"norm": {"name": "prepbn", "decay_steps": 60_000}, "mixer": "sla"}
+_BLOCK = "blocks_{i}", "blocks.{i}"
+_DROP_PATHS = {
+    "tiny": 0.1,
+    "small": 0.1,
+    "base": 0.1,
+    "tiny_prepbn": 0.0,
+    "small_prepbn": 0.0,
+    "slab_tiny": 0.0,
+    "slab_small": 0.0,
+}
+
+
+def _deit(dim: int, num_heads: int, **other: Any) -> Arguments:
+    geometry = {"depth": 12, "dim": dim, "num_heads": num_heads, "mlp_ratio": 4.0}
+    return {"name": "vit", **geometry, **other}
+
+
+def _recipe(variant: str, drop_path: float) -> Recipe:
+    if is_original(variant):
+        return Recipe(drop_path, warmup_epochs=5, repeats=3)
+    return Recipe(drop_path, clip_norm=5.0)
+
+
+DEIT = Family(
+    name="deit",
+    presets={
+        "deit_tiny": _deit(192, 3, pool="cls"),
+        "deit_small": _deit(384, 6, pool="cls"),
+        "deit_base": _deit(768, 12, pool="cls"),
+        "deit_tiny_prepbn": _deit(192, 3, pool="cls", norm=prepbn(300_000, 1e-6)),
+        "deit_small_prepbn": _deit(384, 6, pool="cls", norm=prepbn(300_000, 1e-6)),
+        "slab_deit_tiny": _deit(192, 3, pool="mean", **_SLAB),
+        "slab_deit_small": _deit(384, 6, pool="mean", **_SLAB),
+    },
+    layouts={
+        "deit": [
+            (
+                "",
+                "",
+                {
+                    "cls_token": ("cls_token", "same"),
+                    "pos_embed": ("pos_embed", "tokens"),
+                },
+            ),
+            ("stem/proj", "patch_embed.proj", CONV),
+            *block(*_BLOCK),
+            (f"{_BLOCK[0]}/mixer", f"{_BLOCK[1]}.attn", CORE),
+            *END,
+        ]
+    },
+    anchors=("patch_embed.proj.weight",),
+    classes=("head.weight",),
+    recipes={name: _recipe(name, rate) for name, rate in _DROP_PATHS.items()},
+    config="imagenet_deit.py:variant={variant}",
+)
