@@ -59,17 +59,13 @@ def layouts_of(model: nn.Module, variables: Mapping[str, Any]) -> list[str]:
     Raises:
       UserError: there are none, or those of several families.
     """
-    fitting, without = [], ""
-    for name in layouts.LAYOUTS:
-        try:
-            entries_of(model, variables, name)
-        except UserError as error:
-            without = without or str(error)
-        else:
-            fitting.append(name)
+    homeless = {n: _placed(model, variables, n)[1] for n in layouts.LAYOUTS}
+    fitting = [name for name, without in homeless.items() if not without]
     kind = type(model).__name__
     if not fitting:
-        raise UserError(f"no published layout for this {kind}: {without}")
+        nearest = min(homeless, key=lambda name: len(homeless[name]))
+        hint = _no_place(nearest, homeless[nearest])
+        raise UserError(f"no published layout for this {kind}: {hint}")
     families = {layouts.FAMILY[name].name for name in fitting}
     if len(families) > 1:
         several = " and ".join(fitting)
@@ -96,21 +92,34 @@ def entries_of(
     Raises:
       UserError: an array that the layout has no place for.
     """
+    entries, homeless = _placed(model, variables, layout)
+    if homeless:
+        raise UserError(_no_place(layout, homeless))
+    return entries
+
+
+def _no_place(layout: str, homeless: list[str]) -> str:
+    return f"layout {layout!r} has no place for {homeless[0]}"
+
+
+def _placed(model, variables, layout: str) -> tuple[list[Entry], list[str]]:
+    """The arrays that have counterparts, and the paths of those that have none."""
     flat = flatten_dict(dict(variables))
     norms = _norm_kinds(model)
     paths = ["/".join(key[1:]) for key in flat]
-    entries = []
+    entries, homeless = [], []
     for key, value in flat.items():
         path, found = "/".join(key[1:]), None
         for ours, theirs, kind in layouts.LAYOUTS[layout]:
             found = found or _match(path, paths, ours, theirs, kind, norms)
         if found is None:
-            raise UserError(f"layout {layout!r} has no place for {'/'.join(key)}")
+            homeless.append("/".join(key))
+            continue
         names, transform = found
         like = np.broadcast_to(np.zeros((), value.dtype), value.shape)
         shapes = tuple(t.shape for t in transform.to_torch(like))
         entries.append(Entry(key, value.shape, value.dtype, names, shapes, transform))
-    return entries
+    return entries, homeless
 
 
 def _norm_kinds(model: Any) -> list[Kind]:

@@ -168,9 +168,8 @@ def settled(tmp_path, kind="lm_tiny", norm="rms_norm", data=None, **given):
     (tmp_path / "config.json").write_text(json.dumps({**base, **given}))
     spec = {"name": norm, "epsilon": 1e-6}
     config = ConfigDict({"model": {"norm": spec}, "data": data or {}})
-    layout = "llama" if kind == "lm_tiny" else "deit"
     settings = published_settings(tmp_path)
-    changes = settle(config, model_of(kind), layout, settings)
+    changes = settle(config, model_of(kind), settings)
     return {c.field: (c.value, c.before) for c in changes}, config
 
 

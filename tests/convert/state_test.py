@@ -10,8 +10,9 @@ import pytest
 
 from normjax import convert, models
 from normjax.convert.extras import extras_of
-from normjax.convert.names import abstract_variables, entries_of, layout_of
+from normjax.convert.names import abstract_variables, entries_of, layouts_of
 from normjax.core.errors import UserError
+from normjax.families import family_of
 from normjax.models import PRESETS
 from tests.convert.published import KEYS, PARAMETERS, PLAIN_REPBN, TABLES
 
@@ -44,8 +45,9 @@ def shapes_of(preset, layout=None, norm=None):
     given = {"norm": norm} if norm else {}
     given |= {} if preset in TEXT else {"num_classes": 1000}
     model = models.build(preset, **given)
-    layout = layout or layout_of(model)
-    entries = entries_of(model, abstract_variables(model, (224, 224, 3)), layout)
+    variables = abstract_variables(model, (224, 224, 3))
+    layout = layout or layouts_of(model, variables)[0]
+    entries = entries_of(model, variables, layout)
     shapes = {n: s for e in entries for n, s in zip(e.names, e.shapes, strict=True)}
     extras = extras_of(model, shapes, layout, (224, 224))
     assert not shapes.keys() & extras.keys()
@@ -117,6 +119,14 @@ def test_number_of_parameters(preset, norm, expected):
     shapes = shapes_of(preset, norm=norm)
     sizes = [np.prod(s) for name, s in shapes.items() if not name.endswith(buffers)]
     assert sum(map(int, sizes)) == expected
+
+
+def test_every_preset_has_the_layout_of_its_family():
+    for preset in FAMILIES:
+        family = family_of(preset)
+        model = models.build(preset, **({} if preset in TEXT else {"num_classes": 2}))
+        variables = abstract_variables(model, (224, 224, 3))
+        assert layouts_of(model, variables) == list(family.layouts or ["llama"]), preset
 
 
 def test_layout_of_timm():
