@@ -143,7 +143,7 @@ def _is_plain(value: Any, kind: type) -> bool:
         return isinstance(value, str)
     if isinstance(value, numbers.Number):
         wanted = numbers.Integral if kind is int else numbers.Real
-        return not boolean and isinstance(value, wanted) and abs(value) < math.inf
+        return not boolean and isinstance(value, wanted) and math.isfinite(value)
     # A scalar array, traced or not.
     kinds = "iu" if kind is int else "iuf"
     given = getattr(getattr(value, "dtype", None), "kind", "")

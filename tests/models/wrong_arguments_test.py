@@ -19,7 +19,8 @@ from normjax.core.arguments import field_names, required_names
 from normjax.core.errors import UserError
 from normjax.mixers import DISTANCES, MIXERS
 from normjax.models import MODELS
-from normjax.models.layers import MLPS, STEMS
+from normjax.models.mlps import MLPS
+from normjax.models.stems import STEMS
 from normjax.norms import NORMS
 from normjax.reparam import REPARAMS
 
