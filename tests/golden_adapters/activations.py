@@ -6,7 +6,7 @@ import numpy as np
 
 from normjax import activations
 from normjax.models.mlps import MLPS
-from tests.golden_adapters import runner
+from tests.golden_adapters import layer_runner
 from tests.golden_adapters.compare import close
 
 DESCRIPTION = {
@@ -76,14 +76,14 @@ def run(data, tolerance, module, params, layout=(np.asarray, np.asarray)):
         close(jax.tree_util.keystr(path), mine, theirs, tolerance.gradient, largest)
 
 
-@runner("act_smelu", "act_helu")
+@layer_runner("act_smelu", "act_helu")
 def fixed(data, meta, tolerance):
     name = meta["variant"].removeprefix("act_")
     arguments = arguments_of(meta, {"smelu": "beta", "helu": "alpha"}[name])
     run(data, tolerance, activations.build(name, **arguments)(), lambda get: {})
 
 
-@runner("act_swish_beta", "act_xatlu", "act_xgelu", "act_xsilu")
+@layer_runner("act_swish_beta", "act_xatlu", "act_xgelu", "act_xsilu")
 def one_scalar(data, meta, tolerance):
     arguments_of(meta)
     name = {"act_swish_beta": "swish"}.get(meta["variant"], meta["variant"][4:])
@@ -95,7 +95,7 @@ def one_scalar(data, meta, tolerance):
     run(data, tolerance, module, lambda get: {parameter: get(parameter)})
 
 
-@runner("act_prelu")
+@layer_runner("act_prelu")
 def prelu(data, meta, tolerance):
     """The reference has its channels on axis 1."""
     given = arguments_of(meta, "num_parameters", "init")
@@ -133,7 +133,7 @@ def feed_forward(name, data, tolerance, gate, value, out):
     run(data, tolerance, module, params)
 
 
-@runner(
+@layer_runner(
     *(f"act_ffn_{name}" for name in ("glu", "bilinear", "reglu", "geglu", "swiglu"))
 )
 def glu(data, meta, tolerance):
@@ -142,7 +142,7 @@ def glu(data, meta, tolerance):
     feed_forward(name, data, tolerance, "w", "v", "w2")
 
 
-@runner("sglu")
+@layer_runner("sglu")
 def sglu(data, meta, tolerance):
     arguments_of(meta)
     feed_forward("sglu", data, tolerance, "l1", "l2", "l3")
@@ -157,7 +157,7 @@ ACTS = {
 }
 
 
-@runner("conv_glu")
+@layer_runner("conv_glu")
 def conv_glu(data, meta, tolerance):
     names = ("in_features", "hidden_features", "out_features", "act_layer", "drop")
     given = arguments_of(meta, *names, "H", "W")

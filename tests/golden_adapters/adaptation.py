@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax import adapt, reparam
-from tests.golden_adapters import runner
+from tests.golden_adapters import norm_runner
 from tests.golden_adapters.compare import close
 from tests.golden_adapters.weights import TIGHT, channels_last, kernel_of
 
@@ -48,7 +48,7 @@ def run_steps(data, meta, tolerance, apply, params, state=()):
             close(f"state_after_eval_{name}", value, expected, tolerance.value)
 
 
-@runner("alphabn")
+@norm_runner("alphabn")
 def alpha_batch_norm(data, meta, tolerance):
     tolerance, kwargs = TIGHT[tolerance.dtype], meta["kwargs"]
     source = [jnp.asarray(data[f"source_running_{k}"]) for k in ("mean", "var")]
@@ -67,7 +67,7 @@ def alpha_batch_norm(data, meta, tolerance):
     run_steps(data, meta, tolerance, apply, names)
 
 
-@runner("unmixtns")
+@norm_runner("unmixtns")
 def unmix_tns(data, meta, tolerance):
     kwargs = meta["kwargs"]
 
@@ -86,7 +86,7 @@ def unmix_tns(data, meta, tolerance):
     run_steps(data, meta, tight, apply, ("weight", "bias"), names)
 
 
-@runner("lame")
+@norm_runner("lame")
 def lame(data, meta, tolerance):
     tolerance, kwargs = TIGHT[tolerance.dtype], meta["kwargs"]
     cast = functools.partial(jnp.asarray, dtype=tolerance.dtype)
@@ -104,7 +104,7 @@ def lame(data, meta, tolerance):
         close(name, y, data[name], tolerance.value)
 
 
-@runner("convbn")
+@norm_runner("convbn")
 def conv_bn(data, meta, tolerance):
     tolerance, kwargs = TIGHT[tolerance.dtype], meta["kwargs"]
     names = [n for n in ("conv_weight", "conv_bias") if f"param_{n}" in data]

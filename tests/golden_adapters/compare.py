@@ -18,6 +18,27 @@ class Tolerance:
     gradient: float
 
 
+# Relative errors of 1e-6 and 1e-4 are asked for. Layers: forward, gradient. Models:
+# absolute errors of the logits, unfolded and folded. bfloat16 has 8 bits, and
+# parameters and inputs are rounded as well.
+COARSE = Tolerance("bfloat16", 5e-2, 1e-1)
+NORMS = (
+    Tolerance("float64", 1e-6, 1e-6),
+    Tolerance("float32", 1e-4, 1e-4),
+    COARSE,
+)
+LAYERS = (
+    Tolerance("float64", 1e-9, 1e-8),
+    Tolerance("float32", 1e-5, 1e-4),
+    COARSE,
+)
+MODELS = (
+    Tolerance("float64", 1e-9, 1e-9),
+    Tolerance("float32", 3e-5, 3e-5),
+    COARSE,
+)
+
+
 def close(name: str, actual, expected, tolerance: float, scale: float = 0.0) -> None:
     """Assert |actual - expected| <= tolerance * max(|expected|, scale)."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)

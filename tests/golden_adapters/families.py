@@ -9,7 +9,7 @@ import numpy as np
 
 from normjax import norms
 from normjax.core.dense import ZeroMeanDense
-from tests.golden_adapters import runner
+from tests.golden_adapters import norm_runner
 from tests.golden_adapters.compare import close
 from tests.golden_adapters.norms import (
     BN,
@@ -52,13 +52,13 @@ def under(path: str, names: dict[str, str], prefix: str) -> dict[str, str]:
     return {f"{prefix}{k}": f"{path}/{v}" for k, v in names.items()}
 
 
-@runner("crmsnorm")
+@norm_runner("crmsnorm")
 def crms_norm(data, meta, tolerance):
     norm = norms.build("crms_norm", epsilon=meta["kwargs"]["eps"])()
     run_steps(data, meta, tolerance, norm, {}, {})
 
 
-@runner("simplermsnorm")
+@norm_runner("simplermsnorm")
 def simple_rms_norm(data, meta, tolerance):
     norm = norms.build("simple_rms_norm", epsilon=meta["kwargs"]["eps"])()
     run_steps(data, meta, tolerance, norm, {}, {})
@@ -75,7 +75,7 @@ class Unconditional:
         return self.layer.apply(variables, x, mutable=mutable)
 
 
-@runner("zeromeanlinear")
+@norm_runner("zeromeanlinear")
 def zero_mean_linear(data, meta, tolerance):
     data = {
         k: v.T if k.endswith("weight") or "_weight_" in k else v
@@ -86,7 +86,7 @@ def zero_mean_linear(data, meta, tolerance):
     run_steps(data, meta, tolerance, Unconditional(layer), names, {})
 
 
-@runner("ghostbn")
+@norm_runner("ghostbn")
 def ghost_batch_norm(data, meta, tolerance):
     kwargs, batch = meta["kwargs"], len(data["x_0"])
     norm = norms.build(
@@ -97,7 +97,7 @@ def ghost_batch_norm(data, meta, tolerance):
     run_steps(data, meta, tolerance, norm, BN, BN_STATE)
 
 
-@runner("maskbn")
+@norm_runner("maskbn")
 def clamped_batch_norm(data, meta, tolerance):
     kwargs, data = meta["kwargs"], batch_first(data, meta)
     norm = norms.build(
@@ -114,7 +114,7 @@ def clamped_batch_norm(data, meta, tolerance):
         close(key, new[STATS][name], data[key], tolerance.value)
 
 
-@runner("masksyncbn")
+@norm_runner("masksyncbn")
 def filled_batch_norm(data, meta, tolerance):
     kwargs = meta["kwargs"]
     norm = norms.build(
@@ -126,7 +126,7 @@ def filled_batch_norm(data, meta, tolerance):
     run_steps(batch_first(data, meta), meta, tolerance, norm, params, state)
 
 
-@runner("maskgroupnorm")
+@norm_runner("maskgroupnorm")
 def group_norm(data, meta, tolerance):
     norm = norms.build(
         "group_norm",
@@ -137,7 +137,7 @@ def group_norm(data, meta, tolerance):
     run_steps(batch_first(data, meta), meta, tolerance, norm, BN, {})
 
 
-@runner("bcn")
+@norm_runner("bcn")
 def batch_channel_norm(data, meta, tolerance):
     kwargs = meta["kwargs"]
     estimate = "moving_speed" in kwargs
@@ -184,7 +184,7 @@ class IBNbBlock(nn.Module):
         return nn.relu(norm(x + h))
 
 
-@runner("ibn")
+@norm_runner("ibn")
 def ibn(data, meta, tolerance):
     kwargs, batch = meta["kwargs"], batch_arguments(meta["kwargs"])
     if "param_conv1_weight" in data:
@@ -203,7 +203,7 @@ def ibn(data, meta, tolerance):
     run_steps(data, meta, tolerance, norm, params, state)
 
 
-@runner("evonorm")
+@norm_runner("evonorm")
 def evonorm(data, meta, tolerance):
     kwargs, params = meta["kwargs"], {**BN, "v": "v"}
     if "state0_running_var" in data:
@@ -215,7 +215,7 @@ def evonorm(data, meta, tolerance):
     run_steps(data, meta, tolerance, norm, params, {})
 
 
-@runner("rn")
+@norm_runner("rn")
 def region_norm(data, meta, tolerance):
     kwargs = meta["kwargs"]
     if "param_foreground_gamma" in data:
@@ -244,7 +244,7 @@ def region_norm(data, meta, tolerance):
     run_steps(data, meta, tolerance, norm, names, {})
 
 
-@runner("poincarebn")
+@norm_runner("poincarebn")
 def poincare_batch_norm(data, meta, tolerance):
     kwargs, raw = meta["kwargs"], "ball_isp_c"
     learned = any(np.any(data[k]) for k in data if k.startswith(f"dparam_{raw}_"))
@@ -263,7 +263,7 @@ def poincare_batch_norm(data, meta, tolerance):
     run_steps(data, meta, tolerance, norm, names, {})
 
 
-@runner("adab2n")
+@norm_runner("adab2n")
 def adab2n(data, meta, tolerance):
     """As `run_steps`, with task numbers and the gradients of the sown loss."""
     kwargs = meta["kwargs"]

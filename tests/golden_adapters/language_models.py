@@ -9,7 +9,7 @@ import numpy as np
 
 from normjax import convert, fusion, models
 from normjax.models import PRESETS
-from tests.golden_adapters import runner
+from tests.golden_adapters import model_runner
 from tests.golden_adapters.whole_models import cast, state_of
 
 SIZES = {
@@ -55,7 +55,7 @@ def left_padding(meta, shape):
     return mask
 
 
-@runner("llama*")
+@model_runner("llama")
 def llama(data, meta, tolerance):
     """Logits, padded, folded; and every array back as it came."""
     norm = norm_of(meta)
@@ -67,7 +67,8 @@ def llama(data, meta, tolerance):
     converted = convert.from_torch(model, state)
     variables = cast(converted.variables, tolerance.dtype)
     shape = data["logits"].shape[:2]
-    tokens = np.random.default_rng(0).integers(0, arguments["vocab_size"], size=shape)
+    rng = np.random.default_rng(meta.get("input_seed", 0))
+    tokens = rng.integers(0, arguments["vocab_size"], size=shape)
 
     def compare(name, model, variables, mask=None):
         given = {} if mask is None else {"mask": jnp.asarray(mask)}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from normjax import mixers
-from tests.golden_adapters import runner
+from tests.golden_adapters import layer_runner
 from tests.golden_adapters.compare import close
 
 
@@ -65,7 +65,7 @@ def run_once(data, meta, tolerance, mixer, names, *, grid: bool):
         close(f"d{name}", ours, expected, tolerance.gradient, largest)
 
 
-@runner("sla_deit")
+@layer_runner("sla_deit")
 def sla_deit(data, meta, tolerance):
     kwargs = meta["kwargs"]
     mixer = mixers.build(

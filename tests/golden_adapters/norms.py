@@ -7,7 +7,7 @@ import numpy as np
 
 from normjax import fusion, norms
 from normjax.core.folding import FoldSite
-from tests.golden_adapters import runner
+from tests.golden_adapters import norm_runner
 from tests.golden_adapters.compare import close
 
 STATS = "batch_stats"
@@ -133,7 +133,7 @@ def batch_arguments(kwargs: dict, eps: str = "eps") -> dict:
     }
 
 
-@runner("layernorm")
+@norm_runner("layernorm")
 def layer_norm(data, meta, tolerance):
     affine = "param_weight" in data
     norm = norms.build(
@@ -142,20 +142,20 @@ def layer_norm(data, meta, tolerance):
     run_steps(data, meta, tolerance, norm, BN, {})
 
 
-@runner("rmsnorm")
+@norm_runner("rmsnorm")
 def rms_norm(data, meta, tolerance):
     affine = "param_weight" in data
     norm = norms.build("rms_norm", epsilon=meta["kwargs"]["eps"], use_scale=affine)()
     run_steps(data, meta, tolerance, norm, BN, {})
 
 
-@runner("maskedbn")
+@norm_runner("maskedbn")
 def masked_batch_norm(data, meta, tolerance):
     norm = norms.build("batch_norm", **batch_arguments(meta["kwargs"]))()
     run_steps(data, meta, tolerance, norm, BN, BN_STATE)
 
 
-@runner("repbn")
+@norm_runner("repbn")
 def repbn(data, meta, tolerance):
     if meta["steps"] is None:
         return repbn_fold(data, meta, tolerance)
@@ -164,7 +164,7 @@ def repbn(data, meta, tolerance):
     run_steps(data, meta, tolerance, norm, REPBN, REPBN_STATE)
 
 
-@runner("prepbn")
+@norm_runner("prepbn")
 def prepbn(data, meta, tolerance):
     kwargs = meta["kwargs"]
     layer = "layer_norm" if "param_norm1_bias" in data else "rms_norm"

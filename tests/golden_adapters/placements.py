@@ -6,7 +6,7 @@ import numpy as np
 
 from normjax import fusion, models, norms
 from normjax.models.placement import PLACEMENTS, BranchPlacement, mix, residual
-from tests.golden_adapters import runner
+from tests.golden_adapters import norm_runner
 from tests.golden_adapters.compare import close
 
 # Variant of the reference -> our placement; Mix-LN counts its layers.
@@ -42,7 +42,7 @@ def placements_of(meta) -> list[BranchPlacement]:
     return [placement.layer(i, layers) for i in range(layers)]
 
 
-@runner("preln", "postln", "mixln", "lnscaling", "periln")
+@norm_runner("preln", "postln", "mixln", "lnscaling", "periln")
 def stack(data, meta, tolerance):
     placements, norm = placements_of(meta), norms.RMSNorm(epsilon=1e-6)
     prefix = "param_"
@@ -119,7 +119,7 @@ def vit_params(data, prefix: str, fallback: str, kwargs) -> dict:
     return params
 
 
-@runner("prenorm_convert")
+@norm_runner("prenorm_convert")
 def prenorm_convert(data, meta, tolerance):
     """Outputs and weights of the Pre-RMSNorm and Pre-CRMSNorm models."""
     kwargs = meta["kwargs"]

@@ -6,7 +6,7 @@ import numpy as np
 
 from normjax import norms
 from normjax.core.collections import BATCH_STATS, OVERWRITE, PARAMS
-from tests.golden_adapters import runner
+from tests.golden_adapters import norm_runner
 from tests.golden_adapters.compare import close
 from tests.golden_adapters.norms import BN, leaf, tree_of
 
@@ -96,7 +96,7 @@ def run_steps(data, meta, tolerance, norm, forward, backward):
     close("y_eval", y, data["y_eval"], tolerance.value)
 
 
-@runner("powernorm")
+@norm_runner("powernorm")
 def power_norm(data, meta, tolerance):
     kwargs = meta["kwargs"]
     # The paper's equations: nu counts (1 - decay) in, everything is a running value.
@@ -118,7 +118,7 @@ def power_norm(data, meta, tolerance):
     run_steps(data, meta, tolerance, norm, POWER, {"nu" if paper else "ema_gz": "nu"})
 
 
-@runner("un")
+@norm_runner("un")
 def unified_norm(data, meta, tolerance):
     kwargs = meta["kwargs"]
     size = kwargs.get("window_size", 4)

@@ -13,7 +13,7 @@ from normjax.mixers.stripes import Stripes
 from normjax.models.block import Block, feeding, mixing
 from normjax.models.mlps import MLP, DepthwiseMLP
 from normjax.models.placement import BranchPlacement
-from tests.golden_adapters import runner
+from tests.golden_adapters import layer_runner
 from tests.golden_adapters.families import Unconditional
 from tests.golden_adapters.mixers import linear, run_once
 
@@ -105,7 +105,7 @@ def offsets(window):
     }
 
 
-@runner("swin_window")
+@layer_runner("swin_window")
 def swin_window(data, meta, tolerance):
     kwargs, (height, width), shift = meta["kwargs"], grid_of(data, meta), meta["shift"]
     h, w = window = tuple(kwargs["window_size"])
@@ -136,7 +136,7 @@ def swin_window(data, meta, tolerance):
     run_once(with_maps(data, image), meta, tolerance, mixer, names, grid=False)
 
 
-@runner("sla_swin", "focused_swin")
+@layer_runner("sla_swin", "focused_swin")
 def linear_swin(data, meta, tolerance):
     kwargs, (h, w) = meta["kwargs"], grid_of(data, meta)
     focused, bias = meta["variant"] == "focused_swin", has_bias(data, kwargs)
@@ -169,7 +169,7 @@ REDUCTION = {
 }
 
 
-@runner("pvt_sra", "pvtv2_linear_sra", "sla_pvt", "focused_pvt")
+@layer_runner("pvt_sra", "pvtv2_linear_sra", "sla_pvt", "focused_pvt")
 def spatial_reduction(data, meta, tolerance):
     kwargs, grid = meta["kwargs"], grid_of(data, meta)
     bias, names = has_bias(data, kwargs, "q"), dict(REDUCTION)
@@ -207,7 +207,7 @@ class OfProjected(nn.Module):
         return self.inner(*jnp.split(x, 3, -1))
 
 
-@runner("cswin_lepe", "sla_cswin", "focused_cswin")
+@layer_runner("cswin_lepe", "sla_cswin", "focused_cswin")
 def stripes(data, meta, tolerance):
     kwargs, side = meta["kwargs"], meta["kwargs"]["resolution"]
     split, width = kwargs["split_size"], data["qkv"].shape[-1]
@@ -262,7 +262,7 @@ BLOCK = {
 }
 
 
-@runner("swin_block", "sla_swin_block")
+@layer_runner("swin_block", "sla_swin_block")
 def swin_block(data, meta, tolerance):
     kwargs, width = meta["kwargs"], data["x"].shape[-1]
     height, breadth = kwargs["input_resolution"]
@@ -289,7 +289,7 @@ def swin_block(data, meta, tolerance):
     run_once(data, meta, tolerance, block, names, grid=False)
 
 
-@runner("cswin_block", "sla_cswin_block")
+@layer_runner("cswin_block", "sla_cswin_block")
 def cswin_block(data, meta, tolerance):
     kwargs, width, side = meta["kwargs"], data["x"].shape[-1], meta["kwargs"]["reso"]
     usual = "L" if meta["variant"] == "sla_cswin_block" else "S"
@@ -321,7 +321,7 @@ def cswin_block(data, meta, tolerance):
     run_once(data, meta, tolerance, block, names, grid=False)
 
 
-@runner("pvtv2_mlp_dwconv")
+@layer_runner("pvtv2_mlp_dwconv")
 def depthwise_mlp(data, meta, tolerance):
     kwargs, width = meta["kwargs"], data["x"].shape[-1]
     arguments = translated(
@@ -341,7 +341,7 @@ def depthwise_mlp(data, meta, tolerance):
     run_once(data, meta, tolerance, Unconditional(mlp), names, grid=False)
 
 
-@runner("poolformer_pool")
+@layer_runner("poolformer_pool")
 def pooling(data, meta, tolerance):
     arguments = translated(meta["kwargs"], {"pool_size": "pool_size"}, {})
     mixer = mixers.build("pooling", **arguments)()

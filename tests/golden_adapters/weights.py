@@ -12,7 +12,7 @@ import optax
 
 from normjax import fusion, optim, reparam
 from normjax.core.collections import PARAMS, SPECTRAL_STATS
-from tests.golden_adapters import runner
+from tests.golden_adapters import norm_runner
 from tests.golden_adapters.compare import Tolerance, close
 
 TIGHT = {
@@ -152,7 +152,7 @@ def run_convolution(data, meta, tolerance, spec):
     run_layer(data, meta, tolerance, spec, Layout(conv, weight, x))
 
 
-@runner("ws")
+@norm_runner("ws")
 def weight_standardization(data, meta, tolerance):
     spec = {
         "name": "weight_standardization",
@@ -163,7 +163,7 @@ def weight_standardization(data, meta, tolerance):
     run_convolution(data, meta, tolerance, spec)
 
 
-@runner("sws")
+@norm_runner("sws")
 def scaled_weight_standardization(data, meta, tolerance):
     spec = {"name": "scaled_weight_standardization", "epsilon": meta["kwargs"]["eps"]}
     run_convolution(data, meta, tolerance, spec)
@@ -184,7 +184,7 @@ def window_of(data, meta) -> tuple[int, int]:
     return min(filter(fits, windows), key=lambda window: abs(window[0] - window[1]))
 
 
-@runner("sigmareparam")
+@norm_runner("sigmareparam")
 def sigma_reparam(data, meta, tolerance):
     """`u` follows a convolution's out x (in kh kw); ours is (kh kw in)."""
     weight = data["param_weight"]
@@ -207,7 +207,7 @@ def sigma_reparam(data, meta, tolerance):
     run_layer(data, meta, tight, spec, layout, {"u": "right"})
 
 
-@runner("srn_conv")
+@norm_runner("srn_conv")
 def stable_rank_normalization(data, meta, tolerance):
     tolerance, of = TIGHT[tolerance.dtype], meta["layout"]
     cast = functools.partial(jnp.asarray, dtype=tolerance.dtype)
@@ -255,7 +255,7 @@ def stable_rank_normalization(data, meta, tolerance):
     close("weight_eval", layer["kernel"], hwio(data["weight_eval"]), tolerance.value)
 
 
-@runner("ssf")
+@norm_runner("ssf")
 def scale_and_shift(data, meta, tolerance):
     if meta["steps"] is None:
         return scale_and_shift_fold(data, tolerance)
@@ -302,7 +302,7 @@ def scale_and_shift_fold(data, tolerance):
     close("bias", merged[PARAMS]["layer"]["bias"], data["fused_bias"], tolerance.value)
 
 
-@runner("agc")
+@norm_runner("agc")
 def adaptive_clip(data, meta, tolerance):
     tolerance, kwargs = TIGHT[tolerance.dtype], meta["kwargs"]
 
@@ -322,7 +322,7 @@ def adaptive_clip(data, meta, tolerance):
         close(name, clipped[name], expected, tolerance.value)
 
 
-@runner("nap")
+@norm_runner("nap")
 def normalize_and_project(data, meta, tolerance):
     """The norm of a joined (scale, offset) starts as that of (1, 0)."""
     tolerance = TIGHT[tolerance.dtype]

@@ -11,19 +11,7 @@ import numpy as np
 from normjax import convert, fusion, models
 from normjax.models import PRESETS
 from normjax.norms import LayerNorm
-from tests.golden_adapters import runner
-
-SIZES = {"t": "tiny", "s": "small", "m": "medium", "l": "large", "b": "base"}
-
-
-def preset_of(name):
-    """ "slab_swin_t" -> "slab_swin_tiny"; names of timm end in patch and image size."""
-    words = name.removeprefix("timm_").split("_")
-    words = [SIZES.get(word, word) for word in words]
-    words = [w for w in words if not re.fullmatch(r"patch16|patch4|window7|224", w)]
-    return "_".join(w for w in words if w not in ("ln", "original")).replace(
-        "_repbn", "_prepbn"
-    )
+from tests.golden_adapters import model_runner
 
 
 def values_of(key, shape, dtype, offset, scale, mode):
@@ -78,45 +66,110 @@ def largest_error(model, variables, images, logits):
     return np.abs(np.asarray(actual, np.float64) - logits).max()
 
 
-FAMILIES = ("deit", "swin", "pvt", "cswin")
-SUFFIXES = ("", "prepbn", "repbn", "ln", "original")
-PUBLISHED = [
-    "_".join(word for word in (prefix, family, size, suffix) if word)
-    for prefix in ("", "timm", "slab", "flatten")
-    for family in FAMILIES
-    for size in (*SIZES, *SIZES.values())
-    for suffix in (*SUFFIXES, "patch16_224", "patch4_window7_224")
-]
+def image_batch(meta, dtype):
+    """The input that the meta describes, channels last."""
+    batch, *shape = meta.get("input_shape") or (2, 3, 224, 224)
+    rng = np.random.default_rng(meta.get("input_seed", 0))
+    images = rng.standard_normal((batch, *shape)).astype(np.float32)
+    return jnp.asarray(images.transpose(0, 2, 3, 1), dtype)
 
 
-def geometry(name, kwargs):
-    """Arguments of the model where the file's are given; other sizes run, too."""
-    names = {"num_heads": "num_heads", "mlp_ratios": "mlp_ratio"}
-    names |= {"depths": "depths", "embed_dims": "dims"}
-    if "deit" in name:
-        names |= {"depth": "depth", "embed_dim": "dim"}
-    elif "cswin" in name:
+def preset_of(family, shapes):
+    """The smallest preset of the family with the kinds of layers of these weights."""
+    linear = any(".dwc." in key for key in shapes)
+    progressive = any(key.endswith("alpha") for key in shapes)
+    focused = any(key.endswith(".scale") for key in shapes) and not progressive
+    if linear:
+        return f"{'flatten' if focused else 'slab'}_{family}_tiny"
+    return f"{family}_tiny_prepbn" if progressive else f"{family}_tiny"
+
+
+def sizes_of(shapes, pattern, head):
+    """Sizes of each stage, of keys that fit (stage, block); heads have that width."""
+    found = {key: re.match(pattern, key) for key in shapes}
+    blocks = {(int(m["stage"]), int(m["block"])) for m in found.values() if m}
+    stages = sorted({stage for stage, _ in blocks})
+    first = [
+        next(shapes[k] for k, m in found.items() if m and is_first_layer(k, m, stage))
+        for stage in stages
+    ]
+    return {
+        "depths": tuple(sum(stage == s for s, _ in blocks) for stage in stages),
+        "dims": tuple(width for _, width in first),
+        "mlp_ratio": tuple(hidden / width for hidden, width in first),
+        "num_heads": tuple(width // head for _, width in first),
+    }
+
+
+def is_first_layer(key, match, stage):
+    """Whether that is the first layer of the MLP of a stage's first block."""
+    place = int(match["stage"]), int(match["block"])
+    return place == (stage, 0) and key.endswith("mlp.fc1.weight")
+
+
+HEADS = {"swin": 32, "pvt": 64, "cswin": 32}
+"""Widths of heads where the file does not say how many there are."""
+
+BLOCKS = {
+    "swin": r"layers\.(?P<stage>\d+)\.blocks\.(?P<block>\d+)\.",
+    "pvt": r"block(?P<stage>\d+)\.(?P<block>\d+)\.",
+    "cswin": r"stage(?P<stage>\d+)\.(?P<block>\d+)\.",
+}
+
+
+def per_stage(preset, name, values):
+    """The preset's mixers with an argument of their own for each stage.
+
+    Stages whose mixer covers the whole map have no choice.
+    """
+    given = PRESETS[preset]["mixer"]
+    given = given if isinstance(given, tuple) else (given,) * len(values)
+    return tuple(
+        {**spec, name: value} if isinstance(spec, dict) and name in spec else spec
+        for spec, value in zip(given, values, strict=True)
+    )
+
+
+def geometry(family, preset, kwargs, shapes):
+    """Arguments of the model: those that the file gives, else those of its shapes."""
+    found = {}
+    if family == "deit":
+        dim = shapes["norm.bias" if "norm.bias" in shapes else "pos_embed"][-1]
+        blocks = {key.split(".")[1] for key in shapes if key.startswith("blocks.")}
+        patch = {"name": "patch", "patch_size": shapes["patch_embed.proj.weight"][-1]}
+        found = {"dim": dim, "depth": len(blocks), "num_heads": dim // 64}
+        found |= {"mlp_ratio": shapes["blocks.0.mlp.fc1.weight"][0] / dim}
+        found["stem"] = patch
+    else:
+        found = sizes_of(shapes, BLOCKS[family], HEADS[family])
+        windows = kwargs.get("window_size") or kwargs.get("split_size")
+        if family == "pvt" and "sr_ratios" in kwargs:
+            found["mixer"] = per_stage(preset, "sr_ratio", kwargs["sr_ratios"])
+        elif windows and isinstance(windows, list):
+            name = "split_size" if family == "cswin" else "window_size"
+            found["mixer"] = per_stage(preset, name, windows)
+        elif windows and preset.startswith("swin"):
+            found["mixer"] = {**PRESETS[preset]["mixer"], "window_size": windows}
+    names = {"num_heads": "num_heads", "mlp_ratios": "mlp_ratio", "depths": "depths"}
+    names |= {"mlp_ratio": "mlp_ratio", "embed_dims": "dims"}
+    if family == "cswin":
         names["depth"] = "depths"
-    found = {ours: kwargs[theirs] for theirs, ours in names.items() if theirs in kwargs}
-    found = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
-    if "swin" in name and "embed_dim" in kwargs:
-        found["dims"] = tuple(kwargs["embed_dim"] << i for i in range(4))
-    return found
+    given = {ours: kwargs[name] for name, ours in names.items() if name in kwargs}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return {**found, **given}
 
 
-@runner(*PUBLISHED)
+@model_runner("deit", "swin", "pvt", "cswin")
 def whole_model(data, meta, tolerance):
     """Logits, those of the folded model, and every array back as it came."""
-    name = preset_of(meta["model"])
+    family, shapes = meta["family"], {key: shape for key, shape, *_ in meta["keys"]}
+    name = preset_of(family, shapes)
     norm = PRESETS[name].get("norm", {"name": "layer_norm"})
     state = state_of(meta, data, norm)
-    side = meta["kwargs"].get("img_size", 224)
-    arguments = geometry(name, meta["kwargs"]) | convert.arguments_of(state, norm)
-    model = models.build(name, **arguments)
-    converted = convert.from_torch(model, state, (side, side, 3))
-    images = np.random.default_rng(0).standard_normal((2, 3, side, side))
-    images = images.astype(np.float32).transpose(0, 2, 3, 1)
-    images = jnp.asarray(images, tolerance.dtype)
+    arguments = geometry(family, name, meta["kwargs"], shapes)
+    model = models.build(name, **arguments | convert.arguments_of(state, norm))
+    images = image_batch(meta, tolerance.dtype)
+    converted = convert.from_torch(model, state, images.shape[1:])
     variables = cast(converted.variables, tolerance.dtype)
     error = largest_error(model, variables, images, data["logits"])
     assert error <= tolerance.value, f"logits: {error}"
@@ -130,8 +183,8 @@ def whole_model(data, meta, tolerance):
         error = largest_error(folded, merged, images, data["logits"])
         assert error <= tolerance.gradient, f"folded logits: {error}"
     back = convert.to_torch(
-        model, converted.variables, (side, side, 3), converted.layout
+        model, converted.variables, images.shape[1:], converted.layout
     )
-    assert back.keys() == {key for key, *_ in meta["keys"]}
+    assert back.keys() == shapes.keys()
     for key in state.keys() - converted.dropped.keys():
         np.testing.assert_array_equal(back[key], state[key], err_msg=key)
