@@ -19,7 +19,7 @@ from normjax.train import config as configs
 from normjax.train.experiment import build_experiment, build_model
 from normjax.train.step import make_train_step
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = sorted(
     path
     for path in (ROOT / "configs").rglob("*.py")
