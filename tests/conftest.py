@@ -1,5 +1,7 @@
 """Settings of every test: four devices on the CPU, no implicit rank promotion."""
 
+import functools
+import gc
 import os
 from importlib import metadata
 
@@ -30,6 +32,10 @@ import pytest
 from normjax.core.compiler import compiled_code_in
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What JAX caches is never garbage: collecting as often as usual takes a twentieth of
+# the time.
+gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_addoption(parser):
@@ -72,8 +78,28 @@ def data_dir(tmp_path_factory):
         del os.environ["NORMJAX_DATA_DIR"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def without_curves():
+    """Runs draw no curves; `report.plot_curves.__wrapped__` does."""
+    from normjax.records import report
+
+    @functools.wraps(report.plot_curves)
+    def plot_curves(workdir, curves):
+        return workdir / "curves.png"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "plot_curves", plot_curves)
+        yield
+
+
+@pytest.fixture(scope="session")
+def compiled_folder(tmp_path_factory):
+    """What this process compiles for whole runs."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """Runs of one config compile their step once for all tests of a module."""
-    with compiled_code_in(tmp_path_factory.mktemp("compiled")):
+def compiled_once(compiled_folder):
+    """Runs of one config compile their step once for all tests."""
+    with compiled_code_in(compiled_folder):
         yield

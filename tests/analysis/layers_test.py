@@ -40,7 +40,7 @@ def state_of(model, batch):
 
 @pytest.fixture(scope="module")
 def looked():
-    """A model with BatchNorm, its state, a batch, and what is found inside."""
+    """A model with BatchNorm, its state, a batch, what looks inside, what it finds."""
     model = models.build(
         "decoder",
         vocab_size=VOCABULARY,
@@ -52,11 +52,12 @@ def looked():
     )
     batch = batch_of()
     state = state_of(model, batch)
-    return model, state, batch, jax.jit(make_diagnose(model, NextToken()))(state, batch)
+    diagnose = jax.jit(make_diagnose(model, NextToken()))
+    return model, state, batch, diagnose, diagnose(state, batch)
 
 
 def test_scanned_layers_are_seen_one_by_one(looked):
-    model, _, batch, _ = looked
+    model, _, batch, diagnose, _ = looked
     scanned = model.clone(scan_layers=True)
     state = state_of(scanned, batch)
     found = jax.jit(make_diagnose(scanned, NextToken()))(state, batch)
@@ -65,9 +66,17 @@ def test_scanned_layers_are_seen_one_by_one(looked):
         for tree in (state.params, state.model_state["batch_stats"])
     )
     apart = state.replace(params=params, model_state={"batch_stats": stats})
-    expected = jax.jit(make_diagnose(model, NextToken()))(apart, batch)
+    expected = diagnose(apart, batch)
     assert len(expected["attention_entropy"]) == 2
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def returned(looked):
+    """Everything that the model's modules return."""
+    model, state, batch, _, _ = looked
+    inside = jax.jit(lambda p: run(model, state, batch, p)[1])(state.params)
+    return inside["intermediates"]
 
 
 def run(model, state, batch, params):
@@ -81,25 +90,26 @@ def run(model, state, batch, params):
     )
 
 
-def test_variances(looked):
-    model, state, batch, found = looked
-    _, new = run(model, state, batch, state.params)
+def test_variances(looked, returned):
+    found = looked[-1]
     assert set(found["activation_variance"]) == {"blocks_0", "blocks_1"}
     for name, value in found["activation_variance"].items():
-        y = np.asarray(new["intermediates"][name]["__call__"][0], np.float64)
+        y = np.asarray(returned[name]["__call__"][0], np.float64)
         np.testing.assert_allclose(value, y.var(-1).mean(), rtol=1e-4)
 
 
 def test_gradient_norms(looked):
-    model, state, batch, found = looked
+    model, state, batch, _, found = looked
 
-    def loss(params):
+    @jax.jit
+    @jax.grad
+    def gradient(params):
         logits, _ = run(model, state, batch, params)
         log_p = jax.nn.log_softmax(logits)
         own = jnp.take_along_axis(log_p, batch["targets"][..., None], -1)
         return -jnp.mean(own)
 
-    grads = jax.grad(loss)(state.params)
+    grads = gradient(state.params)
     assert set(found["gradient_norm"]) == set(grads)
     for name, value in found["gradient_norm"].items():
         flat = [np.ravel(x).astype(np.float64) for x in jax.tree.leaves(grads[name])]
@@ -108,7 +118,7 @@ def test_gradient_norms(looked):
 
 
 def test_fluctuation(looked):
-    _, state, batch, found = looked
+    _, state, batch, _, found = looked
     names = {f"blocks_{i}/norm{j}" for i in (0, 1) for j in (1, 2)} | {"norm"}
     assert set(found["statistics_fluctuation"]) == names
     x = np.asarray(state.params["embed"], np.float64)[batch["tokens"]]
@@ -119,11 +129,10 @@ def test_fluctuation(looked):
     np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
-def test_entropy(looked):
-    model, state, batch, found = looked
-    _, new = run(model, state, batch, state.params)
+def test_entropy(looked, returned):
+    _, state, _, _, found = looked
     assert set(found["attention_entropy"]) == {"blocks_0/mixer", "blocks_1/mixer"}
-    x = np.asarray(new["intermediates"]["blocks_0"]["norm1"]["__call__"][0], np.float64)
+    x = np.asarray(returned["blocks_0"]["norm1"]["__call__"][0], np.float64)
     kernel = np.asarray(state.params["blocks_0"]["mixer"]["qkv"]["kernel"], np.float64)
     heads = (x @ kernel).reshape(ROWS, LENGTH, 3, 2, 4)
     scores = np.einsum("bnhk,bmhk->bhnm", heads[:, :, 0], heads[:, :, 1]) / 2

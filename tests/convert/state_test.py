@@ -90,7 +90,14 @@ LIKE = {
 """Preset -> (preset with a table, its norm, the norm in its place)."""
 
 
-@pytest.mark.parametrize("preset", [*TABLES, *LIKE])
+def row(preset, *values):
+    """A case; sizes other than tiny and cores other than ours repeat the same rows and
+    are slow."""
+    fast = preset in TEXT or ("tiny" in preset and "flatten" not in preset)
+    return pytest.param(preset, *values, marks=() if fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("preset", [row(preset) for preset in (*TABLES, *LIKE)])
 def test_keys_and_shapes(preset):
     other, old, new = LIKE.get(preset, (preset, "", ""))
     table = TABLES[other].strip().replace(old, new)
@@ -98,15 +105,9 @@ def test_keys_and_shapes(preset):
     assert in_groups(shapes_of(preset, norm=norm)) == expanded(table)
 
 
-@pytest.mark.parametrize("preset", KEYS)
+@pytest.mark.parametrize("preset", [row(preset) for preset in KEYS])
 def test_number_of_keys(preset):
     assert len(shapes_of(preset, norm=None)) == KEYS[preset]
-
-
-def row(preset, *values):
-    """A case; sizes other than tiny repeat the same rows and are slow."""
-    marks = () if "tiny" in preset else pytest.mark.slow
-    return pytest.param(preset, *values, marks=marks)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def assert_same(actual, expected):
 
 @pytest.mark.parametrize(
     ("preset", "layout", "norm"),
-    [(preset, None, None) for preset in FAMILIES]
+    [row(preset, None, None) for preset in FAMILIES]
     + [("swin_tiny", "swin_timm", None), ("slab_swin_tiny", None, "repbn")],
 )
 def test_there_and_back(preset, layout, norm):

@@ -1,5 +1,7 @@
 """Folded models give the logits of unfolded ones; formulas written out in NumPy."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,7 +45,7 @@ def build(
     norm, mixer="softmax", pool="mean", placement="pre", stem=PATCH, bias=True, **kw
 ):
     mixer = {"name": mixer, "qkv_bias": bias}
-    arguments = {"dim": 8, "depth": 4, "num_heads": 2, "mlp_ratio": 1.0, **kw}
+    arguments = {"dim": 8, "depth": 2, "num_heads": 2, "mlp_ratio": 1.0, **kw}
     return models.build(
         "vit",
         num_classes=5,
@@ -78,7 +80,8 @@ def images(dtype=np.float32):
 
 
 def logits(model, variables, dtype=np.float32):
-    return np.asarray(model.apply(variables, images(dtype), train=False))
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    return np.asarray(apply(variables, images(dtype)))
 
 
 def largest_difference(model, variables, dtype):
@@ -95,7 +98,7 @@ def test_same_logits_in_float64(norm, mixer, pool, placement, stem, bias, x64):
     assert largest_difference(model, variables, np.float64) < 1e-9
 
 
-@cover(CASES[::3])
+@cover(CASES[:1])
 def test_same_logits_in_float32(norm, mixer, pool, placement, stem, bias):
     model = build(norm, mixer, pool, placement, stem, bias)
     assert largest_difference(model, random_variables(model), np.float32) < 1e-4

@@ -29,7 +29,7 @@ def test_values_and_gradients_are_those_of_frozen_norms(x64):
     x, weights = rng.normal(size=(2, 8, 8, 3)), rng.normal(size=(2, 3))
     state = {"batch_stats": variables["batch_stats"]}
 
-    def both(model, train):
+    def outcome(model, train):
         def loss(params):
             given = {**state, "params": params}
             logits, new = model.apply(given, x, train=train, mutable=["batch_stats"])
@@ -37,8 +37,11 @@ def test_values_and_gradients_are_those_of_frozen_norms(x64):
 
         return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
-    (_, (tuned, new)), gradient = both(fusion.TunedModel(host), train=True)
-    (_, (frozen, _)), expected = both(host, train=False)
+    @jax.jit
+    def both():
+        return outcome(fusion.TunedModel(host), True), outcome(host, False)
+
+    ((_, (tuned, new)), gradient), ((_, (frozen, _)), expected) = both()
     np.testing.assert_allclose(tuned, frozen, rtol=1e-10, atol=1e-10)
     chex.assert_trees_all_close(gradient, expected, rtol=1e-8, atol=1e-10)
     chex.assert_trees_all_equal(dict(new), state)
@@ -65,5 +68,5 @@ def test_other_norms_stay(norm):
     host = resnet(norm=norm)
     variables = random_variables(abstract(host, 8))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
-    tuned = fusion.TunedModel(host).apply(variables, x)
-    np.testing.assert_array_equal(tuned, host.apply(variables, x))
+    tuned = jax.jit(fusion.TunedModel(host).apply)(variables, x)
+    np.testing.assert_array_equal(tuned, jax.jit(host.apply)(variables, x))

@@ -16,6 +16,8 @@ from tests.train.tiny import tiny_config
 
 END = 256
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):

@@ -44,7 +44,7 @@ def greedy(prompt=4):
 def test_most_probable_tokens():
     expected = greedy()
     assert len(np.unique(expected)) > 5
-    for arguments in ({"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}):
+    for arguments in ({"temperature": 0.0}, {"top_p": 1e-6}):
         text = run(PROMPT, **arguments)
         assert text.dtype == np.int32
         np.testing.assert_array_equal(text, expected)

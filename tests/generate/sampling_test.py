@@ -72,13 +72,17 @@ def test_of_equals_the_first_stay():
 def test_rows_and_keys():
     """Every row has its own logits; keys decide, and only they."""
     logits = jnp.where(jnp.eye(5, dtype=bool), 50.0, 0.0)
-    for arguments in ((0.0,), (1.0,), (1.0, 3), (1.0, None, 0.9)):
-        tokens = sample(logits, jax.random.key(0), *arguments)
+    ways = ((0.0,), (1.0,), (1.0, 3), (1.0, None, 0.9))
+
+    @jax.jit
+    def every_way():
+        return [sample(logits, jax.random.key(0), *arguments) for arguments in ways]
+
+    for tokens in every_way():
         assert tokens.dtype == jnp.int32
         np.testing.assert_array_equal(tokens, np.arange(5))
-    first, again, other = (
-        sample(jnp.zeros((64, 9)), jax.random.key(i)) for i in (0, 0, 1)
-    )
+    of_key = jax.jit(lambda key: sample(jnp.zeros((64, 9)), key))
+    first, again, other = (of_key(jax.random.key(i)) for i in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -86,10 +90,15 @@ def test_rows_and_keys():
 def test_extreme_logits():
     """What overflows on its way has its limit."""
     logits = jnp.array([[3e38, -3e38, 1.0], [-jnp.inf, 0.0, -jnp.inf]])
-    for temperature in (1e-6, 1.0, 1e6):
-        for cut in ({}, {"top_k": 2}, {"top_p": 0.9}):
-            tokens = sample(logits, jax.random.key(0), temperature, **cut)
-            np.testing.assert_array_equal(tokens, [0, 1])
+    cuts = ({}, {"top_k": 2}, {"top_p": 0.9})
+    ways = [(t, cut) for t in (1e-6, 1.0, 1e6) for cut in cuts]
+
+    @jax.jit
+    def every_way():
+        return [sample(logits, jax.random.key(0), t, **cut) for t, cut in ways]
+
+    for way, tokens in zip(ways, every_way(), strict=True):
+        np.testing.assert_array_equal(tokens, [0, 1], err_msg=str(way))
 
 
 @pytest.mark.parametrize(

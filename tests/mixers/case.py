@@ -1,15 +1,27 @@
 """A row of rows.py, built: module, parameters, data."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from normjax import mixers
 from normjax.mixers import MIXERS
+from tests.mixers.rows import ROWS
+
+
+@functools.cache
+def case_of(number):
+    """That of the row of this number; what is compiled of it is compiled once."""
+    return Case(ROWS[number])
 
 
 class Case:
-    """A row with its module, random parameters and data, all float64 NumPy."""
+    """A row with its module, random parameters and data, all float64 NumPy.
+
+    `compiled` is `apply` under jit, for all tests of the row.
+    """
 
     def __init__(self, row):
         self.row = row
@@ -27,6 +39,7 @@ class Case:
             shapes = jax.eval_shape(
                 self.mixer.init, jax.random.key(0), jnp.zeros(row.shape)
             )
+        self.compiled = jax.jit(self.apply)
         self.params = jax.tree_util.tree_map_with_path(
             self._draw, shapes.get("params", {})
         )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from normjax.mixers import MIXERS
-from tests.mixers.case import Case, valid
+from tests.mixers.case import case_of, valid
 from tests.mixers.rows import ROWS
 
 FIRST_ROWS = list({row.name: row for row in reversed(ROWS)}.values())[::-1]
@@ -28,13 +28,13 @@ def marked(rows):
 
 @pytest.fixture(params=marked(ROWS), scope="module")
 def case(request):
-    return Case(request.param)
+    return case_of(ROWS.index(request.param))
 
 
 @pytest.fixture(params=FIRST_ROWS, ids=str, scope="module")
 def first_case(request):
     """For contracts that compile much: the first row of every mixer."""
-    return Case(request.param)
+    return case_of(ROWS.index(request.param))
 
 
 def over(condition, fixture="case"):
@@ -62,7 +62,7 @@ def test_value_equals_the_oracle(case, dtype, tolerance):
     with jax.enable_x64(dtype == "float64"):
         x = jnp.asarray(case.x, dtype)
         for mask in case.masks() if dtype == "float64" else [None]:
-            y = jax.jit(case.apply)(case.cast(dtype), x, mask=mask)
+            y = case.compiled(case.cast(dtype), x, mask=mask)
             assert (y.shape, y.dtype) == (case.row.shape, dtype)
             expected = valid(case.oracle(case.x, mask=mask), mask)
             close = {"rtol": tolerance, "atol": tolerance * np.abs(expected).max()}
@@ -140,7 +140,7 @@ def test_forward_mode_is_reverse_mode_transposed(first_case):
 def test_padding_reaches_no_token(case):
     """Poison at masked positions changes neither values nor gradients elsewhere."""
     mask, params = case.mask, case.cast("float32")
-    apply = jax.jit(case.apply)
+    apply = case.compiled
     clean = apply(params, jnp.float32(case.x), mask)
     poisoned = np.where(mask[..., None], case.x, np.nan)
     dirty = apply(params, jnp.float32(poisoned), mask)
@@ -164,7 +164,7 @@ def test_padding_reaches_no_token(case):
 def test_full_and_empty_masks(first_case):
     case = first_case
     params, x = case.cast("float32"), jnp.float32(case.x)
-    apply = jax.jit(case.apply)
+    apply = case.compiled
     full = apply(params, x, np.ones_like(case.mask))
     expected = case.oracle(case.x)
     np.testing.assert_allclose(full, expected, 2e-5, 2e-5 * np.abs(expected).max())
@@ -210,7 +210,7 @@ def test_packed_documents_give_what_each_gives_alone(case):
     with jax.enable_x64(True):
         params, x = case.cast("float64"), jnp.asarray(case.x)
         y, jacobian = jax.jit(with_jacobian)(params, x)
-        alone = [jax.jit(case.apply)(params, t) for t in (x[:, :cut], x[:, cut:])]
+        alone = [case.compiled(params, t) for t in (x[:, :cut], x[:, cut:])]
     np.testing.assert_allclose(y, np.concatenate(alone, 1), rtol=1e-9, atol=1e-9)
     seen = np.abs(jacobian).max((1, 3)) > 0
     np.testing.assert_array_equal(seen[:cut, cut:] | seen[cut:, :cut].T, False)
@@ -224,7 +224,7 @@ def test_padding_in_front_changes_nothing(case):
     mask = np.arange(case.row.shape[1]) >= pad
     mask = np.tile(mask, (case.row.shape[0], 1))
     with jax.enable_x64(True):
-        apply, params = jax.jit(case.apply), case.cast("float64")
+        apply, params = case.compiled, case.cast("float64")
         padded = apply(params, jnp.asarray(case.x), mask)[:, pad:]
         alone = apply(params, jnp.asarray(case.x[:, pad:]))
     np.testing.assert_allclose(padded, alone, rtol=1e-9, atol=1e-9)
@@ -249,9 +249,9 @@ def test_folded_scale_and_shift_equal_a_scaled_and_shifted_input(case):
             layer["bias"] = bias + shift.reshape(-1, bias.size).sum(0)
         layer["kernel"] = kernel * a[:, None]
     with jax.enable_x64(True):
-        apply = jax.jit(case.apply)
+        apply = case.compiled
         folded = apply(params, jnp.asarray(case.x))
-        expected = apply(case.params, jnp.asarray(a * case.x + c))
+        expected = apply(case.cast("float64"), jnp.asarray(a * case.x + c))
     np.testing.assert_allclose(folded, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -268,18 +268,17 @@ def test_a_scaled_and_shifted_last_layer_scales_and_shifts_the_output(case):
     else:
         c = np.zeros_like(c)
     with jax.enable_x64(True):
-        apply = jax.jit(case.apply)
+        apply = case.compiled
         folded = apply(params, jnp.asarray(case.x))
-        expected = np.asarray(apply(case.params, jnp.asarray(case.x))) * a + c
+        plain = apply(case.cast("float64"), jnp.asarray(case.x))
+        expected = np.asarray(plain) * a + c
     np.testing.assert_allclose(folded, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_jit_traces_once_per_shape_and_equals_eager(first_case):
+@pytest.mark.slow
+def test_eager_equals_compiled(first_case):
     params, x = first_case.cast("float32"), jnp.float32(first_case.x)
-    chex.clear_trace_counter()
-    traced = jax.jit(chex.assert_max_traces(first_case.apply, n=1))
-    y = traced(params, x)
-    traced(params, x + 1)
+    y = first_case.compiled(params, x)
     chex.assert_trees_all_close(y, first_case.apply(params, x), rtol=1e-5, atol=1e-5)
 
 

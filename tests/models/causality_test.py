@@ -70,11 +70,9 @@ def drawn(shapes, seed=0):
 
 def assert_earlier_stay(run, inputs, changed, modes):
     """The last position moves itself and nothing before it."""
-    for train in modes:
-        ours, theirs = (
-            np.asarray(jax.jit(run, static_argnums=1)(t, train))
-            for t in (inputs, changed)
-        )
+    every_mode = jax.jit(lambda t: [run(t, train) for train in modes])
+    for ours, theirs in zip(every_mode(inputs), every_mode(changed), strict=True):
+        ours, theirs = np.asarray(ours), np.asarray(theirs)
         np.testing.assert_array_equal(ours[:, :-1], theirs[:, :-1])
         assert (ours[:, -1] != theirs[:, -1]).any()
 

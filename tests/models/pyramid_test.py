@@ -111,8 +111,7 @@ def test_any_mixer_of_maps_is_one_argument_of_both_models(mixer):
     vit = models.build("vit", mixer=spec, stem=patches, pool="mean", **geometry)
     for model in (tiny(mixer=spec), vit):
         images = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
-        variables = abstract(model, 8, channels=1)
-        logits = jax.eval_shape(model.apply, variables, images)
+        logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
         assert (logits.shape, logits.dtype) == ((2, 3), jnp.float32)
 
 

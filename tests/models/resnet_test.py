@@ -111,7 +111,16 @@ def build_with(norm, **changes):
     return tiny(norm=spec, **changes)
 
 
-@pytest.mark.parametrize("norm", [e.name for e in NORMS if "grid" in e.tags])
+def rows():
+    """Every norm of maps; fast: one of each kind. Gradients have tests of their own."""
+    kinds = ("layer_norm", "batch_norm", "prepbn", "evonorm_b0", "power_norm", "none")
+    for entry in NORMS:
+        if "grid" in entry.tags:
+            marks = () if entry.name in kinds else pytest.mark.slow
+            yield pytest.param(entry.name, marks=marks)
+
+
+@pytest.mark.parametrize("norm", list(rows()))
 def test_every_norm_of_maps_trains(norm):
     model = build_with(norm, depths=(1,), widths=(4,))
     images = jnp.asarray(

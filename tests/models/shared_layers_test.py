@@ -38,7 +38,11 @@ def copied(params):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"remat": True, "mixer": "sla"}, {"placement": "sandwich", "norm": "repbn"}],
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"remat": True, "mixer": "sla"}, marks=pytest.mark.slow),
+        {"placement": "sandwich", "norm": "repbn"},
+    ],
 )
 def test_equals_a_plain_model_with_copied_weights(changes, x64):
     """The gradient of a shared weight is the sum of those of its copies."""

@@ -8,12 +8,22 @@ import numpy as np
 
 from normjax import norms
 from normjax.core.collections import OVERWRITE
+from tests.norms.rows import ROWS
 
 STATS = "batch_stats"
 
 
+@functools.cache
+def case_of(number):
+    """That of the row of this number; what is compiled of it is compiled once."""
+    return Case(ROWS[number])
+
+
 class Case:
-    """A row with its module, random variables and data, all float64 NumPy."""
+    """A row with its module, random variables and data, all float64 NumPy.
+
+    `compiled` is `apply` under jit, for all tests of the row.
+    """
 
     def __init__(self, row):
         self.row = row
@@ -35,6 +45,7 @@ class Case:
             self._draw_stat, shapes.get(STATS, {})
         )
         self.overwrite = jax.tree.map(self._draw, shapes.get(OVERWRITE, {}))
+        self.compiled = jax.jit(self.apply, static_argnames="train")
 
     def _draw(self, s):
         return self.rng.uniform(0.5, 1.5, s.shape)

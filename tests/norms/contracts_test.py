@@ -1,6 +1,7 @@
 """What every norm keeps, whatever it computes; one run per row of rows.py."""
 
 import functools
+import itertools
 
 import chex
 import flax.linen as nn
@@ -14,10 +15,10 @@ from normjax import norms
 from normjax.core.collections import OVERWRITE
 from normjax.core.errors import UserError
 from normjax.norms import NORMS
-from tests.norms.case import STATS, Case
+from tests.norms.case import STATS, case_of
 from tests.norms.rows import ROWS
 
-SHARDS = [pytest.param(2, marks=pytest.mark.slow), 4]
+DEVICES = 4
 FIRST_ROWS = list({row.name: row for row in reversed(ROWS)}.values())[::-1]
 
 
@@ -32,13 +33,13 @@ def marked(rows):
 
 @pytest.fixture(params=marked(ROWS), scope="module")
 def case(request):
-    return Case(request.param)
+    return case_of(ROWS.index(request.param))
 
 
 @pytest.fixture(params=FIRST_ROWS, ids=str, scope="module")
 def first_case(request):
     """For contracts that compile much: the first row of every norm."""
-    return Case(request.param)
+    return case_of(ROWS.index(request.param))
 
 
 def over(condition, fixture="case"):
@@ -56,26 +57,32 @@ def masks_of(case):
     return [None, case.mask] if "mask" in NORMS[case.row.name].tags else [None]
 
 
-@pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize(
     "dtype,tolerance", [("float64", 1e-10), ("float32", 2e-5), ("bfloat16", 4e-2)]
 )
-def test_value_and_state_equal_the_oracle(case, dtype, tolerance, train):
+def test_value_and_state_equal_the_oracle(case, dtype, tolerance):
     wide = "float64" if dtype == "float64" else "float32"
+    ways = list(itertools.product(masks_of(case), (True, False)))
+
+    def all_ways(apply, variables, x):
+        return [apply(variables, x, mask=mask, train=train) for mask, train in ways]
+
+    # Programs in float32 are those of other tests, the others are one.
+    run = functools.partial(all_ways, case.compiled)
+    if dtype != "float32":
+        run = jax.jit(functools.partial(all_ways, case.apply))
     with jax.enable_x64(dtype == "float64"):
         # The oracle sees the input as it is after rounding to the tested dtype.
         x = jnp.asarray(case.x, dtype)
-        for mask in masks_of(case):
-            y, new = jax.jit(case.apply, static_argnames="train")(
-                case.variables(wide), x, mask=mask, train=train
-            )
-            expected, stats = case.oracle(np.float64(x), mask=mask, train=train)
-            np.testing.assert_allclose(y, expected, rtol=tolerance, atol=tolerance)
-            tight = 1e-10 if dtype == "float64" else 2e-5
-            close = functools.partial(
-                np.testing.assert_allclose, rtol=tight, atol=tight
-            )
-            jax.tree.map(close, dict(new), stats)
+        results = run(case.variables(wide), x)
+    tight = 1e-10 if dtype == "float64" else 2e-5
+    for (mask, train), (y, new) in zip(ways, results, strict=True):
+        where = {"err_msg": f"train={train}, {'no ' if mask is None else ''}mask"}
+        close = functools.partial(np.testing.assert_allclose, **where)
+        expected, stats = case.oracle(np.float64(x), mask=mask, train=train)
+        close(y, expected, rtol=tolerance, atol=tolerance)
+        tree_close = functools.partial(close, rtol=tight, atol=tight)
+        jax.tree.map(tree_close, dict(new), stats)
 
 
 def numerical_gradient(function, x, step=1e-5):
@@ -102,18 +109,22 @@ BY_HAND = (
 """Norms by whose backward passes all others are computed."""
 
 
-@pytest.mark.parametrize(
-    "first_case",
-    [
-        pytest.param(
-            row,
-            id=str(row),
-            marks=() if row.name in BY_HAND else pytest.mark.slow,
-        )
+SHARDED = (*BY_HAND, "ghost_batch_norm", "batch_channel_norm", "unified_norm")
+"""One of each kind of statistics, for what the partitioner of XLA makes of it."""
+
+
+def rows_with(names, condition=lambda row: True):
+    """First rows that `condition` holds for; fast are those of these names."""
+    slow = pytest.mark.slow
+    return [
+        pytest.param(row, id=str(row), marks=() if row.name in names else slow)
         for row in FIRST_ROWS
-        if not row.gradient
-    ],
-    indirect=True,
+        if condition(row)
+    ]
+
+
+@pytest.mark.parametrize(
+    "first_case", rows_with(BY_HAND, lambda row: not row.gradient), indirect=True
 )
 def test_forward_mode_is_reverse_mode_transposed(first_case):
     """And forward over reverse mode gives the slope of the gradient."""
@@ -160,15 +171,19 @@ def test_forward_mode_is_reverse_mode_transposed(first_case):
 @over(lambda row: not row.gradient)
 def test_gradients_equal_finite_differences_of_the_oracle(case):
     with jax.enable_x64(True):
-        for mask in masks_of(case):
-            variables = case.variables("float64")
+        variables = case.variables("float64")
 
-            def loss(params, x, mask=mask, variables=variables):
-                y, _ = case.apply({**variables, "params": params}, x, mask=mask)
-                return jnp.sum(y * case.dy)
+        def loss(params, x, mask):
+            y, _ = case.apply({**variables, "params": params}, x, mask=mask)
+            return jnp.sum(y * case.dy)
 
-            params = variables.get("params", {})
-            dparams, dx = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, case.x)
+        @jax.jit
+        def gradients(params, x):
+            gradient = jax.grad(loss, argnums=(0, 1))
+            return [gradient(params, x, mask) for mask in masks_of(case)]
+
+        both = gradients(variables.get("params", {}), case.x)
+        for mask, (dparams, dx) in zip(masks_of(case), both, strict=True):
 
             def oracle_loss(x, mask=mask):
                 return np.sum(case.oracle(x, mask=mask)[0] * case.dy)
@@ -216,13 +231,17 @@ def test_evaluation_and_empty_masks_keep_the_written_state(case):
     """Its next value is its gradient: where nothing is written it must not be zero."""
     variables, x = case.variables("float32"), jnp.float32(case.x)
     nothing = np.zeros_like(case.mask, bool)
-    for arguments in ({"train": False}, {"train": True, "mask": nothing}):
 
-        def loss(overwrite, arguments=arguments):
+    @jax.jit
+    def both(overwrite):
+        def loss(overwrite, arguments):
             given = {**variables, OVERWRITE: overwrite}
             return jnp.sum(case.apply(given, x, **arguments)[0] * case.dy)
 
-        kept = jax.grad(loss)(variables[OVERWRITE])
+        ways = ({"train": False}, {"train": True, "mask": nothing})
+        return [jax.grad(loss)(overwrite, way) for way in ways]
+
+    for kept in both(variables[OVERWRITE]):
         chex.assert_trees_all_equal(kept, variables[OVERWRITE])
 
 
@@ -233,12 +252,10 @@ def test_masked_positions_do_not_reach_statistics_or_valid_outputs(case):
         case.mask.reshape(case.mask.shape + (1,) * (case.x.ndim - case.mask.ndim)),
         case.x.shape,
     )
-    apply = jax.jit(case.apply)
     variables = case.variables("float32")
-    clean = apply(variables, jnp.float32(case.x), mask=case.mask)
-    poisoned = apply(
-        variables, jnp.float32(np.where(mask, case.x, np.nan)), mask=case.mask
-    )
+    apply = functools.partial(case.compiled, variables, mask=case.mask, train=True)
+    clean = apply(jnp.float32(case.x))
+    poisoned = apply(jnp.float32(np.where(mask, case.x, np.nan)))
     np.testing.assert_array_equal(
         np.asarray(clean[0])[mask], np.asarray(poisoned[0])[mask]
     )
@@ -259,9 +276,8 @@ def test_masked_positions_do_not_reach_statistics_or_valid_outputs(case):
 @over(tagged("mask"))
 def test_empty_mask_moves_no_state_and_stays_finite(case):
     variables = case.variables("float32")
-    y, new = case.apply(
-        variables, jnp.float32(case.x), mask=np.zeros_like(case.mask, bool)
-    )
+    nothing = np.zeros_like(case.mask, bool)
+    y, new = case.compiled(variables, jnp.float32(case.x), mask=nothing, train=True)
     assert np.isfinite(y).all()
     old = jax.tree_util.tree_leaves_with_path(variables.get(STATS, {}))
     for (path, before), after in zip(old, jax.tree.leaves(new), strict=True):
@@ -269,10 +285,10 @@ def test_empty_mask_moves_no_state_and_stays_finite(case):
             np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.parametrize("devices", SHARDS)
-def test_sharded_batch_equals_one_device(first_case, devices):
+@pytest.mark.parametrize("first_case", rows_with(SHARDED), indirect=True)
+def test_sharded_batch_equals_one_device(first_case):
     """Value, states and gradient under jit, the batch split over devices."""
-    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    mesh = Mesh(np.array(jax.devices()[:DEVICES]), ("data",))
     split = NamedSharding(mesh, PartitionSpec("data"))
     variables = first_case.variables("float32")
     mask = masks_of(first_case)[-1]
@@ -293,11 +309,10 @@ def test_sharded_batch_equals_one_device(first_case, devices):
     chex.assert_trees_all_close(one, many, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("devices", SHARDS)
 @over(tagged("axis_name"), "first_case")
-def test_axis_name_equals_one_device(first_case, devices):
+def test_axis_name_equals_one_device(first_case):
     """Inside shard_map, with unequal numbers of valid positions in the shards."""
-    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    mesh = Mesh(np.array(jax.devices()[:DEVICES]), ("data",))
     synced = norms.build(
         first_case.row.name, axis_name="data", **first_case.row.kwargs
     )()
@@ -326,14 +341,25 @@ def test_axis_name_equals_one_device(first_case, devices):
     chex.assert_trees_all_close(one, many, rtol=1e-5, atol=1e-5)
 
 
-def test_jit_traces_once_per_shape_and_equals_eager(case):
+def test_the_next_step_is_the_same_program(case):
+    """State has the types that it had, weak ones too: nothing is traced again."""
     variables, x = case.variables("float32"), jnp.float32(case.x)
-    chex.clear_trace_counter()
-    traced = jax.jit(chex.assert_max_traces(case.apply, n=1))
-    y, new = traced(variables, x)
-    eager = case.apply(variables, x)
+    _, new = jax.eval_shape(case.apply, variables, x)
+
+    def typed(leaf):
+        aval = jax.typeof(leaf) if isinstance(leaf, jax.Array) else leaf
+        return aval.shape, aval.dtype, aval.weak_type
+
+    before = jax.tree.map(typed, variables.get(STATS, {}))
+    assert jax.tree.map(typed, dict(new)) == before
+
+
+@pytest.mark.slow
+def test_eager_equals_compiled(first_case):
+    variables, x = first_case.variables("float32"), jnp.float32(first_case.x)
+    y, new = first_case.compiled(variables, x, mask=None, train=True)
+    eager = first_case.apply(variables, x)
     chex.assert_trees_all_close((y, new), eager, rtol=1e-5, atol=1e-5)
-    traced(variables, x + 1)
 
 
 @pytest.mark.parametrize(
@@ -348,9 +374,13 @@ def test_jit_traces_once_per_shape_and_equals_eager(case):
 def test_dtypes(first_case, given, asked, result):
     """Result as flax.linen decides it; parameters and statistics stay float32."""
     norm = norms.build(first_case.row.name, dtype=asked, **first_case.row.kwargs)()
-    x = jnp.asarray(first_case.x, given)
-    variables = norm.init(jax.random.key(0), x, train=True)
-    y, new = norm.apply(variables, x, train=True, mutable=[STATS])
+    x = jax.ShapeDtypeStruct(first_case.row.shape, given)
+
+    def run(x):
+        variables = norm.init(jax.random.key(0), x, train=True)
+        return variables, norm.apply(variables, x, train=True, mutable=[STATS])
+
+    variables, (y, new) = jax.eval_shape(run, x)
     if result == "promoted":
         result = "float32" if variables.get("params") else given
     assert y.dtype == result
@@ -360,7 +390,8 @@ def test_dtypes(first_case, given, asked, result):
 
 def test_constant_and_large_mean_inputs(case):
     variables = case.variables("float32")
-    constant = case.apply(variables, jnp.full(case.row.shape, 3.0))
+    level = jnp.full(case.row.shape, 3.0, jnp.float32)
+    constant = case.compiled(variables, level, mask=None, train=True)
     chex.assert_tree_all_finite(constant)
     if not case.row.large_mean:
         return
@@ -369,9 +400,13 @@ def test_constant_and_large_mean_inputs(case):
     plain = norms.build(
         case.row.name, **{**case.row.kwargs, "use_scale": False, "use_bias": False}
     )()
-    y, _ = plain.apply(
-        plain.init(jax.random.key(0), x, train=True), x, train=True, mutable=[STATS]
-    )
+
+    @jax.jit
+    def run(x):
+        variables = plain.init(jax.random.key(0), x, train=True)
+        return plain.apply(variables, x, train=True, mutable=[STATS])[0]
+
+    y = run(x)
     assert abs(float(jnp.std(y)) - 1) < 1e-2
 
 
@@ -379,18 +414,23 @@ def test_evaluation_changes_no_state_and_training_does(case):
     variables, x = case.variables("float32"), jnp.float32(case.x)
     if not case.stats:
         return
-    _, kept = case.apply(variables, x, train=False)
+    _, kept = case.compiled(variables, x, mask=None, train=False)
     chex.assert_trees_all_equal(kept, variables[STATS])
-    _, moved = case.apply(variables, x, train=True)
+    _, moved = case.compiled(variables, x, mask=None, train=True)
     pairs = zip(jax.tree.leaves(moved), jax.tree.leaves(variables[STATS]), strict=True)
     assert any((a != b).any() for a, b in pairs)
-    case.norm.apply(variables, x, train=False)  # nothing has to be mutable
+    # Nothing has to be mutable.
+    jax.eval_shape(lambda: case.norm.apply(variables, x, train=False))
 
 
 def test_initialisation_touches_no_statistics(case):
     x = jnp.float32(case.x)
-    trained = case.norm.init(jax.random.key(0), x, train=True)
-    evaluated = case.norm.init(jax.random.key(0), x, train=False)
+
+    @jax.jit
+    def both(x):
+        return [case.norm.init(jax.random.key(0), x, train=t) for t in (True, False)]
+
+    trained, evaluated = both(x)
     chex.assert_trees_all_equal(trained, evaluated)
 
 

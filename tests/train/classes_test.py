@@ -15,6 +15,7 @@ from normjax.export.__main__ import export_command
 from normjax.prune.__main__ import prune_command
 from normjax.tasks import TASKS
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 CONFIG = "--config=configs/digits.py:runlocal,norm=layer_norm,mixer=softmax"
 SMALL = (
     *(f"--config.model.{x}" for x in ("dim=16", "depth=1", "num_heads=2")),
@@ -36,7 +37,7 @@ def make_images(root, mode="RGB"):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, request):
+def trained(tmp_path_factory, request, compiled_once):
     """The folder of a run of one step, on images in DATA beside it."""
     root = tmp_path_factory.mktemp("classes")
     make_images(root / "DATA")

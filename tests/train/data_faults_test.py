@@ -16,6 +16,7 @@ from tests.data.faults_test import folder, png
 
 __all__ = ["folder"]  # a fixture
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 SMALL = (
     *("--config=configs/digits.py:runlocal,norm=layer_norm,mixer=softmax",),
     *(f"--config.model.{x}" for x in ("dim=16", "depth=1", "num_heads=2")),

@@ -32,13 +32,20 @@ HOSTS = {"resnet": RESNET, "vit": VIT, "decoder": DECODER}
 KNOWN = {"num_heads", "causal", "layer", "num_layers"}  # the host says what they are
 
 
+ONE_OF_A_KIND = (
+    *("layer_norm", "batch_norm", "prepbn", "ghost_batch_norm", "filled_batch_norm"),
+    *("evonorm_b0", "power_norm", "region_norm"),
+)
+"""Of norms: what they evaluate by."""
+
+
 def spec(row):
     given = {k: v for k, v in row.kwargs.items() if k not in KNOWN}
     return {"name": row.name, **given}
 
 
 def hosts():
-    """Every norm and mixer in each host that takes it; fast: norms in the first."""
+    """Every norm and mixer in each host that takes it; fast: norms of each kind."""
     slow = pytest.mark.slow
     for kind, rows, registry in (
         ("norm", NORM_ROWS, NORMS),
@@ -49,7 +56,8 @@ def hosts():
             for row in rows:
                 if host == "decoder" and "causal" not in registry[row.name].tags:
                     continue
-                marks = () if (kind, host) == ("norm", "resnet") else slow
+                fast = host == "resnet" and row.name in ONE_OF_A_KIND
+                marks = () if fast else slow
                 given = {kind: spec(row)}
                 name = f"{host}-{row}"
                 yield pytest.param(host, fields, given, id=name, marks=marks)

@@ -79,11 +79,11 @@ def check(base, count, work):
 
 def test_overrides_up_to_the_experiment(bases):
     for base in bases.values():
-        check(base, 8, bool)
+        check(base, 3, bool)
 
 
 def test_overrides_up_to_the_step(bases):
-    check(bases["norm_free"], 20, trace_train_step)
+    check(bases["norm_free"], 6, trace_train_step)
 
 
 @SLOW

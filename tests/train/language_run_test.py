@@ -15,6 +15,7 @@ from normjax.train.experiment import build_experiment
 from normjax.train.loop import train
 from tests.train.loop_test import state_of
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 DOCUMENTS = {"train": (37, 5, 64, 90, 16, 3), "validation": (21, 40), "test": (33,)}
 
 
@@ -33,7 +34,7 @@ def config_of(texts, arg="", **text):
     config = lm_bytes.get_config(f"runlocal,{arg}")
     config.batch_size, config.total_steps, config.log_every = 4, 6, 1
     config.eval_every = config.checkpoint.every = 3
-    config.model.update(dim=16, depth=2, num_heads=2, mlp_hidden=24)
+    config.model.update(dim=16, depth=1, num_heads=2, mlp_hidden=24)
     config.data.update(name="text_file", data_dir=str(texts / "cache"))
     paths = {f"{s}_path": str(texts / f"{s}*.txt") for s in DOCUMENTS}
     config.data.text.update(length=16, **paths, **text)
@@ -41,7 +42,7 @@ def config_of(texts, arg="", **text):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(texts, tmp_path_factory):
+def undisturbed(texts, tmp_path_factory, compiled_once):
     """The workdir and scores of a run with BatchNorm."""
     workdir = tmp_path_factory.mktemp("run")
     return workdir, train(config_of(texts, "norm=repbn"), workdir)
@@ -86,7 +87,10 @@ def test_folded(undisturbed, capsys):
     assert "equal predictions 34 of 34" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("norm", ["rms_norm", "repbn"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("norm", [pytest.param("rms_norm", marks=SLOW), "repbn"])
 def test_padded_and_packed_rows_give_the_same_loss(texts, tmp_path, norm):
     """Of documents that no packed row cuts: with their ends 32, 16, 48, 96 tokens."""
     text = (texts / "train3.txt").read_bytes() * 2

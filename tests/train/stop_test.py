@@ -60,7 +60,7 @@ def undisturbed(tmp_path_factory, compiled_once, data_dir):
     [
         pytest.param(4, 3, 0, id="evaluation", marks=SLOW),
         pytest.param(23 + 4, 6, 0, id="before recalibration", marks=SLOW),
-        pytest.param(46 + 3, 6, 1, id="recalibration"),
+        pytest.param(46 + 3, 6, 1, id="recalibration", marks=SLOW),
         pytest.param(46 + 5 + 4, 6, 0, id="last evaluation", marks=SLOW),
         pytest.param(46 + 5 + 23 + 2, 6, 0, id="test split", marks=SLOW),
     ],

@@ -57,11 +57,15 @@ class Linear(nn.Module):
         return nn.Dense(self.num_classes, name="head")(x)
 
 
+@functools.cache
+def _initializer(model):
+    return jax.jit(functools.partial(model.init, train=False))
+
+
 def toy_state(model, optimizer, shape=(2, 2, 1), ema=False, seed=0) -> TrainState:
     """The state of `model` before the first step."""
     key = jax.random.key(seed)
-    init = jax.jit(functools.partial(model.init, train=False))
-    variables = init(key, jnp.zeros((1, *shape)))
+    variables = _initializer(model)(key, jnp.zeros((1, *shape)))
     return state_of(variables, optimizer, jax.random.key(seed + 1), use_ema=ema)
 
 
