@@ -45,7 +45,7 @@ def build(
     norm, mixer="softmax", pool="mean", placement="pre", stem=PATCH, bias=True, **kw
 ):
     mixer = {"name": mixer, "qkv_bias": bias}
-    arguments = {"dim": 8, "depth": 2, "num_heads": 2, "mlp_ratio": 1.0, **kw}
+    arguments = {"dim": 8, "depth": 4, "num_heads": 2, "mlp_ratio": 1.0, **kw}
     return models.build(
         "vit",
         num_classes=5,
