@@ -37,7 +37,7 @@ test-slow: $(VENV)/dev.stamp
 # Where another version of Python, JAX or Flax would show first, in a few minutes.
 test-short: $(VENV)/dev.stamp
 	$(PYTEST) -m "not slow" tests/core tests/norms tests/golden_test.py \
-	  tests/optim_test.py tests/readme_test.py tests/train/loop_test.py
+	  tests/optim tests/readme_test.py tests/train/loop_test.py
 
 clean:
 	rm -rf .venv .venv-* runs build *.egg-info

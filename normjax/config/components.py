@@ -1,6 +1,7 @@
-"""What the classes that `config.model` names say of its fields."""
+"""What the classes and functions that a config names say of its fields."""
 
 import dataclasses
+import inspect
 import types
 import typing
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from normjax.core.registry import Registry
 from normjax.mixers.distance import DISTANCES
 from normjax.models import COMPONENTS, MODELS, PRESETS
 from normjax.norms import NORMS
+from normjax.optim import OPTIMIZERS, SCHEDULES
 
 REGISTRIES: Mapping[str, Registry] = {
     **COMPONENTS,
@@ -56,8 +58,17 @@ def arguments_of(kind: str, spec: Mapping[str, Any]) -> dict[str, Argument]:
     """The arguments of the component that `spec` names; none where it names none.
 
     Args:
-      kind: the field that it stands in: "model", "norm", "mixer", ...
+      kind: the field that it stands in: "model", "norm", "mixer", ..., or "optim",
+        which names an optimizer and its schedule.
     """
+    if kind == "optim":
+        rows = ((OPTIMIZERS, spec.get("name")), (SCHEDULES, spec.get("schedule")))
+        return {
+            name: argument
+            for registry, row in rows
+            if row in registry
+            for name, argument in _of_function(registry[str(row)].make).items()
+        }
     name, given = spec.get("name"), {}
     registry = MODELS if kind == "model" else REGISTRIES.get(kind, {})
     if kind == "model" and name in PRESETS:
@@ -76,6 +87,15 @@ def arguments_of(kind: str, spec: Mapping[str, Any]) -> dict[str, Argument]:
         )
         for f in dataclasses.fields(make)
         if f.name not in ("name", "parent", *ELSEWHERE)
+    }
+
+
+def _of_function(make: Any) -> dict[str, Argument]:
+    parameters = inspect.signature(make).parameters.values()
+    return {
+        p.name: Argument(p.default, _kinds(p.annotation, p.default))
+        for p in parameters
+        if p.kind is not p.POSITIONAL_ONLY
     }
 
 

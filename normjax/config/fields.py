@@ -21,6 +21,17 @@ def default_config(task: str = "") -> ConfigDict:
     return config
 
 
+def fill(config: Any, defaults: Any = None) -> None:
+    """Give the fields that `config` leaves out their defaults."""
+    if defaults is None:
+        defaults = default_config(config.get("task", ""))
+    for name, value in defaults.items():
+        if name not in config:
+            config[name] = value
+        elif isinstance(value, ConfigDict) and isinstance(config[name], ConfigDict):
+            fill(config[name], value)
+
+
 @functools.cache
 def fields_of(task: str) -> Mapping[str, Field]:
     """Every field of a run but those that only its model has."""

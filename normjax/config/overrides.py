@@ -14,6 +14,9 @@ from normjax.core.schedules import norm_schedule
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 _NAME = re.compile(r"[^.\[\]]+(\[\d+\])*(\.[^.\[\]]+(\[\d+\])*)*")
+_OPTIM = "config.optim"
+_OF_COMPONENTS = ("config.model", _OPTIM)
+"""Sections whose further fields are arguments of what they name."""
 _PARSERS = {
     bool: flags.BooleanParser().parse,
     int: flags.IntegerParser().parse,
@@ -88,7 +91,7 @@ def _set(node: Any, steps: Sequence[Any], one: Override, where: str, kind: str) 
         raise UserError(f"{where} is a value and has no field {step!r}")
     value, kinds, registry = _present(node, step, where, kind)
     place = f"{where}.{step}"
-    below = step if registry is not None or place == "config.model" else ""
+    below = step if registry is not None or place in _OF_COMPONENTS else ""
     if rest:
         new = _set(value, rest, one, place, below)
     elif registry is not None:
@@ -133,12 +136,13 @@ def _present(node: Any, name: str, where: str, kind: str) -> tuple[Any, Any, Any
     Raises:
       UserError: there is no such field.
     """
-    if not kind:
+    declared = where == _OPTIM and name in node
+    if declared or not kind:  # which needs none of what imports jax
         if name not in node:
             raise UserError(one_of(f"field of {where}:", name, node))
         value = node[name]
-        declared = node.get_type(name) if isinstance(node, ConfigDict) else type(value)
-        return value, (declared,), None
+        known = node.get_type(name) if isinstance(node, ConfigDict) else type(value)
+        return value, (known,), None
     from normjax.config.components import ELSEWHERE, settable
 
     arguments = settable(kind, node)

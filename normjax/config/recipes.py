@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from normjax.config.check import check_names
+from normjax.config.fields import fill
 from normjax.core.errors import UserError, one_of
 
 PACKAGE = "configs"
@@ -29,6 +30,8 @@ RECIPES = next(
 def load_config(spec: str) -> ConfigDict:
     """The locked config of `FILE[:ARGUMENTS]`; see `file_of` for FILE.
 
+    Fields that it leaves out have their defaults.
+
     Raises:
       UserError: no such file, or whatever goes wrong in it, with the line; a field that
         no run has.
@@ -40,6 +43,8 @@ def load_config(spec: str) -> ConfigDict:
         raise UserError(f"config file {path}: get_config gives a {kind}, no ConfigDict")
     try:
         check_names(config)
+        with config.unlocked():
+            fill(config)
     except UserError as error:
         raise UserError(f"config file {path}: {error}") from None
     return config.lock()

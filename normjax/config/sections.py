@@ -177,21 +177,33 @@ MODEL: Mapping[str, Field] = {
 
 @dataclass(frozen=True)
 class Optim:
-    """The optimizer, its schedule and which parameters take part."""
+    """The optimizer, its schedule and which parameters take part; see docs/optim.md.
 
-    name: str = run("adamw", "the optimizer", "adamw, lion or sgd")
+    Every argument of the two can be set, whether or not it stands here.
+    """
+
+    name: str = run("adamw", "the optimizer", "a key of `normjax.optim.OPTIMIZERS`")
     lr: float = run(1e-3, "the largest learning rate", COUNT)
     warmup_fraction: float = run(0.05, "of the run: rising to lr", BELOW_ONE)
     final_lr_fraction: float = run(0.0, "of lr: where its cosine ends", COUNT)
-    weight_decay: float = run(0.05, "of matrices, decoupled", COUNT)
+    weight_decay: float = run(0.05, "of matrices and larger arrays", COUNT)
     beta1: float = run(0.9, "decay of the first moment; momentum of sgd", BELOW_ONE)
     beta2: float = run(0.999, "decay of the second moment; sgd has none", BELOW_ONE)
+    schedule: str = run(
+        "cosine", "of the learning rate", "a key of `normjax.optim.SCHEDULES`"
+    )
     clip_norm: float = run(1.0, "largest norm of all gradients; 0: no clipping", COUNT)
     adaptive_clip: float = run(
         0.0, "largest ratio of gradients to weights; 0: no clipping", COUNT
     )
     project_weights: bool = run(
         False, "weights back to their initial norm after every update"
+    )
+    transformations: tuple[Any, ...] = run(
+        (), "of gradients or updates", "specs of `normjax.optim.TRANSFORMATIONS`"
+    )
+    groups: tuple[dict[str, Any], ...] = run(
+        (), "parameters that are updated otherwise", "rules of `normjax.optim.Group`"
     )
     trainable: str = run(
         ".*", "parameters that are trained, by their path", "a regular expression"
@@ -286,5 +298,5 @@ RUNS: Mapping[str, type[Run]] = {
 }
 """What the runs of a task have."""
 
-OPEN = (Model,)
+OPEN = (Model, Optim)
 """Sections that also hold arguments of a class, which knows their names."""

@@ -26,8 +26,9 @@ def field_names(make: Callable[..., Any]) -> list[str]:
         hidden = {"name", "parent"}
         fields = (f for f in dataclasses.fields(make) if f.init)
         return [f.name for f in fields if f.name not in hidden]
-    code = make.__code__
-    return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    code = make.__code__  # positional-only arguments are its caller's
+    end = code.co_argcount + code.co_kwonlyargcount
+    return list(code.co_varnames[code.co_posonlyargcount : end])
 
 
 def required_names(make: Callable[..., Any]) -> list[str]:
@@ -52,7 +53,7 @@ def check_arguments(
 ) -> None:
     """Raise UserError unless `make` takes all of the arguments, and of such values.
 
-    Types are those that the fields of a class declare, as far as they are numbers,
+    Types are those that a class or function declares, as far as they are numbers,
     strings, truth values, functions or tuples of them; numbers are finite and lie in
     the ranges of `core.ranges`.
 
@@ -90,7 +91,7 @@ def check_foreign(what: str, make: Callable[..., Any], given: Mapping[str, Any])
 
 def _declared(make: Callable[..., Any]) -> dict[str, Any]:
     if not dataclasses.is_dataclass(make):
-        return {}
+        return inspect.get_annotations(make)
     return {field.name: field.type for field in dataclasses.fields(make)}
 
 

@@ -49,6 +49,9 @@ OF_ARGUMENTS: Mapping[str, Range] = {
     "expand_k": ABOVE_ZERO,
     "expand_v": ABOVE_ZERO,
     "rotary_base": ABOVE_ZERO,
+    **dict.fromkeys(("learning_rate", "weight_decay", "clip", "max_norm"), COUNT),
+    "beta1": BELOW_ONE,
+    "beta2": BELOW_ONE,
 }
 """By the argument's name, of every component that has it. What one component alone has
 stands in `ranges` of its class."""

@@ -2,36 +2,53 @@
 
 import functools
 import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
 
+from normjax.core.arguments import field_names
 from normjax.core.errors import UserError, one_of
+from normjax.core.registry import Registry, offer
 from normjax.core.scanned import is_scanned
-from normjax.optim.clip import adaptive_clip
-from normjax.optim.project import normalize_and_project
+from normjax.optim.base import OPTIMIZERS, SCHEDULES, TRANSFORMATIONS, is_of_updates
+from normjax.optim.groups import (
+    REST,
+    Group,
+    check_found,
+    groups_of,
+    labels,
+    path_name,
+)
 
-OPTIMIZERS = {
-    "adamw": lambda rate, config, decayed: optax.adamw(
-        rate,
-        b1=config.beta1,
-        b2=config.beta2,
-        weight_decay=config.weight_decay,
-        mask=decayed,
-    ),
-    "lion": lambda rate, config, decayed: optax.lion(
-        rate,
-        b1=config.beta1,
-        b2=config.beta2,
-        weight_decay=config.weight_decay,
-        mask=decayed,
-    ),
-    "sgd": lambda rate, config, decayed: optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=decayed),
-        optax.sgd(rate, momentum=config.beta1, nesterov=True),
-    ),
+PARTS: Mapping[str, tuple[Registry, str]] = {
+    "name": (OPTIMIZERS, "adamw"),
+    "schedule": (SCHEDULES, "cosine"),
 }
+"""Fields that name a row whose arguments are other fields; the row, if absent."""
+
+OWN: Mapping[str, Any] = {
+    "clip_norm": 1.0,
+    "adaptive_clip": 0.0,
+    "project_weights": False,
+    "transformations": (),
+    "groups": (),
+    "trainable": ".*",
+}
+"""Fields that are arguments of neither, and what they are if absent."""
+
+EVERYWHERE = frozenset(
+    {
+        "lr",
+        "warmup_fraction",
+        "final_lr_fraction",
+        "weight_decay",
+        "beta1",
+        "beta2",
+    }
+)
+"""Arguments that all configs have, whatever their optimizer and schedule take."""
 
 NO_DECAY = {
     "pos_embed",
@@ -42,23 +59,16 @@ NO_DECAY = {
 
 
 def learning_rate(config: Any, total_steps: int) -> optax.Schedule:
-    """Linear warmup to `lr`, then a cosine to `lr * final_lr_fraction` at the end.
+    """The learning rate by update, of `schedule`, a key of `SCHEDULES`.
 
     Args:
-      config: with `lr, warmup_fraction, final_lr_fraction`.
+      config: with its arguments; as of `build`.
       total_steps: optimizer updates of the whole run.
+
+    Raises:
+      UserError: an unknown schedule, or arguments that it does not take.
     """
-    warmup = round(config.warmup_fraction * total_steps)
-    if not 0 <= warmup < total_steps:
-        rule = "must leave some of the run: 0 <= warmup_fraction < 1"
-        raise UserError(f"config.optim.warmup_fraction={config.warmup_fraction} {rule}")
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup else config.lr,
-        peak_value=config.lr,
-        warmup_steps=warmup,
-        decay_steps=total_steps,
-        end_value=config.lr * config.final_lr_fraction,
-    )
+    return _factories(config)["schedule"](total_steps)
 
 
 def build(
@@ -66,56 +76,57 @@ def build(
 ) -> optax.GradientTransformation:
     """The gradient transformation that `config` describes.
 
-    In order: parameters whose path does not match `trainable` are left out of
-    everything; gradients are clipped unit by unit to `adaptive_clip` of the weights,
-    then their global norm to `clip_norm` (0: not); `name` is one of `OPTIMIZERS`;
-    `project_weights` brings weights back to their initial norm. Weight decay applies
-    to arrays of two or more dims that are no tables of positions.
+    In order: parameters that are not trainable are left out of everything; gradients
+    are clipped unit by unit to `adaptive_clip` of the weights, then their global norm
+    to `clip_norm` (0: not); then come `transformations` of gradients, the optimizer
+    `name` with its schedule, and transformations of updates; `project_weights` brings
+    weights back to their initial norm. Weight decay applies to arrays of two or more
+    dims that are no tables of positions.
 
     Args:
-      config: with `name, lr, warmup_fraction, final_lr_fraction, weight_decay, beta1,
-        beta2, clip_norm, trainable`, and perhaps `adaptive_clip, project_weights`.
+      config: a mapping with `name`, a key of `OPTIMIZERS`, and its arguments;
+        `schedule`, and its arguments; `clip_norm, adaptive_clip, project_weights,
+        transformations, trainable`; `groups`, see `groups.Group`. What is absent is as
+        in configs.
       total_steps: optimizer updates of the whole run.
       scanned: names at the root of parameters with a first axis of layers, each of
         which is treated by itself (see `core.scanned`).
 
     Raises:
-      UserError: unknown optimizer, a pattern that is no regular expression, or a
-        warmup that leaves nothing of the run.
+      UserError: an unknown name or argument, a pattern that is no regular expression,
+        or a warmup that leaves nothing of the run; when the state is made, a pattern
+        that finds nothing.
     """
-    if config.name not in OPTIMIZERS:
-        raise UserError(one_of("config.optim.name", config.name, OPTIMIZERS))
-    try:
-        trainable = re.compile(config.trainable)
-    except re.error as error:
-        raise UserError(
-            f"config.optim.trainable {config.trainable!r}: {error}"
-        ) from None
-    rate = learning_rate(config, total_steps)
-    decayed = functools.partial(_decayed, scanned)
-    steps: list[Any] = [OPTIMIZERS[config.name](rate, config, decayed)]
-    if config.clip_norm:
-        steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
-    if config.get("adaptive_clip"):
-        steps.insert(0, adaptive_clip(config.adaptive_clip, scanned=scanned))
-    if config.get("project_weights"):
-        steps.append(normalize_and_project(scanned=scanned))
-    transformation = optax.chain(*steps)
-    if config.trainable == ".*":
+    made, own = _factories(config), {**OWN, **_fields(config)}
+    groups, trainable = groups_of(own["groups"]), _trainable(own["trainable"])
+    rate, decayed = made["schedule"](total_steps), functools.partial(_decayed, scanned)
+    optimizer = made["name"](rate, decayed)
+    if groups:
+        parts: dict[Any, Any] = {
+            str(i): _of_group(group, made["name"], rate, decayed, scanned)
+            for i, group in enumerate(groups)
+            if group.trainable is not False
+        }
+        found = functools.partial(labels, groups, scanned=scanned)
+        optimizer = optax.partition({REST: optimizer, **parts}, found)
+    transformation = _around(optimizer, _transformations(own), scanned)
+    if not groups and own["trainable"] == ".*":
         return transformation
 
-    def labels(params):
+    def roles(params):
+        found = labels(groups, params, scanned)
+        check_found(groups, found)
         chosen = jax.tree_util.tree_map_with_path(
-            lambda path, _: "train" if trainable.search(path_name(path)) else "freeze",
-            params,
+            functools.partial(_role, groups, trainable), found
         )
         if "train" not in jax.tree.leaves(chosen):
-            pattern = f"config.optim.trainable {config.trainable!r}"
-            raise UserError(f"{pattern} matches no parameter")
+            pattern = f"config.optim.trainable {own['trainable']!r}"
+            beside = " that config.optim.groups leaves trainable" if groups else ""
+            raise UserError(f"{pattern} matches no parameter{beside}")
         return chosen
 
-    parts: dict[Any, Any] = {"train": transformation, "freeze": optax.set_to_zero()}
-    return optax.partition(parts, labels)
+    parts = {"train": transformation, "freeze": optax.set_to_zero()}
+    return optax.partition(parts, roles)
 
 
 def updates_made(opt_state: Any, steps: jax.Array) -> jax.Array:
@@ -133,9 +144,91 @@ def updates_made(opt_state: Any, steps: jax.Array) -> jax.Array:
     return next((part.count for part in parts if is_scheduled(part)), steps)
 
 
-def path_name(path: tuple) -> str:
-    """ "blocks_0/mlp/fc1/kernel" of a key path."""
-    return "/".join(str(getattr(key, "key", key)) for key in path)
+def _fields(config: Any) -> dict[str, Any]:
+    return {name: config[name] for name in config}
+
+
+def _factories(config: Any) -> dict[str, Callable[..., Any]]:
+    """Optimizer and schedule with their arguments, by the fields that name them.
+
+    Raises:
+      UserError: an unknown name, or an argument that neither takes.
+    """
+    fields, made, taken = _fields(config), {}, set[str]()
+    for field, (registry, default) in PARTS.items():
+        name = fields.get(field, default)
+        if name not in registry:
+            names = [entry.name for entry in registry]
+            raise UserError(one_of(f"config.optim.{field}", name, names))
+        takes = field_names(registry[name].make)
+        given = {k: v for k, v in fields.items() if k in takes}
+        made[field] = registry.factory({"name": name, **given})
+        taken |= set(takes)
+    known = {*PARTS, *OWN, *taken}
+    for name in fields:
+        if name not in known | EVERYWHERE:
+            parts = " and ".join(str(fields.get(f, d)) for f, (_, d) in PARTS.items())
+            what = f"field of config.optim, with {parts}:"
+            raise UserError(one_of(what, name, known))
+    return made
+
+
+def _transformations(own: Mapping[str, Any]) -> list[Any]:
+    """Specs of all of them, in order; those of fields of their own among them."""
+    found = list(_specs(own["transformations"]))
+    if own["clip_norm"]:
+        found.insert(0, {"name": "clip_by_global_norm", "max_norm": own["clip_norm"]})
+    if own["adaptive_clip"]:
+        found.insert(0, {"name": "adaptive_clip", "clip": own["adaptive_clip"]})
+    if own["project_weights"]:
+        found.append("normalize_and_project")
+    return found
+
+
+def _around(
+    optimizer: optax.GradientTransformation,
+    specs: Sequence[Any],
+    scanned: tuple[str, ...],
+) -> optax.GradientTransformation:
+    """`optimizer` behind those of gradients, before those of updates."""
+    before, after = [], []
+    for spec in specs:
+        make = offer(TRANSFORMATIONS.factory(spec), scanned=scanned)
+        (after if is_of_updates(make.func) else before).append(make())
+    return optax.chain(*before, optimizer, *after)
+
+
+def _specs(given: Any) -> Sequence[Any]:
+    """One spec, or several."""
+    return [given] if isinstance(given, str | Mapping) else given
+
+
+def _of_group(
+    group: Group,
+    make: Callable[..., Any],
+    rate: optax.Schedule,
+    decayed: Any,
+    scanned: tuple[str, ...],
+) -> optax.GradientTransformation:
+    if group.weight_decay is not None:
+        make, decayed = functools.partial(make, weight_decay=group.weight_decay), None
+    optimizer = make(lambda count: group.learning_rate * rate(count), decayed)
+    own = [] if group.transformation is None else _specs(group.transformation)
+    return _around(optimizer, own, scanned) if own else optimizer
+
+
+def _trainable(pattern: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"config.optim.trainable {pattern!r}: {error}") from None
+
+
+def _role(groups: Sequence[Group], trainable: re.Pattern, path: Any, label: str) -> str:
+    """Whether the parameter is trained: as its group says, else by the pattern."""
+    said = None if label == REST else groups[int(label)].trainable
+    found = trainable.search(path_name(path)) is not None if said is None else said
+    return "train" if found else "freeze"
 
 
 def _decayed(scanned: tuple[str, ...], params: Any) -> Any:

@@ -122,7 +122,8 @@ def _said(config: dict) -> dict[str, Any]:
 
     whole = complete(with_tuples(config))
     fields = {**fields_of(whole["task"]), **MODEL}
-    whole["model"] = written_out("model", whole.get("model", {}))
+    for kind in ("model", "optim"):
+        whole[kind] = written_out(kind, whole.get(kind, {}))
     for name, field in fields.items():
         *sections, last = name.split(".")
         node: Any = whole

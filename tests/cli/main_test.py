@@ -66,6 +66,11 @@ def assert_refused(result, *fragments):
         (["--config.optim.trainable=nrom"], ["'nrom' matches no parameter"]),
         (["--config.optim.trainable=("], ["config.optim.trainable '('"]),
         (["--config.optim.warmup_fraction=1.0"], ["warmup_fraction"]),
+        (["--config.optim.schedule=cosin"], ["schedule 'cosin'", "'cosine'"]),
+        (
+            ["--config.optim.groups=({'pattern': 'nrom'},)"],
+            ["config.optim.groups[0]: pattern 'nrom' finds no parameter"],
+        ),
         (["--config.dtype=float16"], ["config.dtype 'float16'", "'bfloat16'"]),
         (["--config.data.name=digts"], ["data set 'digts'", "'digits'"]),
         (["--config.data.train_split=trian"], ["split of 'digits': 'trian'"]),

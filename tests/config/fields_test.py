@@ -184,7 +184,7 @@ def test_values_that_are_not_allowed(name, value, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("config.optim.learning_rate = 1", r"field of config\.optim: 'learning_rate'"),
+        ("config.checkpoint.keep = 1", r"field of config\.checkpoint: 'keep'"),
         ("config.total_step = 5", r"'total_step'; did you mean 'total_steps'"),
         (
             "config.data.augment.flips = True",
@@ -218,3 +218,20 @@ def test_what_libraries_say_of_their_own_fields():
     assert augment.Fields(**fields) == augment.Fields()
     assert set(fields) == {field.name for field in dataclasses.fields(augment.Fields)}
     assert tuple(DTYPES) == fields_of("")["dtype"].allowed
+
+
+def test_fields_that_a_recipe_leaves_out_have_their_defaults(tmp_path):
+    """A section of its own is whole again, so that it is the same when it goes on."""
+    file = tmp_path / "recipe.py"
+    file.write_text(
+        "from configs.common import image_config\n"
+        "def get_config():\n    config = image_config()\n"
+        "    config.optim = {'name': 'adamw', 'beta2': 0.5, 'epsilon': 1e-6}\n"
+        "    del config.nonfinite\n    return config.lock()\n"
+    )
+    config = load_config(str(file))
+    whole = common.image_config()
+    whole.optim.beta2 = 0.5
+    assert config.is_locked
+    assert config.nonfinite.to_dict() == whole.nonfinite.to_dict()
+    assert config.optim.to_dict() == {**whole.optim.to_dict(), "epsilon": 1e-6}

@@ -113,6 +113,17 @@ def test_what_preset_and_class_leave_out():
     assert model.rotary_base is None and model.mlp_hidden == 8
 
 
+def test_arguments_of_the_optimizer():
+    optim = config_of(DIGITS, "optim.epsilon=1e-6", "optim.lr=1").optim
+    assert (optim.epsilon, optim.lr) == (1e-6, 1.0) and type(optim.lr) is float
+    rule = "optim.groups=({'pattern': 'head', 'learning_rate': 2.0},)"
+    optim = config_of(DIGITS, "optim.name=sgd", rule, "optim.groups[0].pattern=x").optim
+    assert optim.groups == ({"pattern": "x", "learning_rate": 2.0},)
+    for field in ("optim.name=sgd optim.epsilon=1", "optim.epsilom=1"):
+        with pytest.raises(UserError, match=r"unknown field of config\.optim: 'epsilo"):
+            config_of(DIGITS, *field.split())
+
+
 def test_mixers_of_stages_are_set_one_by_one():
     model = config_of(SWIN, "model.mixer[2].window_size=14").model
     assert [mixer["window_size"] for mixer in model.mixer] == [56, 56, 14, 7]

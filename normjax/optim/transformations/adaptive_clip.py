@@ -8,6 +8,7 @@ import optax
 
 from normjax.core.moments import at_least_float32
 from normjax.core.scanned import per_layer
+from normjax.optim.base import TRANSFORMATIONS
 
 SMALLEST_NORM = 1e-6  # of a gradient that divides
 
@@ -29,6 +30,7 @@ def unit_norm(x: jax.Array, *, multihead: bool = False) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.square(at_least_float32(x)), axes, keepdims=True))
 
 
+@TRANSFORMATIONS.register("adaptive_clip")
 def adaptive_clip(
     clip: float = 0.01,
     *,

@@ -1,5 +1,6 @@
 """Schedules and updates against closed forms."""
 
+import inspect
 import math
 
 import chex
@@ -11,7 +12,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from normjax import optim
+from normjax.config.fields import default_config
 from normjax.core.errors import UserError
+from normjax.optim.build import EVERYWHERE, OWN, PARTS
 
 PARAMS = {
     "head": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full(3, 2.0)},
@@ -111,6 +114,22 @@ def test_frozen_parameters_take_no_part_in_clipping_or_decay():
         ({"trainable": "("}, "config.optim.trainable '('"),
         ({"warmup_fraction": 1.0}, "warmup_fraction"),
         ({"warmup_fraction": -0.5}, "warmup_fraction"),
+        ({"schedule": "cosin"}, "config.optim.schedule 'cosin'; did you mean 'cosine'"),
+        ({"epsilon": "x"}, "optimizer 'adamw': epsilon takes a number, got 'x'"),
+        ({"beta1": 1.0}, "optimizer 'adamw': beta1 must lie in [0, 1), got 1.0"),
+        (
+            {"transformations": ({"name": "adaptive_clip", "clip": -1.0},)},
+            "transformation 'adaptive_clip': clip must be at least 0, got -1.0",
+        ),
+        ({"epsilom": 1.0}, "'epsilom'; did you mean 'epsilon'"),
+        (
+            {"name": "sgd", "epsilon": 1.0},
+            "unknown field of config.optim, with sgd and cosine: 'epsilon'",
+        ),
+        (
+            {"transformations": ("agc",)},
+            "unknown transformation 'agc' (allowed: adaptive_clip, clip_by",
+        ),
     ],
 )
 def test_errors(changes, message):
@@ -140,3 +159,60 @@ def test_adaptive_clipping_and_projection_are_fields_of_the_config():
     by_hand = optax.chain(optim.build(plain, 10), optim.normalize_and_project())
     chex.assert_trees_all_close(moved(projected), moved(by_hand))
     assert not np.allclose(jax.tree.leaves(moved(clipped))[0], -3.0)
+
+
+def test_rows_have_the_defaults_of_configs():
+    """What a config of old leaves out is read as its default, see `config.fields`."""
+    fields = default_config().optim.to_dict()
+    known = {*PARTS, *OWN, *EVERYWHERE}
+    assert set(fields) == known
+    for name, (_, default) in PARTS.items():
+        assert fields[name] == default
+    assert {name: fields[name] for name in OWN} == dict(OWN)
+    for registry in (optim.OPTIMIZERS, optim.SCHEDULES):
+        for entry in registry:
+            for name, parameter in inspect.signature(entry.make).parameters.items():
+                if name in fields:
+                    assert parameter.default == fields[name], (entry.name, name)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "sgd"])
+def test_a_spec_alone_is_a_whole_config(name):
+    """{"name": ...} is what a config says by default."""
+    whole = default_config().optim
+    whole.name = name
+    updates = tree_of(0.5)
+
+    def moved(config):
+        transformation = optim.build(config, 10)
+        state = transformation.init(PARAMS)
+        _, state = transformation.update(updates, state, PARAMS)
+        return transformation.update(updates, state, PARAMS)[0]
+
+    chex.assert_trees_all_equal(moved({"name": name}), moved(whole))
+
+
+def test_arguments_of_its_own():
+    """With a large epsilon Adam's step is the rate times m / epsilon."""
+    fields = {"warmup_fraction": 0.0, "weight_decay": 0.0, "epsilon": 1e4}
+    optimizer = optim.build(config(**fields), 10)
+    updates, _ = optimizer.update(tree_of(3.0), optimizer.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(updates["head"]["bias"], -0.1 * 3e-4, rtol=1e-3)
+
+
+def test_transformations_in_their_places():
+    """Those of gradients before the optimizer, those of updates behind it."""
+    plain = {"name": "sgd", "beta1": 0.0, "weight_decay": 0.0, "warmup_fraction": 0.0}
+    clip = {"name": "clip_by_global_norm", "max_norm": 1.0}
+    both = ({"name": "normalize_and_project", "affine": "keep"}, clip)
+    optimizer = optim.build(config(transformations=both, **plain), 10)
+    # Not all alike: the projection would undo any step along the weights.
+    gradients = jax.tree.map(lambda x: jnp.arange(x.size, dtype=x.dtype), PARAMS)
+    gradients = jax.tree.map(lambda g, x: g.reshape(x.shape), gradients, PARAMS)
+    updates, _ = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
+    size = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(gradients)))
+    bias = np.arange(3) * -0.1 / size
+    np.testing.assert_allclose(updates["head"]["bias"], bias, rtol=1e-5)
+    kernel = 2.0 - 0.1 * np.arange(6).reshape(2, 3) / size
+    kernel *= np.sqrt(24) / np.linalg.norm(kernel)
+    np.testing.assert_allclose(updates["head"]["kernel"], kernel - 2, atol=1e-6)

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from normjax.core.errors import UserError, one_of
 from normjax.core.moments import at_least_float32
 from normjax.core.scanned import is_scanned, per_layer
+from normjax.optim.base import TRANSFORMATIONS, of_updates
 
 AFFINES = ("project", "regularize", "keep")
 
@@ -102,6 +103,8 @@ class _Treatment:
         )
 
 
+@TRANSFORMATIONS.register("normalize_and_project")
+@of_updates
 def normalize_and_project(
     *,
     affine: str = "project",

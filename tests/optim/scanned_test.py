@@ -8,7 +8,7 @@ import pytest
 
 from normjax import optim
 from normjax.prune import magnitude_pruned
-from tests.optim_test import config
+from tests.optim.build_test import config
 
 SCANNED = ("blocks",)
 RNG = np.random.default_rng(0)

@@ -1,0 +1,7 @@
+"""Transformations of gradients and of updates, each in the file of its key."""
+
+from normjax.optim.transformations.adaptive_clip import adaptive_clip
+from normjax.optim.transformations.clip_by_global_norm import clip_by_global_norm
+from normjax.optim.transformations.normalize_and_project import normalize_and_project
+
+__all__ = ["adaptive_clip", "clip_by_global_norm", "normalize_and_project"]
