@@ -108,6 +108,27 @@ READS_FLAGS_OF_A_LIBRARY = {"normjax/data/pipeline.py"}
 """grain's worker processes read absl's flags, whether or not there are any."""
 
 
+MIXERS = {"ops": set(), "cores": {"ops"}, "grid": {"cores", "ops"}, "sequence": {"ops"}}
+"""Folders of the mixers, and those that their files may import."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_mixers_import_downwards(path):
+    """The functions know no Flax, the base no mixer, a kind of mixer no other kind."""
+    parts = path.relative_to(ROOT / "normjax").parts
+    if parts[0] != "mixers" or path.name == "__init__.py":
+        return
+    ours = {n.split(".")[2] for n in imported(path) if n.startswith("normjax.mixers.")}
+    if parts[1] in MIXERS:
+        assert ours & set(MIXERS) <= MIXERS[parts[1]] | {parts[1]}
+    else:
+        assert ours & set(MIXERS) <= {"ops"}
+    if parts[1] == "ops":
+        assert ours <= {"ops"}
+        assert not {n for n in imported(path) if n.split(".")[0] == "flax"}
+    assert parts[1] != "base.py" or not ours
+
+
 def own_names(path):
     """Attributes that a file reads of `self`, which are none of jax's."""
     return {

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from normjax.core.registry import Registry
-from normjax.mixers.distance import DISTANCES
+from normjax.mixers import CORES, RELATIVE_BIASES
 from normjax.models import COMPONENTS, MODELS, PRESETS
 from normjax.norms import NORMS
 from normjax.optim import OPTIMIZERS, SCHEDULES
@@ -18,7 +18,8 @@ REGISTRIES: Mapping[str, Registry] = {
     "qk_norm": NORMS,
     "layer_norm": NORMS,
     "batch_norm": NORMS,
-    "distance": DISTANCES,
+    "core": CORES,
+    "relative_bias": RELATIVE_BIASES,
 }
 """Of the components that a component may take, by the name of the argument."""
 
@@ -104,6 +105,12 @@ def settable(kind: str, spec: Mapping[str, Any]) -> dict[str, Argument]:
     found = {k: a for k, a in arguments_of(kind, spec).items() if a.settable}
     stems = [k.removesuffix("_steps") for k in found if k.endswith("_steps")]
     return {**found, **{f"{k}_fraction": Argument(0.0, (float,)) for k in stems}}
+
+
+def renamed(kind: str, spec: Mapping[str, Any]) -> Mapping[str, str]:
+    """What arguments of the component that `spec` names are called now, by old name."""
+    name, registry = spec.get("name"), REGISTRIES.get(kind, {})
+    return getattr(registry[str(name)].make, "renamed", {}) if name in registry else {}
 
 
 def _kinds(annotation: Any, default: Any) -> tuple[type, ...]:

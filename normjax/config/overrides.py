@@ -143,7 +143,7 @@ def _present(node: Any, name: str, where: str, kind: str) -> tuple[Any, Any, Any
         value = node[name]
         known = node.get_type(name) if isinstance(node, ConfigDict) else type(value)
         return value, (known,), None
-    from normjax.config.components import ELSEWHERE, settable
+    from normjax.config.components import ELSEWHERE, renamed, settable
 
     arguments = settable(kind, node)
     if name in arguments:
@@ -155,6 +155,9 @@ def _present(node: Any, name: str, where: str, kind: str) -> tuple[Any, Any, Any
         return node[name], (type(node[name]),), None
     if name in ELSEWHERE:
         raise UserError(f"{where}.{name} cannot be set here: {ELSEWHERE[name]}")
+    now = renamed(kind, node).get(name)
+    if now is not None:
+        raise UserError(f"{where}.{name} is {where}.{now} now")
     raise UserError(one_of(f"field of {where}:", name, {*node, *arguments}))
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from normjax.core.errors import UserError
-from normjax.mixers.rotary import rotary_frequencies
-from normjax.mixers.window import shifted_regions
+from normjax.mixers.ops.partition import shifted_regions
+from normjax.mixers.ops.rotary import rotary_frequencies
 
 _MASKED = -100.0
 

@@ -7,7 +7,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_dtypes  # noqa: F401  # makes numpy know "bfloat16"
@@ -55,7 +55,8 @@ def check_arguments(
 
     Types are those that a class or function declares, as far as they are numbers,
     strings, truth values, functions or tuples of them; numbers are finite and lie in
-    the ranges of `core.ranges`.
+    the ranges of `core.ranges`. A class may say in `renamed` how arguments that it had
+    under other names are called now.
 
     Args:
       what: the component, "norm 'rms_norm'".
@@ -64,7 +65,7 @@ def check_arguments(
     hints, ranges = _declared(make), ranges_of(make)
     for name, value in given.items():
         if name not in allowed:
-            raise UserError(one_of(f"argument of {what}:", name, allowed))
+            raise UserError(unknown_argument(what, make, name, allowed))
         hint = hints.get(name, Any)
         wanted = _DTYPE if name.endswith("dtype") else _described(hint)
         fits = _is_dtype(value, hint) if wanted is _DTYPE else _fits(value, hint)
@@ -74,6 +75,16 @@ def check_arguments(
             if not ranges[name].holds(number):
                 allowed = ranges[name]
                 raise UserError(f"{what}: {name} must {allowed}, got {one_line(value)}")
+
+
+def unknown_argument(
+    what: str, make: Callable[..., Any], name: str, allowed: Iterable[str]
+) -> str:
+    """The line that refuses an argument; what it is called now, if it was renamed."""
+    now = getattr(make, "renamed", {}).get(name)
+    if now is not None:
+        return f"unknown argument of {what}: {name!r}; it is {now!r} now"
+    return one_of(f"argument of {what}:", name, allowed)
 
 
 def check_foreign(what: str, make: Callable[..., Any], given: Mapping[str, Any]):

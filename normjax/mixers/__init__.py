@@ -4,55 +4,67 @@ x is [B, L, D] or, for mixers that accept `grid`, [B, H, W, C]; y has its shape.
 is boolean over the positions (True is a token, False is padding). Causal ones take
 `decode=True` as well, which continues rows token by token, see `mixers.cache`.
 `build("sla", num_heads=3)` gives a factory; `MIXERS` is the table of all of them.
+
+A mixer stands in `sequence/` or `grid/`, in the file of its key or of the beginning of
+its key (`window_sla` in window.py); `gated_rela` stands beside `rela`. What it does it
+calls in reading order: `steps` make and place queries, keys and values, `cache`
+remembers, `cores` mix the positions of maps, all over the pure functions of `ops`.
 """
 
 import functools
 from typing import Any
 
 from normjax.core.registry import Spec
-from normjax.mixers import decay
-from normjax.mixers.base import MIXERS, linear_attention, softmax_attention
-from normjax.mixers.differential import DifferentialAttention
-from normjax.mixers.distance import DISTANCES
-from normjax.mixers.gated_linear import (
-    BidirectionalGatedLinearAttention,
-    GatedLinearAttention,
-)
-from normjax.mixers.griffin import RGLRU, LocalAttention, RecurrentBlock
-from normjax.mixers.lightning import LightningAttention, TransNormerAttention
-from normjax.mixers.linear import FocusedLinearAttention, SimplifiedLinearAttention
-from normjax.mixers.mixture_of_head import MixtureOfHeadAttention
-from normjax.mixers.pattention import Pattention, PattentionMixer
-from normjax.mixers.pooling import IdentityMixer, Pooling
-from normjax.mixers.rala import (
-    GatedSoftmaxAttention,
-    RankAugmentedLinearAttention,
-)
-from normjax.mixers.rectified import (
-    GatedRectifiedLinearAttention,
-    RectifiedLinearAttention,
-)
-from normjax.mixers.reduction import (
-    LinearSpatialReductionAttention,
-    SpatialReductionAttention,
-    SpatialReductionFocusedLinearAttention,
-    SpatialReductionSimplifiedLinearAttention,
-)
-from normjax.mixers.softmax import SoftmaxAttention
-from normjax.mixers.stripes import (
+from normjax.mixers.base import CORES, MIXERS, RELATIVE_BIASES
+from normjax.mixers.grid.cross_shaped_window import (
     CrossShapedWindowAttention,
     CrossShapedWindowFocusedLinearAttention,
     CrossShapedWindowSimplifiedLinearAttention,
 )
-from normjax.mixers.window import (
+from normjax.mixers.grid.focused_linear import FocusedLinearAttention
+from normjax.mixers.grid.identity import IdentityMixer
+from normjax.mixers.grid.linear_spatial_reduction import (
+    LinearSpatialReductionAttention,
+)
+from normjax.mixers.grid.pooling import Pooling
+from normjax.mixers.grid.rala import (
+    GatedSoftmaxAttention,
+    RankAugmentedLinearAttention,
+)
+from normjax.mixers.grid.sla import SimplifiedLinearAttention
+from normjax.mixers.grid.spatial_reduction import (
+    SpatialReductionAttention,
+    SpatialReductionFocusedLinearAttention,
+    SpatialReductionSimplifiedLinearAttention,
+)
+from normjax.mixers.grid.vig import BidirectionalGatedLinearAttention
+from normjax.mixers.grid.whole_map import WholeMapAttention
+from normjax.mixers.grid.window import (
     WindowAttention,
     WindowFocusedLinearAttention,
     WindowSimplifiedLinearAttention,
 )
+from normjax.mixers.ops import decay
+from normjax.mixers.ops.attend import softmax_attention
+from normjax.mixers.ops.linear_attention import linear_attention
+from normjax.mixers.sequence.differential import DifferentialAttention
+from normjax.mixers.sequence.gated_linear import GatedLinearAttention
+from normjax.mixers.sequence.lightning import LightningAttention
+from normjax.mixers.sequence.local_attention import LocalAttention
+from normjax.mixers.sequence.mixture_of_head import MixtureOfHeadAttention
+from normjax.mixers.sequence.pattention import Pattention, PattentionMixer
+from normjax.mixers.sequence.rela import (
+    GatedRectifiedLinearAttention,
+    RectifiedLinearAttention,
+)
+from normjax.mixers.sequence.rg_lru import RGLRU, RecurrentBlock
+from normjax.mixers.sequence.softmax import SoftmaxAttention
+from normjax.mixers.sequence.transnormer import TransNormerAttention
 
 __all__ = [
-    "DISTANCES",
+    "CORES",
     "MIXERS",
+    "RELATIVE_BIASES",
     "RGLRU",
     "BidirectionalGatedLinearAttention",
     "CrossShapedWindowAttention",
@@ -80,6 +92,7 @@ __all__ = [
     "SpatialReductionFocusedLinearAttention",
     "SpatialReductionSimplifiedLinearAttention",
     "TransNormerAttention",
+    "WholeMapAttention",
     "WindowAttention",
     "WindowFocusedLinearAttention",
     "WindowSimplifiedLinearAttention",

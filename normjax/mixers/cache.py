@@ -12,6 +12,8 @@ in the row: padding (mask False), wherever it stands, has none and leaves nothin
 behind.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,8 @@ from flax.typing import Dtype
 
 from normjax.core.collections import CACHE
 from normjax.core.errors import UserError
+from normjax.mixers.ops import decay
+from normjax.mixers.ops.masks import only_tokens, visible_keys
 
 
 def variable(
@@ -52,6 +56,65 @@ def next_positions(
     places = count.value[:, None] + jnp.cumsum(tokens, 1, dtype=jnp.int32) - 1
     count.value = places[:, -1] + 1
     return places
+
+
+def positions_of(
+    module: nn.Module,
+    rows: jax.Array,
+    mask: jax.Array | None,
+    positions: jax.Array | None,
+    decode: bool,
+) -> jax.Array | None:
+    """`positions` of tokens [B, N, D]; with `decode` those of `next_positions`."""
+    if not decode:
+        return positions
+    return next_positions(module, rows.shape[:2], mask, positions)
+
+
+def remember(
+    module: Any,
+    k: jax.Array,
+    v: jax.Array,
+    positions: jax.Array | None,
+    mask: jax.Array | None,
+    decode: bool,
+) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """Keys and values that queries meet, and which of them they see.
+
+    Args:
+      module: with `causal`: whether no query sees a later key.
+      k, v: [B, M, H, K], of the tokens of this call; 0 at padding afterwards.
+      positions: int [B, M], where they stand in their documents, of `positions_of`.
+      mask: bool [B, M], False at padding; None for none.
+      decode: the module adds them to those of the calls before.
+
+    Returns:
+      Keys, values, and the arguments `mask` and `causal` of an attention.
+    """
+    k, v = only_tokens(k, mask), only_tokens(v, mask)
+    if not decode or positions is None:
+        return k, v, {"mask": visible_keys(mask, positions), "causal": module.causal}
+    k = by_position(module, "key", k, positions, mask)
+    v = by_position(module, "value", v, positions, mask)
+    return k, v, {"mask": earlier(positions, k.shape[1]), "causal": False}
+
+
+def recur(
+    module: nn.Module,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    *,
+    decode: bool,
+) -> jax.Array:
+    """o of `decay.chunked`, with `decode` from the state of the calls before on."""
+    if not decode:
+        return decay.chunked(q, k, v, log_decay)[0]
+    shape = (len(k), *k.shape[2:], v.shape[-1])
+    state = variable(module, "state", shape, jnp.result_type(q, k, v, jnp.float32))
+    o, state.value = decay.chunked(q, k, v, log_decay, state.value)
+    return o
 
 
 def by_position(

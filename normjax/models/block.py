@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 
 from normjax.core.folding import FoldSite, Stream, reads_of, writes_of
-from normjax.mixers.sequence import only_tokens
+from normjax.mixers.ops.masks import only_tokens
 from normjax.models.layers import Factory, LayerScale, StochasticDepth
 from normjax.models.placement import BranchPlacement, residual
 

@@ -10,7 +10,7 @@ from flax.typing import Dtype
 from normjax.activations import GELU, Identity, ReLU, Sigmoid, SiLU
 from normjax.core.dense import Dense, SplitDense, trunc_normal
 from normjax.core.moments import at_least_float32
-from normjax.mixers.cores import depthwise_layer
+from normjax.mixers.steps import depthwise_layer
 from normjax.models.layers import Factory
 from normjax.models.mlps import MLPS
 

@@ -9,7 +9,7 @@ from flax.typing import Dtype
 
 from normjax.core.dense import Dense, trunc_normal
 from normjax.core.registry import Registry
-from normjax.mixers.cores import depthwise_layer
+from normjax.mixers.steps import depthwise_layer
 from normjax.models.layers import Factory
 
 MLPS = Registry("mlp")

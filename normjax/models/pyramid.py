@@ -13,7 +13,7 @@ from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
 from normjax.core.registry import offer
-from normjax.mixers.cores import sized_table
+from normjax.mixers.steps import sized_table
 from normjax.models.base import MODELS, in_stages, patterns_of
 from normjax.models.block import Block, feeding, mixing, sites_of
 from normjax.models.layers import Factory

@@ -11,7 +11,7 @@ from flax.typing import Dtype
 from normjax.core.dense import Dense, trunc_normal
 from normjax.core.folding import FoldSite
 from normjax.core.registry import offer
-from normjax.mixers.sequence import only_tokens
+from normjax.mixers.ops.masks import only_tokens
 from normjax.models.block import Block, feeding, looking, mixing
 from normjax.models.layers import Factory
 from normjax.models.placement import Placement, placement_of
@@ -29,7 +29,7 @@ class TokenModel(nn.Module):
       mlp_hidden: width inside the MLP; None for 4 dim.
       norm, mixer, activation, mlp: factories (see `models.build`, which takes keys).
       placement: where the norms sit; a key of `models.placement.PLACEMENTS`.
-      rotary_base: see `mixers.sequence.PairwiseMixer`; None for no rotation.
+      rotary_base: see `mixers.SoftmaxAttention`; None for no rotation.
       tied: the table of embeddings is also the output layer.
       mask_norms: padding does not count in the statistics of norms.
       drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.

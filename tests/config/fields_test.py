@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,27 @@ def test_fields_that_older_runs_lack(tmp_path):
     remove(path, "dtype")
     with pytest.raises(UserError, match=r"config\.dtype is float32 there and auto"):
         keep_config(tiny_config(auxiliary_loss_weight=0.0), tmp_path)
+
+
+@pytest.mark.parametrize("stages", [False, True])
+def test_names_that_arguments_had_in_older_runs(tmp_path, stages):
+    """Read and resumed as what they are called today; commands are told."""
+    mixer = {"name": "softmax", "relative_bias": {"name": "alibi"}}
+    mixer = (mixer, mixer) if stages else mixer
+    config = tiny_config()
+    del config.model.mixer
+    with config.unlocked():
+        config.model.mixer = mixer
+    keep_config(config, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace("relative_bias", "distance"))
+    assert kept_config(tmp_path).to_dict()["model"]["mixer"] == mixer
+    keep_config(config, tmp_path)
+    place = "mixer[0]" if stages else "mixer"
+    _, overrides = split([f"--config.model.{place}.distance=alibi"])
+    now = re.escape(f"is config.model.{place}.relative_bias now")
+    with pytest.raises(UserError, match=now):
+        kept_config(tmp_path, overrides)
 
 
 def test_commands_set_what_they_read_and_no_more(tmp_path):

@@ -13,8 +13,7 @@ import pytest
 
 from normjax import fusion, models
 from normjax.core.errors import UserError
-from normjax.mixers import MIXERS
-from normjax.mixers.softmax import SoftmaxAttention
+from normjax.mixers import MIXERS, SoftmaxAttention
 from normjax.models.mlps import MLPS
 from normjax.models.stems import STEMS
 from tests.models.convolutions import random_variables

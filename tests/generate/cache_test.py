@@ -22,8 +22,8 @@ WINDOW = {"name": "local_attention", "window": 3}
 NORMED = [name for name in CAUSAL if "qk_norm" in TAKES[name]]
 
 
-def distant(distance):
-    return {"mixer": {"name": "softmax", "distance": distance}, "rotary_base": None}
+def distant(bias):
+    return {"mixer": {"name": "softmax", "relative_bias": bias}, "rotary_base": None}
 
 
 # Pairwise mixers turn queries and keys unless told otherwise.

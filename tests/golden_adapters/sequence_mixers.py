@@ -175,7 +175,7 @@ KERPLE = {
 
 @layer_runner(*KERPLE)
 def kerple(data, meta, tolerance):
-    make = mixers.DISTANCES.factory(KERPLE[meta["variant"]])
+    make = mixers.RELATIVE_BIASES.factory(KERPLE[meta["variant"]])
     module = make(num_heads=meta["kwargs"]["heads"], param_dtype=tolerance.dtype)
     order = np.tri(*data["x"].shape[-2:])[None, None]
     names = [k.removeprefix("param_") for k in data if k.startswith("param_")]

@@ -9,7 +9,7 @@ import numpy as np
 from normjax import mixers, norms
 from normjax.activations import ACTIVATIONS
 from normjax.mixers.cores import FocusedLinear, SimplifiedLinear, Softmax
-from normjax.mixers.stripes import Stripes
+from normjax.mixers.grid.cross_shaped_window import Stripes
 from normjax.models.block import Block, feeding, mixing
 from normjax.models.mlps import MLP, DepthwiseMLP
 from normjax.models.placement import BranchPlacement

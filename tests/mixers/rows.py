@@ -4,8 +4,10 @@ A new mixer adds one row (or more) and inherits every contract.
 """
 
 from normjax.norms import RMSNorm
-from tests.mixers import oracles, sequence_rows, vision_rows
+from tests.mixers import oracles
+from tests.mixers.grid import rows as grid_rows
 from tests.mixers.row import Row
+from tests.mixers.sequence import rows as sequence_rows
 
 GRID = (2, 3, 4, 6)
 
@@ -16,6 +18,6 @@ ROWS = [
     Row("softmax", oracles.softmax, {"num_heads": 2, "qk_norm": RMSNorm}),
     Row("sla", oracles.sla, {"num_heads": 2, "kernel_size": 3}, GRID),
     Row("sla", oracles.sla, {"num_heads": 3, "qkv_bias": False}, GRID),
-    *vision_rows.ROWS,
+    *grid_rows.ROWS,
     *sequence_rows.ROWS,
 ]

@@ -25,8 +25,8 @@ CASES = [
     (
         mixers.build,
         "softmax",
-        {"distance": {"name": "alibi", "slopes": 1}},
-        "unknown argument of distance 'alibi': 'slopes'",
+        {"relative_bias": {"name": "alibi", "slopes": 1}},
+        "unknown argument of relative bias 'alibi': 'slopes'",
     ),
     (activations.build, "gelu", {"aproximate": True}, "did you mean 'approximate'"),
     (reparam.rules_of, {"pattern": "x", "name": "sigma_reparam", "a": 1}, {}, "'a'"),

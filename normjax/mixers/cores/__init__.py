@@ -1,0 +1,15 @@
+"""What mixes the positions of a map, of a window or of a stripe: cores.
+
+A core is called `core(q, k, v, *, mask=None, regions=None) -> o` on maps: q
+[B, H, W, D], k and v [B, H', W', D], o like q. `mask` is bool [B, H', W'], False gives
+no key and no value. `regions` is described at `RelativeSoftmax`. Mixers bring the maps
+(the whole grid, windows, stripes, a reduced grid) and share their scope with the core,
+so that its parameters are theirs.
+"""
+
+from normjax.mixers.cores.focused_linear import FocusedLinear
+from normjax.mixers.cores.relative_softmax import RelativeSoftmax
+from normjax.mixers.cores.sla import SimplifiedLinear
+from normjax.mixers.cores.softmax import Softmax
+
+__all__ = ["FocusedLinear", "RelativeSoftmax", "SimplifiedLinear", "Softmax"]

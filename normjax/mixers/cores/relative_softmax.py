@@ -1,0 +1,82 @@
+"""Softmax attention with a learned bias by offset as a core."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+
+from normjax.core.broadcast import repeat_over_batch
+from normjax.core.dense import trunc_normal
+from normjax.core.errors import UserError
+from normjax.core.moments import at_least_float32
+from normjax.mixers.base import CORES
+from normjax.mixers.ops.attend import softmax_over_maps
+from normjax.mixers.steps import sized_table
+
+_OTHER_REGION = -100.0  # finite, as published
+
+
+@CORES.register("relative_softmax")
+class RelativeSoftmax(nn.Module):
+    """softmax(q k^T / sqrt(K) + R) v with a learned bias by offset (Liu et al., 2021).
+
+    R_ij = table[yi - yj + H - 1, xi - xj + W - 1] per head, -100 more where the
+    regions of i and j differ. `regions` is int [n, H * W] and belongs to batches of n
+    maps per image, image after image; None: one region.
+
+    Attributes:
+      num_heads: heads.
+      dtype: unused: the result has the type of the queries.
+      param_dtype: of the table.
+    """
+
+    num_heads: int
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        regions: np.ndarray | None = None,
+    ) -> jax.Array:
+        """q, k, v: [B, H, W, D] -> as q. See `mixers.cores`.
+
+        Raises:
+          UserError: keys of another map than queries: there is no offset between them.
+        """
+        if q.shape[1:3] != k.shape[1:3]:
+            (height, width), (rows, columns) = q.shape[1:3], k.shape[1:3]
+            raise UserError(
+                "core 'relative_softmax' has a bias by offset and needs keys at the "
+                f"places of the queries, {height}x{width}, got {rows}x{columns}"
+            )
+        height, width = q.shape[1:3]
+        shape = (2 * height - 1, 2 * width - 1, self.num_heads)
+        name, what = "relative_position_bias", "table of offsets"
+        table = sized_table(self, name, shape, trunc_normal, what, self.param_dtype)
+        bias = _bias_by_offset(at_least_float32(table), height, width)
+        if regions is not None:
+            bias = _apart(bias, regions, q.shape[0])
+        return softmax_over_maps(q, k, v, self.num_heads, bias=bias, mask=mask)
+
+
+def _bias_by_offset(table: jax.Array, height: int, width: int) -> jax.Array:
+    """[2 H - 1, 2 W - 1, heads] -> [1, heads, H * W, H * W]."""
+    y, x = (i.reshape(-1) for i in np.indices((height, width)))
+    rows = y[:, None] - y[None] + height - 1
+    columns = x[:, None] - x[None] + width - 1
+    return jnp.moveaxis(table[rows, columns], -1, 0)[None]
+
+
+def _apart(bias: jax.Array, regions: np.ndarray, batch: int) -> jax.Array:
+    """The bias of every map, lower where the regions of two positions differ."""
+    differ = (regions[:, :, None] != regions[:, None])[:, None]
+    bias = bias + jnp.asarray(np.where(differ, _OTHER_REGION, 0.0), bias.dtype)
+    bias = repeat_over_batch(bias, batch // len(bias))
+    return bias.reshape(batch, *bias.shape[2:])

@@ -1,0 +1,93 @@
+"""Simplified linear attention as a core."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.dtypes import promote_dtype
+from flax.typing import Dtype
+
+from normjax.core.broadcast import repeat_over_batch
+from normjax.mixers.base import CORES
+from normjax.mixers.ops.heads import merge_heads, split_heads, tokens_of
+from normjax.mixers.ops.linear_attention import linear_attention
+from normjax.mixers.ops.masks import only_valid
+from normjax.mixers.ops.partition import stretched
+from normjax.mixers.steps import depthwise_layer, sized_table
+
+
+@CORES.register("sla")
+class SimplifiedLinear(nn.Module):
+    """The core of simplified linear attention (SLAB; Guo et al., 2024).
+
+    With q' = relu(q), k' = relu(k + P) and P a learned table over positions,
+
+        o_i = (q'_i . sum_j k'_j v_j^T) / (q'_i . sum_j k'_j + epsilon)
+
+    per head, plus a depthwise convolution of v whose one kernel is shared by all
+    heads. No scale. Regions are ignored, as published.
+
+    Attributes:
+      num_heads: heads.  kernel_size: of the depthwise convolution.
+      epsilon: added to the denominator.
+      dtype: of the computation.  param_dtype: of the parameters.
+    """
+
+    num_heads: int
+    kernel_size: int = 5
+    epsilon: float = 1e-6
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        regions: np.ndarray | None = None,
+    ) -> jax.Array:
+        """q: [B, H, W, D], k and v: [B, H', W', D] -> as q. See `mixers.cores`.
+
+        The table P fixes H' and W' at initialisation.
+        """
+        del regions
+        q, k, v = positioned(self, q, k, v)
+        features = jax.nn.relu(q), jax.nn.relu(k)
+        o = summed(self, *features, v, mask, self.epsilon)
+        return o.astype(q.dtype)
+
+
+def positioned(module: Any, q: jax.Array, k: jax.Array, v: jax.Array):
+    """q, k + P, v in one type, P a learned table of the positions of k."""
+    zeros, shape = nn.initializers.zeros, k.shape[1:]
+    name, what = "positional_encoding", "table of positions"
+    table = sized_table(module, name, shape, zeros, what, module.param_dtype)
+    q, k, v, table = promote_dtype(q, k, v, table, dtype=module.dtype)
+    return q, k + repeat_over_batch(table, k.shape[0]), v
+
+
+def summed(
+    module: Any,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None,
+    epsilon: float,
+) -> jax.Array:
+    """Linear attention of features q and k, and a depthwise convolution of v.
+
+    Args:
+      module: with `num_heads` and `kernel_size`; gets `dwc_kernel` and `dwc_bias`.
+      q: [B, H, W, D].  k, v: [B, H', W', D].
+    """
+    k, v = only_valid(k, mask), only_valid(v, mask)
+    heads = (split_heads(tokens_of(t), module.num_heads) for t in (q, k, v))
+    o = merge_heads(linear_attention(*heads, epsilon=epsilon))
+    size, channels = module.kernel_size, v.shape[-1] // module.num_heads
+    o, v = o.reshape(q.shape), stretched(v, q.shape[1:3])
+    return o + depthwise_layer(module, "dwc", v, (size, size, channels))

@@ -1,0 +1,149 @@
+"""Attention inside windows of a feature map (Swin)."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from normjax.core.dense import Dense
+from normjax.core.errors import UserError
+from normjax.core.registry import Part, Spec
+from normjax.mixers.base import CORES, MIXERS, Mixer
+from normjax.mixers.ops.partition import merge, partition, shifted_regions
+from normjax.mixers.steps import dense_of, normalized_maps, own_core, project
+
+
+@MIXERS.register("window", "grid", "mask")
+class WindowAttention(Mixer):
+    """Attention inside windows, which may be shifted (Swin; Liu et al., 2021).
+
+    By default softmax with a bias by offset,
+
+        softmax(q k^T / sqrt(K) + R) v,  R_ij = table[yi - yj, xi - xj]
+
+    per head and window, then a projection. In shifted windows, positions that meet
+    only because the shift is cyclic get -100 more. O(L w**2 D) multiply-adds for
+    windows of side w. Softmax in at least float32.
+
+    Attributes:
+      core: what attends: a key of `mixers.CORES` ("softmax", "relative_softmax", "sla",
+        "focused_linear"), a dict with `name` and arguments, or a factory.
+      window_size: side of a window, or (height, width). Where the smaller side of the
+        grid is not larger, that side is the window and nothing is shifted.
+      shift: rows and columns by which the windows are moved, cyclically; None for half
+        a window in odd layers and 0 in even ones.
+      layer: number of the layer, which a model gives.
+      qkv_bias: bias of the projection of queries, keys and values.
+      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+    """
+
+    core: Spec = "relative_softmax"
+    window_size: int | tuple[int, int] = 7
+    shift: int | None = None
+    layer: int = 0
+    qkv_bias: bool = True
+
+    parts: ClassVar[Mapping[str, Part]] = {
+        "core": Part(CORES, given=frozenset({"num_heads"})),
+    }
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, mask: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        """x: [B, H, W, C] -> same. Tables fix the size of the window.
+
+        Args:
+          mask: bool [B, H, W]; False positions give no key and no value.
+          train: passed to `qk_norm`.
+
+        Raises:
+          UserError: windows that do not cover the grid, a shift beyond the window,
+            initialised for another window, or D does not split into heads.
+        """
+        grid = x.shape[1:3]
+        window, shift = self._geometry(grid)
+        core = own_core(self)
+
+        def windows(t):
+            t = jnp.roll(t, (-shift, -shift), (1, 2)) if shift else t
+            return partition(t, window)
+
+        mask = None if mask is None else windows(mask)
+        q, k, v = project(self, windows(x))
+        q, k = normalized_maps(self, q, k, mask, train)
+        regions = shifted_regions(grid, window, shift) if shift else None
+        o = core(q, k, v, mask=mask, regions=regions)
+        y = merge(Dense(x.shape[-1], name="proj", **dense_of(self))(o), grid)
+        return jnp.roll(y, (shift, shift), (1, 2)) if shift else y
+
+    @nn.nowrap
+    def _geometry(self, grid: tuple[int, ...]) -> tuple[tuple[int, int], int]:
+        size = self.window_size
+        height, width = (size, size) if isinstance(size, int) else size
+        if height == width and min(grid) <= height:
+            return (min(grid), min(grid)), 0
+        side = min(height, width)
+        shift = (side // 2) * (self.layer % 2) if self.shift is None else self.shift
+        if not 0 <= shift < side:
+            raise UserError(
+                f"shift {shift} of windows of {height}x{width}: it must be between 0 "
+                f"and {side - 1}"
+            )
+        return (height, width), shift
+
+
+@MIXERS.register("window_sla", "grid", "mask")
+class WindowSimplifiedLinearAttention(WindowAttention):
+    """`sla` inside windows (SLAB-Swin; Guo et al., 2024).
+
+    The table of positions is that of a window. Shifted windows mix the positions that
+    meet only because the shift is cyclic, as published; SLAB never shifts them.
+    O(L K D) multiply-adds whatever the window.
+
+    Attributes:
+      kernel_size: of the depthwise convolution.
+      epsilon: added to the denominator.
+      window_size: side of a window, or (height, width). Where the smaller side of the
+        grid is not larger, that side is the window and nothing is shifted.
+      shift: rows and columns by which the windows are moved, cyclically; None for half
+        a window in odd layers and 0 in even ones.
+      layer: number of the layer, which a model gives.
+      qkv_bias: bias of the projection of queries, keys and values.
+      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+    """
+
+    kernel_size: int = 5
+    epsilon: float = 1e-6
+
+    core: ClassVar[Spec] = "sla"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+@MIXERS.register("window_focused_linear", "grid", "mask")
+class WindowFocusedLinearAttention(WindowAttention):
+    """`focused_linear` inside windows (FLatten-Swin; Han et al., 2023).
+
+    The table of positions is that of a window. Shifted windows mix the positions that
+    meet only because the shift is cyclic, as published. O(L K D) multiply-adds whatever
+    the window.
+
+    Attributes:
+      focusing_factor: p; larger is sharper.
+      kernel_size: of the depthwise convolution.
+      epsilon: added to the denominator.
+      window_size: side of a window, or (height, width). Where the smaller side of the
+        grid is not larger, that side is the window and nothing is shifted.
+      shift: rows and columns by which the windows are moved, cyclically; None for half
+        a window in odd layers and 0 in even ones.
+      layer: number of the layer, which a model gives.
+      qkv_bias: bias of the projection of queries, keys and values.
+      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+    """
+
+    focusing_factor: float = 3
+    kernel_size: int = 5
+    epsilon: float = 1e-6
+
+    core: ClassVar[Spec] = "focused_linear"  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -1,0 +1,156 @@
+"""Attention by pairs of tokens: softmax and rectified weights, and their entropy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from normjax.core.broadcast import repeat_over_batch
+from normjax.mixers.ops.heads import merge_heads, split_heads, tokens_of
+from normjax.mixers.ops.masks import only_valid
+
+
+def softmax_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    gain: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> jax.Array:
+    """softmax(gain * scale * q k^T + bias) v per head (Vaswani et al., 2017).
+
+    Logits, softmax and sums in at least float32; what becomes of float32 operands of
+    the two products before, `jax.default_matmul_precision` says. Accelerators run
+    `jax.nn.dot_product_attention`; on CPU, where its layout costs transpositions and
+    the weights are worth dividing after the product only, ours takes half its time.
+
+    Args:
+      q: [B, N, H, K].  k: [B, M, H, K].  v: [B, M, H, V].
+      bias, gain: added to and multiplied into the logits, broadcastable to
+        [B, H, N, M]; None for 0 and 1.
+      mask: bool, broadcastable to [B, H, N, M]; False hides a key from a query. A query
+        that sees no key gets the mean of all values.
+      causal: query i sees the keys up to i.  scale: None for 1 / sqrt(K).
+
+    Returns:
+      [B, N, H, V] in the dtype of q.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+
+    def on_cpu(q, k, v, bias, mask):
+        return _attend(q, k, v, bias, gain, mask, causal, scale)
+
+    def library(q, k, v, bias, mask):
+        return jax.nn.dot_product_attention(
+            q, k, v, bias, mask, is_causal=causal, scale=scale
+        )
+
+    foreign = gain is not None or v.shape[-1] != k.shape[-1]
+    if q.dtype == jnp.float64 or foreign:  # the library has none of these
+        return on_cpu(q, k, v, bias, mask)
+    return jax.lax.platform_dependent(q, k, v, bias, mask, cpu=on_cpu, default=library)
+
+
+def softmax_over_maps(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    num_heads: int,
+    *,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """`softmax_attention` of maps: q [B, H, W, D], k and v [B, H', W', D] -> as q.
+
+    Args:
+      bias: as of `softmax_attention`.
+      mask: bool [B, H', W']; False gives no key and no value.
+    """
+    k, v = only_valid(k, mask), only_valid(v, mask)
+    heads = (split_heads(tokens_of(t), num_heads) for t in (q, k, v))
+    visible = None if mask is None else mask.reshape(q.shape[0], 1, 1, -1)
+    o = softmax_attention(*heads, bias=bias, mask=visible)
+    return merge_heads(o).reshape(q.shape)
+
+
+def rectified_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+) -> jax.Array:
+    """relu(q k^T / sqrt(K)) v per head (Zhang, Titov and Sennrich, 2021).
+
+    Args:
+      q: [B, N, H, K].  k: [B, M, H, K].  v: [B, M, H, V].
+      mask, causal: as of `softmax_attention`.
+
+    Returns:
+      [B, N, H, V] in at least float32.
+    """
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    qh, kh, vh = (jnp.swapaxes(t, 1, 2) for t in (q, k, v))
+    einsum = functools.partial(jnp.einsum, preferred_element_type=wide)
+    scores = einsum("bhnk,bhmk->bhnm", qh, kh)
+    weights = jax.nn.relu(scores * q.shape[-1] ** -0.5)
+    if causal:
+        order = jnp.tril(jnp.ones(weights.shape[-2:], bool))[None, None]
+        mask = order if mask is None else mask & order
+    if mask is not None:
+        weights = jnp.where(mask, weights, 0)
+    return einsum("bhnm,bhmv->bnhv", weights.astype(v.dtype), vh)
+
+
+def attention_entropy(
+    q: jax.Array,
+    k: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    gain: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+) -> jax.Array:
+    """-sum_j p_j log p_j of the weights p of `softmax_attention`, in nats: a scalar.
+
+    The mean over examples, heads and queries (as sigmaReparam tracks it; Zhai et al.,
+    2023), in at least float32. Arguments as of `softmax_attention`.
+    """
+    logits = _scores(q, k, bias, gain, mask, causal, q.shape[-1] ** -0.5)
+    log_p = jax.nn.log_softmax(logits, -1)
+    return jnp.mean(-jnp.sum(jnp.exp(log_p) * log_p, -1))
+
+
+def _attend(q, k, v, bias, gain, mask, causal, scale):
+    logits = _scores(q, k, bias, gain, mask, causal, scale)
+    largest = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+    weights, v = jnp.exp(logits - largest), jnp.swapaxes(v, 1, 2)
+    dtype, total = logits.dtype, jnp.sum(weights, -1)[..., None]
+    weights = weights.astype(v.dtype)
+    o = jnp.einsum("bhnm,bhmv->bhnv", weights, v, preferred_element_type=dtype) / total
+    return jnp.swapaxes(o, 1, 2).astype(q.dtype)
+
+
+def _scores(q, k, bias, gain, mask, causal, scale):
+    """[B, H, N, M] in at least float32; hidden ones are very negative."""
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    q, k = jnp.swapaxes(q, 1, 2) * jnp.asarray(scale, q.dtype), jnp.swapaxes(k, 1, 2)
+    logits = jnp.einsum("bhnk,bhmk->bhnm", q, k, preferred_element_type=wide)
+    if gain is not None:
+        logits *= gain.astype(wide)
+    if bias is not None:
+        bias = bias.astype(wide)
+        same = bias.ndim == logits.ndim and bias.shape[0] == 1
+        logits += repeat_over_batch(bias[0], logits.shape[0]) if same else bias
+    if causal:
+        order = jnp.tril(jnp.ones(logits.shape[-2:], bool))[None, None]
+        mask = order if mask is None else mask & order
+    if mask is not None:
+        # Finite, so that a row without any key has no NaN.
+        logits = jnp.where(mask, logits, jnp.finfo(wide).min / 2)
+    return logits

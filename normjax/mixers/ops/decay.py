@@ -1,0 +1,299 @@
+"""The linear recurrence with decay that gated and decayed linear attention share.
+
+    S_t = diag(d_t) S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
+
+with one state S [K, V] per head and decays d in [0, 1], given as logarithms. Three
+ways to compute it agree: `parallel` (one block of all positions), `chunked` (blocks
+that hand on their state; O(L (C + V) K) for blocks of C) and `recurrent` (position by
+position, with `step` for one).
+
+Gated linear attention (Yang et al., 2024) has one decay per key channel and position,
+Mamba-2 one per head and position, RetNet (Sun et al., 2023) and Lightning Attention
+(Qin et al., 2024) one per head, linear attention (Katharopoulos et al., 2020) none.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from normjax.core.accumulate import EXACT, einsum, precision_of
+from normjax.core.moments import align_mask
+from normjax.mixers.ops import decay_narrow
+
+CHUNK = 64
+_CACHED = 1 << 16  # elements of all states
+
+
+def step(
+    state: jax.Array,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """One position: (o, new state).
+
+    Args:
+      state: [B, H, K, V] in at least float32.
+      q, k: [B, H, K].  v: [B, H, V].
+      log_decay: [B, H, K] or [B, H, 1], at most 0; None for no decay.
+
+    Returns:
+      o [B, H, V] and the state, in the dtype of the state.
+    """
+    q, k, v = (t.astype(state.dtype) for t in (q, k, v))
+    if log_decay is not None:
+        state = jnp.exp(log_decay.astype(state.dtype))[..., None] * state
+    state = state + k[..., None] * v[..., None, :]
+    return einsum("bhk,bhkv->bhv", q, state, precision=EXACT), state
+
+
+def recurrent(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array | None = None,
+    state: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Position by position; arguments and results as of `chunked`."""
+    return _steps(*_prepared(q, k, v, log_decay, state))
+
+
+def _steps(q, k, v, decay, state):
+    def body(state, inputs):
+        o, state = step(state, *inputs)
+        return state, o
+
+    moved = jax.tree.map(lambda t: jnp.moveaxis(t, 1, 0), (q, k, v, decay))
+    state, o = jax.lax.scan(body, state, moved)
+    return jnp.moveaxis(o, 0, 1), state
+
+
+# A CPU that holds the states in its cache takes a third of the time step by step, but
+# ten times as long for the gradient.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _steps_in_inference(chunk, precision, *operands):
+    return _steps(*operands)
+
+
+@_steps_in_inference.defjvp
+def _steps_jvp(chunk, precision, primals, tangents):
+    return jax.jvp(functools.partial(_blocks, chunk, precision), primals, tangents)
+
+
+def parallel(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array | None = None,
+    state: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """All positions in one block, O(L**2 (K + V)); as `chunked` otherwise."""
+    return chunked(q, k, v, log_decay, state, chunk=q.shape[1])
+
+
+def chunked(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array | None = None,
+    state: jax.Array | None = None,
+    *,
+    chunk: int = CHUNK,
+) -> tuple[jax.Array, jax.Array]:
+    """Blocks of `chunk` positions side by side, states from block to block.
+
+    Inside a block the sums run over pairs of neighbouring halves, then quarters, and so
+    on: every decay that is applied is a product of given ones, so that nothing
+    overflows or is divided, however strong the decay, and a decay of exactly 0 (a
+    logarithm of -inf) starts anew. Everything in at least float32, but for products of
+    what was bfloat16. Where nothing is differentiated and the states fit the cache of
+    a CPU, it goes as `recurrent`.
+
+    Args:
+      q, k: [B, L, H, K].  v: [B, L, H, V].
+      log_decay: at most 0: [B, L, H, K] per key channel, [B, L, H, 1] per head, [H] the
+        same at all positions; None for no decay.
+      state: [B, H, K, V] before the first position; None for zeros.
+      chunk: positions a block, rounded up to a power of two.
+
+    Returns:
+      o [B, L, H, V] and the state after the last position.
+    """
+    precision = precision_of(q, k, v)
+    operands = _prepared(q, k, v, log_decay, state)
+
+    def default(*operands) -> tuple[jax.Array, jax.Array]:
+        return _blocks(chunk, precision, *operands)
+
+    def narrow(*operands) -> tuple[jax.Array, jax.Array]:
+        size = min(_power_of_two(chunk), _power_of_two(operands[0].shape[1]))
+        return decay_narrow.blocks(*operands, chunk=size)
+
+    def on_cpu(*operands) -> tuple[jax.Array, jax.Array]:
+        # An exported batch size is no number.
+        known = isinstance(operands[-1].shape[0], int)
+        small = known and operands[-1].size <= _CACHED
+        if not small:
+            return default(*operands)
+        return _steps_in_inference(chunk, precision, *operands)
+
+    elsewhere = default if precision is EXACT else narrow
+    return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=elsewhere)
+
+
+def _blocks(chunk, precision, q, k, v, decay, state):
+    length = q.shape[1]
+    size = min(_power_of_two(chunk), _power_of_two(length))
+    blocks = -(-length // size)
+
+    def split(t):
+        """[B, L, H, X] -> [B, H, n, C, X], heads first as the products want them."""
+        pad = [(0, 0)] * t.ndim
+        pad[1] = (0, blocks * size - length)
+        t = jnp.pad(t, pad).reshape(t.shape[0], blocks, size, *t.shape[2:])
+        return jnp.moveaxis(t, 3, 1)
+
+    q, k, v = split(q), split(k), split(v)
+    factor = None if decay is None else jnp.exp(split(decay))
+    product = functools.partial(einsum, precision=precision)
+    inside, q, k, total = _inside(product, q, k, v, factor)
+    added = product("bhnck,bhncv->nbhkv", k, v)
+
+    def hand_on(state, inputs):
+        new, kept = inputs
+        return (state if kept is None else kept * state) + new, state
+
+    kept = None if total is None else jnp.moveaxis(jnp.swapaxes(total, -1, -2), 2, 0)
+    state, before = jax.lax.scan(hand_on, state, (added, kept))
+    o = inside + product("bhnck,nbhkv->bhncv", q, before)
+    o = jnp.moveaxis(o, 1, 3).reshape(o.shape[0], blocks * size, *o.shape[1:2], -1)
+    return o[:, :length], state
+
+
+def causal_linear_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array | None = None,
+    *,
+    epsilon: float = 1e-6,
+) -> jax.Array:
+    """o_i = (q_i . sum_{j <= i} k_j v_j^T) / (q_i . sum_{j <= i} k_j + epsilon).
+
+    The causal form of `linear_attention` (Katharopoulos et al., 2020), with decays of
+    both sums where given. Arguments as of `chunked`; q and k are not negative.
+
+    Returns:
+      [B, L, H, V] in at least float32.
+    """
+    ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
+    o, _ = chunked(q, k, jnp.concatenate((v, ones), -1), log_decay)
+    return o[..., :-1] / (o[..., -1:] + epsilon)
+
+
+def within_documents(
+    log_decay: jax.Array,
+    shape: tuple[int, ...],
+    mask: jax.Array | None = None,
+    positions: jax.Array | None = None,
+) -> jax.Array:
+    """Decays that pass over padding and start anew with every document.
+
+    Args:
+      log_decay: [H] or [B, L, H, K or 1].  shape: (B, L).
+      mask: bool [B, L]; at padding there is no decay.
+      positions: [B, L]; where it is 0 nothing is left of what came before.
+
+    Returns:
+      [H] as given if there is neither, otherwise [B, L, H, K or 1].
+    """
+    if mask is None and positions is None:
+        return log_decay
+    if log_decay.ndim == 1:
+        log_decay = log_decay.reshape(1, 1, -1, 1)
+        log_decay = jnp.broadcast_to(log_decay, (*shape, *log_decay.shape[2:]))
+    if positions is not None:
+        starts = align_mask(positions == 0, log_decay)
+        log_decay = jnp.where(starts, -jnp.inf, log_decay)
+    if mask is not None:
+        log_decay = jnp.where(align_mask(mask, log_decay), log_decay, 0)
+    return log_decay
+
+
+def diagonal(
+    decay: jax.Array, added: jax.Array, state: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """h_t = decay_t * h_{t-1} + added_t, elementwise; all h and the last one.
+
+    Args:
+      decay, added: [B, L, D] in at least float32.
+      state: [B, D], the h before the first position; None for zeros.
+    """
+    if state is not None:
+        added = added.at[:, 0].add(decay[:, 0] * state.astype(added.dtype))
+
+    def joined(first, second):
+        (a, b), (c, d) = first, second
+        return a * c, b * c + d
+
+    _, h = jax.lax.associative_scan(joined, (decay, added), axis=1)
+    return h, h[:, -1]
+
+
+def _inside(product, q, k, v, factor):
+    """What the positions of a block give each other, and the block as a whole.
+
+    Args:
+      product: an einsum.
+      q, k, v: [..., C, K or V], C a power of two.  factor: [..., C, K or 1] or None.
+
+    Returns:
+      o [..., C, V]; q with the decays since the start of the block, k with those until
+      its end, and the product of all [..., 1, K or 1].
+    """
+    lead, size = q.shape[:-2], q.shape[-2]
+    o = jnp.sum(q * k, -1, keepdims=True) * v
+    total, half = factor, 1
+
+    def halves(t):
+        t = t.reshape(*lead, -1, 2, half, t.shape[-1])
+        return t[..., 0, :, :], t[..., 1, :, :]
+
+    def joined(first, second):
+        t = jnp.stack((first, second), axis=-3)
+        return t.reshape(*lead, -1, t.shape[-1])
+
+    if factor is not None:
+        q = q * factor
+    while half < size:
+        (q0, q1), (k0, k1), (v0, _), (o0, o1) = map(halves, (q, k, v, o))
+        weights = product("...ik,...jk->...ij", q1, k0)
+        o = joined(o0, o1 + product("...ij,...jv->...iv", weights, v0))
+        if total is not None:
+            pairs = total.reshape(*lead, -1, 2, 1, total.shape[-1])
+            t0, t1 = pairs[..., 0, :, :], pairs[..., 1, :, :]
+            q, k = joined(q0, q1 * t0), joined(k0 * t1, k1)
+            total = (t0 * t1).reshape(*lead, -1, total.shape[-1])
+        half *= 2
+    return o, q, k, total
+
+
+def _prepared(q, k, v, log_decay, state):
+    """All in one type, at least float32; decays [B, L, H, K or 1] or None; a state."""
+    dtype = jnp.result_type(q, k, v, jnp.float32)
+    q, k, v = (t.astype(dtype) for t in (q, k, v))
+    batch, length, heads = k.shape[:3]
+    if log_decay is not None:
+        log_decay = log_decay.astype(dtype)
+        if log_decay.ndim == 1:
+            shape = (batch, length, heads, 1)
+            log_decay = jnp.broadcast_to(log_decay.reshape(1, 1, heads, 1), shape)
+    if state is None:
+        state = jnp.zeros((batch, heads, k.shape[-1], v.shape[-1]), dtype)
+    return q, k, v, log_decay, state.astype(dtype)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()

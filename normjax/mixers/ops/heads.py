@@ -1,0 +1,26 @@
+"""Positions in a row, channels in heads."""
+
+import jax
+
+from normjax.core.errors import UserError
+
+
+def tokens_of(x: jax.Array) -> jax.Array:
+    """[B, ..., C] -> [B, L, C] with the positions in row-major order."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
+    """[..., D] -> [..., H, K] with D = H * K.
+
+    Raises:
+      UserError: D is no multiple of `num_heads`.
+    """
+    if num_heads < 1 or x.shape[-1] % num_heads:
+        raise UserError(f"width {x.shape[-1]} does not split into {num_heads} heads")
+    return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+    """[..., H, K] -> [..., H * K]."""
+    return x.reshape(*x.shape[:-2], -1)
