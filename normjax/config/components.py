@@ -109,8 +109,22 @@ def settable(kind: str, spec: Mapping[str, Any]) -> dict[str, Argument]:
 
 def renamed(kind: str, spec: Mapping[str, Any]) -> Mapping[str, str]:
     """What arguments of the component that `spec` names are called now, by old name."""
-    name, registry = spec.get("name"), REGISTRIES.get(kind, {})
-    return getattr(registry[str(name)].make, "renamed", {}) if name in registry else {}
+    name, registry = str(spec.get("name")), REGISTRIES.get(kind, {})
+    return getattr(registry[name].make, "renamed", {}) if name in registry else {}
+
+
+def with_todays_names(node: Any, kind: str = "model") -> Any:
+    """`config.model` of an older run, its arguments called as they are now.
+
+    Args:
+      kind: the field that `node` stands in.
+    """
+    if isinstance(node, list | tuple):
+        return type(node)(with_todays_names(value, kind) for value in node)
+    if not isinstance(node, Mapping):
+        return node
+    now = renamed(kind, node)
+    return {now.get(k, k): with_todays_names(value, k) for k, value in node.items()}
 
 
 def _kinds(annotation: Any, default: Any) -> tuple[type, ...]:

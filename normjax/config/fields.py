@@ -43,27 +43,9 @@ def fields_of(task: str) -> Mapping[str, Field]:
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` of a run with what its absent fields meant; `config` stays as it is.
-
-    What stands in its model under a name of older runs gets that of today.
-    """
+    """`config` of a run with what its absent fields meant; `config` stays as it is."""
     task = config.get("task", fields(Run)["task"].absent)
-    if "model" in config:
-        config = {**config, "model": _renamed(config["model"])}
     return _filled(config, {name: f.absent for name, f in fields_of(task).items()})
-
-
-def _renamed(node: Any) -> Any:
-    """A part of a model's config with today's names of the arguments of its mixers."""
-    from normjax.mixers import MIXERS  # not for those who only read a field
-
-    if isinstance(node, list | tuple):
-        return type(node)(_renamed(value) for value in node)
-    if not isinstance(node, Mapping):
-        return node
-    name = str(node.get("name"))
-    now = getattr(MIXERS[name].make, "renamed", {}) if name in MIXERS else {}
-    return {now.get(key, key): _renamed(value) for key, value in node.items()}
 
 
 def _filled(given: Mapping[str, Any], absent: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def kept_config(
     if not config_exists(workdir):
         raise UserError(f"workdir {workdir} holds no run: no {CONFIG_FILE} in it")
     kept = read_json(Path(workdir) / CONFIG_FILE)
-    config: Any = ConfigDict(with_tuples(complete(kept)))
+    config: Any = ConfigDict(_whole(kept))
     overrides = list(overrides)
     if reads is not None:
         free = [name for name, f in fields_of(config.task).items() if f.read]
@@ -116,11 +116,21 @@ def plain(config: ConfigDict) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
 
+def _whole(kept: dict) -> dict[str, Any]:
+    """A kept config with what it lacks and today's names."""
+    from normjax.config.components import with_todays_names
+
+    whole = complete(with_tuples(kept))
+    if "model" in whole:
+        whole["model"] = with_todays_names(whole["model"])
+    return whole
+
+
 def _said(config: dict) -> dict[str, Any]:
     """What a kept config says of the run, so that two of the same run are equal."""
     from normjax.config.components import written_out
 
-    whole = complete(with_tuples(config))
+    whole = _whole(config)
     fields = {**fields_of(whole["task"]), **MODEL}
     for kind in ("model", "optim"):
         whole[kind] = written_out(kind, whole.get(kind, {}))

@@ -114,7 +114,9 @@ def test_every_place_takes_every_core(place, core):
     mixer = mixers.build(place, core=core, num_heads=2, **SMALL.get(place, {}))()
     y, _ = jax.eval_shape(mixer.init_with_output, jax.random.key(0), X)
     assert y.shape == X.shape
-    direct = MIXERS[place].make(core={"name": core}, num_heads=2, **SMALL.get(place, {}))
+    direct = MIXERS[place].make(
+        core={"name": core}, num_heads=2, **SMALL.get(place, {})
+    )
     assert jax.eval_shape(direct.init, jax.random.key(0), X)
 
 

@@ -17,7 +17,7 @@ from normjax import activations, mixers, models, norms, reparam
 from normjax.activations import ACTIVATIONS
 from normjax.core.arguments import field_names, required_names
 from normjax.core.errors import UserError
-from normjax.mixers import DISTANCES, MIXERS
+from normjax.mixers import CORES, MIXERS, RELATIVE_BIASES
 from normjax.models import MODELS
 from normjax.models.mlps import MLPS
 from normjax.models.stems import STEMS
@@ -73,8 +73,13 @@ def inside(part, call, spec, entry):
     shaped(part.factory(spec, **given)(), jnp.zeros((2, 32, 32, 8)), **call)
 
 
-def distance(spec, entry):
-    module = DISTANCES.factory(spec, num_heads=2)()
+def core(spec, entry):
+    q = jnp.zeros((2, 4, 4, 8))
+    shaped(CORES.factory(spec)(), q, q, q)
+
+
+def relative_bias(spec, entry):
+    module = RELATIVE_BIASES.factory(spec, num_heads=2)()
     jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), 4, 4))
 
 
@@ -104,7 +109,8 @@ KINDS = {
     "activation": (ACTIVATIONS, functools.partial(called, activations.build, {})),
     "mlp": (MLPS, functools.partial(inside, MLPS, {})),
     "stem": (STEMS, functools.partial(inside, STEMS, {"train": True})),
-    "distance": (DISTANCES, distance),
+    "core": (CORES, core),
+    "relative_bias": (RELATIVE_BIASES, relative_bias),
     "model": (MODELS, whole),
     "reparameterization": (REPARAMS, reparameterized),
 }
@@ -120,7 +126,9 @@ def right(kind, entry):
         windows = {"name": "window", "window_size": 2}
         small = SMALL | ({"num_heads": (2, 2), "mixer": windows} if staged else {})
         given |= {k: v for k, v in small.items() if k in own}
-    given |= {k: v for k, v in FEW_CHANNELS.items() if k in own and kind != "distance"}
+    given |= {
+        k: v for k, v in FEW_CHANNELS.items() if k in own and kind != "relative_bias"
+    }
     return {"name": entry.name, **given}
 
 
