@@ -129,8 +129,19 @@ def test_mixers_of_stages_are_set_one_by_one():
     assert [mixer["window_size"] for mixer in model.mixer] == [56, 56, 14, 7]
     with pytest.raises(UserError, match=r"one of each stage \(config\.model\.mixer\[0"):
         config_of(SWIN, "model.mixer.window_size=14")
-    one = config_of(SWIN.replace("slab_", ""), "model.mixer.window_size=8").model
+    swin = SWIN.replace("slab_", "")
+    one = config_of(swin, "model.mixer.window_size=8").model
     assert one.mixer.to_dict() == {"name": "window", "window_size": 8}
+
+
+def test_cores_of_mixers_and_their_arguments():
+    window = "model.mixer=window", "model.mixer.core=sla"
+    mixer = config_of(DIGITS, *window, "model.mixer.core.kernel_size=3").model.mixer
+    core = {"name": "sla", "kernel_size": 3}
+    assert mixer.to_dict() == {"name": "window", "core": core}
+    own = "model.mixer=window_sla", "model.mixer.kernel_size=3"
+    mixer = config_of(DIGITS, *own).model.mixer
+    assert mixer.to_dict() == {"name": "window_sla", "kernel_size": 3}
 
 
 def test_steps_and_fractions_take_each_others_place():
