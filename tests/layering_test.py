@@ -31,6 +31,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
 SCRIPTS = [ROOT / "train.py", ROOT / "eval.py"]
 LIGHT = (
     "normjax.core.errors",
+    "normjax.core.layer_decay",
     "normjax.core.ranges",
     "normjax.core.schedules",
     "normjax.config.declare",
