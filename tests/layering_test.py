@@ -141,6 +141,32 @@ def own_names(path):
     }
 
 
+def test_imports_run_in_no_circle():
+    """Wherever in a file they stand, for types alone, too."""
+    names = {module_of(path): path for path in FILES}
+    edges = {name: set(modules(path, names)) for name, path in names.items()}
+    while free := [name for name, others in edges.items() if not others]:
+        edges = {n: o - set(free) for n, o in edges.items() if n not in free}
+    assert not edges
+
+
+def module_of(path):
+    """The full name of a file's module."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules(path, names):
+    """Those of `names` that a file imports; of a package, what it takes out of it."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from {alias.name for alias in node.names} & set(names)
+        elif isinstance(node, ast.ImportFrom):
+            found = [f"{node.module}.{alias.name}" for alias in node.names]
+            whole = (n if n in names else node.module for n in found)
+            yield from set(whole) & set(names)
+
+
 @pytest.mark.parametrize(
     "path",
     [*CONFIGS, *((ROOT / name.replace(".", "/")).with_suffix(".py") for name in LIGHT)],

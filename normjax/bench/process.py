@@ -68,10 +68,10 @@ def main(way: str, name: str, side: str, batches: str, dtype: str) -> None:
     shape = (counts[-1], int(side), int(side), 3)
     images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     if way == OURS:
-        from normjax.bench import models
+        from normjax.bench import our_models
 
         keep_freed_memory()
-        size, calls = models.measured(name, images, counts, dtype)
+        size, calls = our_models.measured(name, images, counts, dtype)
     else:
         from normjax.bench import torch_models
 

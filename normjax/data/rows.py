@@ -1,14 +1,12 @@
 """What a data set brings to the pipeline: how its examples become rows of a batch."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from normjax.core.errors import UserError
 from normjax.data.augment import Transform
-
-if TYPE_CHECKING:
-    from normjax.data.sources import ImageSource
+from normjax.data.decode import Images
 
 Batch = dict[str, np.ndarray]
 
@@ -51,9 +49,29 @@ class Source(Protocol):
         ...
 
 
-def image_shape(
-    source: "ImageSource", transform: Transform | None
-) -> tuple[int, int, int]:
+class Labelled(Protocol):
+    """Images with labels, as `sources.ImageSource` has them and `ImageRows` needs them.
+
+    Attributes:
+      shape: (H, W, C) if all images share it, else None.  channels: 1 or 3.
+      skip: whether images that cannot be decoded are stood in for.
+      stand_ins: numbers of those found so far, and of what stands in for each.
+    """
+
+    name: str
+    shape: tuple[int, int, int] | None
+    channels: int
+    skip: bool
+    stand_ins: dict[int, int]
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: np.ndarray) -> tuple[Images, np.ndarray]:
+        """Images uint8 [B, H, W, C], or a list of [H, W, C], and labels int64 [B]."""
+        ...
+
+
+def image_shape(source: Labelled, transform: Transform | None) -> tuple[int, int, int]:
     """The one shape (H, W, C) that images of `source` have after `transform`.
 
     Raises:
@@ -76,7 +94,7 @@ class ImageRows:
     that another one stands in for, or -1.
     """
 
-    def __init__(self, source: "ImageSource", transform: Transform | None):
+    def __init__(self, source: Labelled, transform: Transform | None):
         self._source, self._transform = source, transform
         self._shape = image_shape(source, transform)
 

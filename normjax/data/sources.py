@@ -61,15 +61,16 @@ class ImageSource:
         """
         import tensorflow_datasets as tfds
 
-        self.name, self.split, self.skip = name, split, skip
+        self.name: str = name
+        self.split, self.skip = split, bool(skip)
         self.stand_ins: dict[int, int] = {}
         self.ignored: Mapping[str, int] = ignored
         metadata: Any = builder.info.metadata or {}
         self.digest = metadata.get("digest") or _digest(builder)
         names = metadata.get("class_names") or builder.info.features[label_key].names
         self.class_names = tuple(names)
-        self.channels = shape[-1]
-        self.shape = tuple(shape) if all(shape) else None
+        self.channels: int = shape[-1]
+        self.shape: tuple[int, int, int] | None = shape if all(shape) else None
         self._keys = image_key, label_key
         runs = metadata.get("label_runs")
         whole, self._taken = take(name, builder, split, runs)

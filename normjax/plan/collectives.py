@@ -1,7 +1,9 @@
 """What a compiled program sends between devices, read from its text."""
 
-import math
-import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from normjax.plan.hlo import Computation, Instruction, parse
 
 KINDS = (
     "all-reduce",
@@ -13,13 +15,20 @@ KINDS = (
     "ragged-all-to-all",
 )
 
-ALL_REDUCE_SCATTER = "all-reduce-scatter"
+_ALL_REDUCE_SCATTER = "all-reduce-scatter"
 """Begins the names of the fusions in which TPUs reduce and keep a part."""
 
-_CHANNEL = re.compile(r"channel_id=(\d+)")
-_CALL = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
-_SCATTER = re.compile(rf"^%{ALL_REDUCE_SCATTER}[\w.\-]* \(.*\) -> (.*) \{{$")
-_SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+
+class Collective(NamedTuple):
+    """One instruction that sends.
+
+    Attributes:
+      kind: of `KINDS`.  size: bytes of its result.
+    """
+
+    kind: str
+    size: int
+    instruction: Instruction
 
 
 def collective_bytes(compiled_text: str) -> dict[str, int]:
@@ -39,27 +48,36 @@ def collective_bytes(compiled_text: str) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     channels: set[str] = set()
-    part = None
-    for line in compiled_text.splitlines():
-        if line.endswith("{"):
-            part = _SCATTER.match(line)
-        call, channel = _CALL.search(line), _CHANNEL.search(line)
-        if call is None or (channel and channel[1] in channels):
-            continue
-        if channel:
-            channels.add(channel[1])
-        result, kind, start = call.groups()
-        if part:
-            result, kind = part[1], "reduce-scatter"
-        sizes = [_bytes_of(*shape) for shape in _SHAPE.findall(result)]
-        if start and kind in ("all-gather", "collective-permute"):
-            # Asynchronous ones hand on (operands, results, counters).
-            count = (len(sizes) - result.count("u32[]")) // 2
-            sizes = sizes[count : 2 * count]
-        found[kind] = found.get(kind, 0) + sum(sizes)
+    for name, computation in parse(compiled_text).computations.items():
+        sent = filter(None, map(collective, computation.instructions.values()))
+        for one in as_named(name, computation, sent):
+            channel = one.instruction.channel
+            if channel not in channels:
+                found[one.kind] = found.get(one.kind, 0) + one.size
+            channels |= {channel} if channel else set()
     return found
 
 
-def _bytes_of(dtype: str, bits: str, dims: str) -> int:
-    elements = math.prod(int(dim) for dim in dims.split(",") if dim)
-    return math.ceil(elements * (8 if dtype == "pred" else int(bits)) / 8)
+def collective(each: Instruction) -> Collective | None:
+    """What `each` sends, if it is a collective; the end of one sends nothing more."""
+    kind = each.opcode.removesuffix("-start")
+    if kind not in KINDS:
+        return None
+    arrays = each.arrays
+    if kind != each.opcode and kind in ("all-gather", "collective-permute"):
+        # Asynchronous ones hand on (operands, results, counters).
+        counters = sum(a.dtype == "u32" and not a.shape for a in arrays)
+        count = (len(arrays) - counters) // 2
+        arrays = arrays[count : 2 * count]
+    return Collective(kind, sum(array.size for array in arrays), each)
+
+
+def as_named(
+    name: str, computation: Computation, found: Iterable[Collective]
+) -> list[Collective]:
+    """The collectives `found` in a computation, as what its name says that they are."""
+    if not name.startswith(_ALL_REDUCE_SCATTER):
+        return list(found)
+    root = computation.instructions[computation.root]
+    part = sum(array.size for array in root.arrays)
+    return [Collective("reduce-scatter", part, one.instruction) for one in found]

@@ -10,6 +10,10 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*
 _NAME = re.compile(r"%([\w.\-]+)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_GROUPS_OF_MESH = re.compile(r"replica_groups=mesh\[(.*?)\][^{]*\{('[^}]*)\}")
+_GROUPS_OF_IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_GROUPS_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _CALLED = re.compile(
     r"\b(calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%[\w.\-]+)"
 )
@@ -19,10 +23,13 @@ class Array(NamedTuple):
     """One array of a result.
 
     Attributes:
+      dtype: as XLA names it, "f32".  shape: of the array.
       size: bytes, without padding.
       main: whether it lies in the main memory of the device, not on the chip.
     """
 
+    dtype: str
+    shape: tuple[int, ...]
     size: int
     main: bool
 
@@ -44,6 +51,25 @@ class Instruction(NamedTuple):
     called: dict[str, tuple[str, ...]]
     argument: str
     line: str
+
+    @property
+    def channel(self) -> str | None:
+        """Of a collective: the same number in all the instructions that it is."""
+        found = _CHANNEL.search(self.line)
+        return found[1] if found else None
+
+    def group_size(self, num_devices: int) -> int:
+        """Of a collective of `num_devices`: how many of them take part together."""
+        mesh = _GROUPS_OF_MESH.search(self.line)
+        if mesh:
+            sizes = dict(re.findall(r"('[^']*')=(\d+)", mesh[1]))
+            axes = re.findall(r"'[^']*'", mesh[2])
+            return math.prod(int(sizes[axis]) for axis in axes)
+        iota = _GROUPS_OF_IOTA.search(self.line)
+        if iota:
+            return int(iota[1])
+        listed = _GROUPS_LISTED.search(self.line)
+        return len(listed[1].split(",")) if listed else num_devices
 
 
 class Computation(NamedTuple):
@@ -114,10 +140,10 @@ def _split(rest: str) -> tuple[str, str]:
 def _arrays(result: str) -> tuple[Array, ...]:
     found = []
     for kind, bits, dims, layout in _ARRAY.findall(result):
-        elements = math.prod(int(dim) for dim in dims.split(",") if dim)
-        size = math.ceil(elements * (8 if kind == "pred" else int(bits)) / 8)
+        shape = tuple(int(dim) for dim in dims.split(",") if dim)
+        size = math.ceil(math.prod(shape) * (8 if kind == "pred" else int(bits)) / 8)
         space = re.search(r"S\((\d+)\)", layout)
-        found.append(Array(size, space is None or space[1] == "0"))
+        found.append(Array(kind, shape, size, space is None or space[1] == "0"))
     return tuple(found)
 
 

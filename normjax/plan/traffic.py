@@ -6,12 +6,11 @@ through memory. Padding of arrays does not count, of a scatter all that it may c
 
 import functools
 import math
-import re
 import types
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from normjax.plan.collectives import ALL_REDUCE_SCATTER, collective_bytes
+from normjax.plan.collectives import Collective, as_named, collective
 from normjax.plan.hlo import Computation, Instruction, Program, parse, trip_count
 
 FREE = (
@@ -38,7 +37,7 @@ class Traffic(NamedTuple):
     Attributes:
       memory: bytes read from and written to the main memory.
       collectives: bytes of the results of collectives by kind, as
-        `train.collectives` counts them.
+        `plan.collectives` counts them.
       sent: bytes that the device sends at least (see `sent_bytes`).
       unknown_loops: loops of unknown length; their bodies count once.
     """
@@ -80,10 +79,10 @@ def traffic(compiled_text: str, num_devices: int) -> Traffic:
             total = total.plus(Traffic(memory=memory))
             for inner in _collectives(program, each):
                 # An asynchronous one stands in several fusions, with one channel.
-                channel = re.search(r"channel_id=\d+", inner.line)
-                if channel and channel[0] in seen:
+                channel = inner.instruction.channel
+                if channel in seen:
                     continue
-                seen |= {channel[0]} if channel else set()
+                seen |= {channel} if channel else set()
                 total = total.plus(_sent(inner, num_devices))
         return total
 
@@ -207,42 +206,21 @@ def _written(program: Program, fused: str, each: Instruction) -> float:
     return total
 
 
-class _Collective(NamedTuple):
-    kind: str
-    size: int  # bytes of its result
-    line: str
-
-
-def _collectives(program: Program, each: Instruction) -> list[_Collective]:
+def _collectives(program: Program, each: Instruction) -> list[Collective]:
     """`each` if it is one, or those in the fusion that it is."""
-    found = [_Collective(*f, each.line) for f in collective_bytes(each.line).items()]
-    if found or each.opcode != "fusion":
-        return found
+    own = collective(each)
+    if own or each.opcode != "fusion":
+        return [own] if own else []
     name = each.called["calls"][0]
-    for line in program.computations[name].instructions.values():
-        found += _collectives(program, line)
-    if name.startswith(ALL_REDUCE_SCATTER):
-        part = sum(array.size for array in each.arrays)
-        return [_Collective("reduce-scatter", part, one.line) for one in found]
-    return found
+    computation = program.computations[name]
+    inner = computation.instructions.values()
+    found = [one for line in inner for one in _collectives(program, line)]
+    return as_named(name, computation, found)
 
 
-def _sent(each: _Collective, num_devices: int) -> Traffic:
-    group = _group(each.line, num_devices)
+def _sent(each: Collective, num_devices: int) -> Traffic:
+    group = each.instruction.group_size(num_devices)
     return Traffic(
         collectives={each.kind: each.size},
         sent=sent_bytes(each.kind, each.size, group),
     )
-
-
-def _group(line: str, num_devices: int) -> int:
-    """How many devices take part together."""
-    mesh = re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{('[^}]*)\}", line)
-    if mesh:
-        sizes = dict(re.findall(r"('[^']*')=(\d+)", mesh[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'[^']*'", mesh[2]))
-    iota = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
-    if iota:
-        return int(iota[1])
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
-    return len(listed[1].split(",")) if listed else num_devices

@@ -21,9 +21,9 @@ STAND_IN = """
         return 7, {k: (lambda k=k: call(k)) for k in ("first", "second", "fails")}
 
     import normjax.bench
-    stand_in = types.ModuleType("normjax.bench.models")
+    stand_in = types.ModuleType("normjax.bench.our_models")
     stand_in.measured = measured
-    normjax.bench.models = sys.modules[stand_in.__name__] = stand_in
+    normjax.bench.our_models = sys.modules[stand_in.__name__] = stand_in
     from normjax.bench.process import main
     main(*sys.argv[3:-1])
 """

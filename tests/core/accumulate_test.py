@@ -11,6 +11,7 @@ from normjax import mixers
 from normjax.core.arguments import field_names
 from normjax.core.dense import SplitDense, ZeroMeanDense
 from normjax.core.operations import multiply_adds
+from normjax.plan.hlo import parse
 from normjax.plan.topology import devices_of, prepare
 from tests.mixers.rows import ROWS as MIXERS
 from tests.norms.case import Case
@@ -39,12 +40,16 @@ def products(function, *arguments):
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), arguments
     )
     text = jax.jit(function).lower(*given).compile().as_text()
-    lines = [i for i in text.splitlines() if re.search(r" (dot|convolution)\(", i)]
-    assert all('op_name="' in line for line in lines)
-    return [
-        (re.findall(r'op_name="([^"]*)"', line)[0], "{highest,highest}" in line)
-        for line in lines
+    lines = [
+        instruction.line
+        for computation in parse(text or "").computations.values()
+        for instruction in computation.instructions.values()
+        if instruction.opcode in ("dot", "convolution")
     ]
+    names = [line.partition('op_name="')[2].partition('"')[0] for line in lines]
+    assert all(names)
+    full = ["{highest,highest}" in line for line in lines]
+    return list(zip(names, full, strict=True))
 
 
 def layers_of(function, *arguments):
