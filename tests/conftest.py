@@ -78,6 +78,26 @@ def data_dir(tmp_path_factory):
         del os.environ["NORMJAX_DATA_DIR"]
 
 
+@pytest.fixture(scope="session")
+def cloud():
+    """A stand-in for Cloud Storage of this session, to which gs:// leads."""
+    from tests import cloud_storage
+
+    with cloud_storage.serving() as cloud, pytest.MonkeyPatch.context() as patch:
+        for name, value in cloud_storage.environment(cloud).items():
+            patch.setenv(name, value)
+        cloud_storage.install()
+        yield cloud
+
+
+@pytest.fixture
+def bucket(cloud, monkeypatch):
+    """gs://bucket, empty."""
+    monkeypatch.setattr(cloud, "objects", {})
+    monkeypatch.setattr(cloud, "before", lambda method, what: None)
+    return cloud
+
+
 @pytest.fixture(scope="session", autouse=True)
 def without_curves():
     """Runs draw no curves; `report.plot_curves.__wrapped__` does."""

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from normjax.core.paths import is_local
+
 OPTIONS = {
     # By default XLA's CPU backend gives matrix products to YNNPACK together with
     # reductions. Eigen multiplies faster, YNNPACK reduces faster: a forward pass of
@@ -54,8 +56,9 @@ def compiled_code_in(folder: Path) -> Iterator[None]:
     if jax.config.jax_compilation_cache_dir:
         yield
         return
+    local = is_local(folder)
     settings = {
-        "jax_compilation_cache_dir": str(folder.absolute()),
+        "jax_compilation_cache_dir": str(folder.absolute() if local else folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     before = {name: getattr(jax.config, name) for name in settings}
