@@ -146,8 +146,8 @@ manifest() {
 launch() {
   local text
   command_words
-  [ -n "$conf_bucket" ] || note "warning: no bucket is set, so checkpoints end with their pod"
-  [ -n "$conf_bucket" ] || [ "$HOSTS" -le 1 ] ||
+  has_bucket || note "warning: no bucket is set, so checkpoints end with their pod"
+  has_bucket || [ "$HOSTS" -le 1 ] ||
     note "warning: no bucket is set: train.py refuses a workdir that not all $HOSTS pods of a slice see"
   text=$(manifest)
   if dry; then

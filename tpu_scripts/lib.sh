@@ -217,6 +217,11 @@ run() { # the command, or with --dry_run only its text
 
 # Sets COMMAND to what shall run: the words after --, else the setting `command`, which is
 # a line of shell.
+# Whether the command writes to a bucket: mounted, or by its address.
+has_bucket() {
+  [ -n "$conf_bucket" ] || [[ "${COMMAND[*]}" == *gs://* ]]
+}
+
 command_words() {
   if [ "${#ARGS[@]}" -gt 0 ]; then
     COMMAND=("${ARGS[@]}")

@@ -286,7 +286,7 @@ launch() {
   local code=0 force=()
   command_words
   wait_for_workers
-  if [ -z "$conf_bucket" ]; then
+  if ! has_bucket; then
     [ "$conf_spot" = false ] ||
       note "warning: no bucket is set, so checkpoints are lost when this spot machine is preempted"
     field tpu-vm 'networkEndpoints.len()' 1

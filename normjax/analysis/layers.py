@@ -4,7 +4,6 @@ A run with `config.diagnostics_every` computes this at those steps, writes a lin
 to `layers.jsonl` of the workdir and draws `layers.png` at the end.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -24,6 +23,9 @@ from normjax.core.collections import (
     OVERWRITE,
     PARAMS,
 )
+from normjax.core.files import whole_file
+from normjax.core.lines import open_lines, read_lines
+from normjax.core.paths import workdir_path
 from normjax.core.scanned import scanned_of, split_layers
 from normjax.models.block import Block
 from normjax.tasks import Objective
@@ -136,9 +138,8 @@ class LayerLog:
     """`layers.jsonl` of a workdir; lines past the step a run resumes from go."""
 
     def __init__(self, workdir: Path, resumed_step: int):
-        self._path = Path(workdir) / LAYERS_FILE
         kept = [r for r in read_layers(workdir) if r["step"] <= resumed_step]
-        self._path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        self._lines = open_lines(workdir_path(workdir) / LAYERS_FILE, kept)
 
     def write(self, step: int, layers: Mapping[str, Mapping[str, Any]]) -> None:
         """Record what `make_diagnose` gave at `step`."""
@@ -148,19 +149,16 @@ class LayerLog:
             for quantity, by_layer in values.items()
             if by_layer
         }
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **record}) + "\n")
+        self._lines.write({"step": step, **record})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
 
 
 def read_layers(workdir: Path) -> list[dict[str, Any]]:
     """All records of the file; a half-written last line is left out."""
-    path, records = Path(workdir) / LAYERS_FILE, []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    return read_lines(workdir_path(workdir) / LAYERS_FILE)
 
 
 def plot_layers(workdir: Path) -> Path | None:
@@ -189,8 +187,9 @@ def plot_layers(workdir: Path) -> Path | None:
         axis.set_yscale("log" if kind != "attention_entropy" else "linear")
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=7)
-    path = Path(workdir) / PLOT_FILE
-    figure.savefig(path, dpi=110)
+    path = workdir_path(workdir) / PLOT_FILE
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)
     return path
 

@@ -10,7 +10,7 @@ from absl import flags
 from normjax.config.overrides import Override, override, split
 from normjax.config.recipes import load_config
 from normjax.core.errors import UserError, utf8_path
-from normjax.core.paths import local_path
+from normjax.core.paths import workdir_path
 
 HELP = ("-h", "-help", "--help", "--helpfull", "--helpshort")
 
@@ -45,12 +45,12 @@ class CommandLine(NamedTuple):
         """The folder of --workdir.
 
         Raises:
-          UserError: there is none, or an address.
+          UserError: there is none, or an address where no runs can be.
         """
         folder = self.flags["workdir"].value
         if not folder:
             raise UserError("--workdir is required, such as --workdir=runs/digits")
-        return local_path("workdir", utf8_path("workdir", folder))
+        return workdir_path(utf8_path("workdir", folder))
 
     def refuse(self, names: Sequence[str], why: str) -> None:
         """Refuse flags that the others leave without effect.

@@ -24,7 +24,7 @@ from normjax.config.recipes import RECIPES
 from normjax.convert.layouts import SIZES
 from normjax.convert.settings import published_settings, settle
 from normjax.core.errors import UserError, one_of
-from normjax.core.paths import local_path
+from normjax.core.paths import local_path, workdir_path
 from normjax.families import FAMILIES, family_of
 
 USAGE = "--model=NAME CHECKPOINT WORKDIR, or --to_torch WORKDIR FILE.safetensors"
@@ -43,16 +43,14 @@ def convert_command(argv: Sequence[str]) -> int:
     given = parse_flags(
         argv, define, __doc__, files="CHECKPOINT WORKDIR", overrides=True
     )
-    values, (source, target) = (
-        given.flags,
-        (local_path("path", file) for file in given.files),
-    )
+    values, (first, second) = given.flags, given.files
     if values.to_torch:
         given.refuse(["model", "config", "averaged"], "with --to_torch")
         if given.overrides:
             raise UserError(f"--config.{given.overrides[0].field} has no effect here")
-        _export(source, target, values.layout)
+        _export(workdir_path(first), local_path("path", second), values.layout)
         return 0
+    source, target = local_path("path", first), workdir_path(second)
     given.refuse(["layout"], "without --to_torch")
     if values.model and not values.config:
         values.config = _recipe(values.model)

@@ -18,7 +18,7 @@ from absl import flags
 from normjax.cli.flags import define_config, define_workdir, parse_flags
 from normjax.cli.main import run
 from normjax.core.errors import UserError
-from normjax.core.paths import local_path
+from normjax.core.paths import workdir_path
 from normjax.prune.magnitude import magnitude_pruned
 
 
@@ -34,7 +34,7 @@ def prune_command(argv: Sequence[str]) -> int:
     workdir, config = given.workdir(), given.config()
     if given.flags.sparsity is None:
         raise UserError("--sparsity is required, such as --sparsity=0.9")
-    _prune(workdir, config, given.flags.sparsity, local_path("workdir", given.files[0]))
+    _prune(workdir, config, given.flags.sparsity, workdir_path(given.files[0]))
     return 0
 
 

@@ -4,9 +4,8 @@ Each one carries the checksums of its arrays. One that cannot be read, or whose 
 are not those that were written, is named and passed over; nothing is deleted for it.
 """
 
-import json
+import contextlib
 import math
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,21 +17,18 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from normjax.core.console import console
 from normjax.core.errors import RunFailed, UserError
+from normjax.core.paths import is_local, workdir_path
 from normjax.devices.processes import from_first, gather, is_first
-from normjax.records.arrays import another_model, check_same_arrays
 from normjax.records.checksums import checksums
+from normjax.records.folders import is_complete, move, remove_folder
 from normjax.records.leftovers import UnlessLeftover, collecting_leftovers
 from normjax.records.manager import Manager, Names
+from normjax.records.reading import CHECKSUMS, Damaged, read_like, read_on_one
 from normjax.records.workdir import CHECKPOINTS
 
 T = TypeVar("T")
 
-_CHECKSUMS = "checksums"
 _REPLACED = ".replaced"  # behind the step: set aside until a new one is complete
-
-
-class Damaged(UserError):
-    """A checkpoint that cannot be read, or reads as other than it was written."""
 
 
 def _all_equal(scores: dict[str, float]) -> float:
@@ -69,9 +65,10 @@ class Checkpoints:
             policies.BestN(get_metric_fn=score, n=keep_best),
         ]
         self._workdir = workdir
+        path = workdir_path(workdir)
         self._several = jax.process_count() > 1
         self._manager = Manager(
-            Path(workdir).absolute() / CHECKPOINTS,
+            (path.absolute() if is_local(path) else path) / CHECKPOINTS,
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep),
@@ -108,7 +105,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.StandardSave(state),
                 metrics=metrics or {},
-                custom_metadata={_CHECKSUMS: checksums(state)},
+                custom_metadata={CHECKSUMS: checksums(state)},
             )
 
         self._try(write)
@@ -130,10 +127,10 @@ class Checkpoints:
         step = int(state.step)
         aside = self._folder(step).with_name(f"{step}{_REPLACED}")
         self.wait()
-        self._on_first(lambda: self._folder(step).rename(aside))
+        self._on_first(lambda: move(self._folder(step), aside))
         self.save(state, metrics)
         self.wait()
-        self._on_first(lambda: shutil.rmtree(aside))
+        self._on_first(lambda: remove_folder(aside))
 
     def wait(self) -> None:
         """Wait until what was saved is complete.
@@ -162,43 +159,15 @@ class Checkpoints:
           Damaged: in all processes alike.  UserError: a checkpoint of another model.
         """
 
-        def abstract(x):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-        def target(folder):
-            saved = ocp.StandardCheckpointHandler().metadata(folder)
-            fields = {k: v for k, v in vars(like).items() if k in saved.tree}
-            return jax.tree.map(abstract, fields)
-
-        try:
-            state = type(like)(**self._load(step, target))
-        except Damaged:
-            self._check_model(step, like)
-            raise
+        fields = read_like(self._folder(step), like, self._what(step))
+        state = type(like)(**fields)
         if state.ema_stats is None and like.ema_stats is not None:
             _print(
-                f"checkpoint {step} of {self._workdir} is older than averages of batch "
+                f"{self._what(step)} is older than averages of batch "
                 "statistics: theirs begins with those of the model"
             )
             state = state.with_new_ema_stats()
         return state
-
-    def _check_model(self, step: int, like: Any) -> None:
-        """Raise what is to say of a sound checkpoint of another model."""
-        reason = ""
-        try:
-            folder = self._manager.directory / str(step) / "default"
-            saved: Any = ocp.StandardCheckpointHandler().metadata(folder)
-            for name in ("params", "model_state"):
-                what = another_model(f"checkpoint {step} of {self._workdir}")
-                check_same_arrays(saved.tree[name], getattr(like, name), what)
-        except UserError as error:
-            reason = str(error)
-        except Exception:  # damaged indeed
-            reason = ""
-        reasons = [reason for reason in gather(reason) if reason]
-        if reasons:
-            raise UserError(reasons[0])
 
     def restore_newest(self, like: Any, *, set_aside: bool = False) -> Any:
         """The newest state that is not damaged, or None where there is none at all.
@@ -222,7 +191,7 @@ class Checkpoints:
             if is_first():
                 for step in damaged:
                     folder = self._folder(step)
-                    folder.rename(_unused(folder.with_name(f"{step}.damaged")))
+                    move(folder, _unused(folder.with_name(f"{step}.damaged")))
             from_first(None)
             self._manager.reload()
             self._latest = self._manager.latest_step()
@@ -234,16 +203,9 @@ class Checkpoints:
         Raises:
           UserError: all are damaged.
         """
-        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-        def abstract(x):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one)
-
-        def target(folder):
-            saved: Any = ocp.StandardCheckpointHandler().metadata(folder)
-            return jax.tree.map(abstract, saved.tree)
-
-        state, _ = self._newest(lambda step: self._load(step, target))
+        state, _ = self._newest(
+            lambda step: read_on_one(self._folder(step), self._what(step))
+        )
         return jax.device_get(state)
 
     def close(self) -> None:
@@ -255,9 +217,9 @@ class Checkpoints:
         try:
             self._try(self._wait)
         except RunFailed:
-            if self._several:  # closing would wait as well
-                raise
-            self._manager.close()
+            if not self._several:  # closing would wait as well
+                with contextlib.suppress(Exception):  # what has failed fails again
+                    self._manager.close()
             raise
         self._manager.close()
 
@@ -301,9 +263,12 @@ class Checkpoints:
 
     def _put_back(self) -> None:
         """What `replace` has set aside, if it has not come to its end."""
-        for aside in Path(self._manager.directory).glob(f"*{_REPLACED}"):
+        for aside in self._manager.directory.glob(f"*{_REPLACED}"):
             place = self._folder(int(aside.name.removesuffix(_REPLACED)))
-            shutil.rmtree(aside) if place.exists() else aside.rename(place)
+            if is_complete(place) or not is_complete(aside):
+                remove_folder(aside)
+            else:
+                move(aside, place)
 
     def _on_first(self, change: Callable[[], Any]) -> None:
         """Change the folder in the first process; the others wait and see it."""
@@ -313,42 +278,11 @@ class Checkpoints:
         self._manager.reload()
         self._latest = from_first(self._manager.latest_step())
 
-    def _folder(self, step: int) -> Path:
-        return Path(self._manager.directory) / str(step)
+    def _folder(self, step: int) -> Any:
+        return self._manager.directory / str(step)
 
-    def _load(self, step: int, target: Callable[[Any], Any]) -> Any:
-        """Read a checkpoint and compare it with its checksums.
-
-        Not by the manager, whose barriers a process that fails would never reach.
-        """
-        state, wrong, kept = None, None, {}
-        try:
-            with collecting_leftovers():
-                folder = self._manager.directory / str(step)
-                metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
-                kept = dict((metadata["custom_metadata"] or {}).get(_CHECKSUMS) or {})
-                args = ocp.args.StandardRestore(target(folder / "default"))
-                handler = ocp.StandardCheckpointHandler()
-                state = handler.restore(folder / "default", args=args)
-        except (MemoryError, jax.errors.JaxRuntimeError):
-            raise
-        except Exception as error:  # tensorstore, JSON, the file system: of any kind
-            wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        reasons = [reason for reason in gather(wrong) if reason]
-        if reasons:
-            where = f"checkpoint {step} of {self._workdir}"
-            raise Damaged(f"{where} is damaged ({wrong or reasons[0]})")
-        if not kept:
-            _print(f"checkpoint {step} of {self._workdir} carries no checksums")
-            return state
-        found = checksums(state)
-        changed = [name for name in found if found[name] != kept.get(name)]
-        if changed:
-            raise Damaged(
-                f"checkpoint {step} of {self._workdir} is damaged (the checksums of "
-                f"{len(changed)} arrays differ, such as {changed[0]})"
-            )
-        return state
+    def _what(self, step: int) -> str:
+        return f"checkpoint {step} of {self._workdir}"
 
     def _newest(self, load: Callable[[int], T]) -> tuple[T | None, list[int]]:
         """The newest that loads, and the steps of those that did not."""
@@ -374,15 +308,21 @@ class Checkpoints:
             with collecting_leftovers():
                 write()
         except Exception as error:  # of the file system and of tensorstore
-            self._manager.reload()
             raise RunFailed(
                 f"workdir {self._workdir}: a checkpoint could not be written "
                 f"({type(error).__name__}: {' '.join(str(error).split())[:160]}); "
-                f"newest complete one: {self._manager.latest_step()}"
+                f"newest complete one: {self._newest_complete()}"
             ) from error
 
+    def _newest_complete(self) -> int | str | None:
+        try:
+            self._manager.reload()
+            return self._manager.latest_step()
+        except Exception:  # nothing is written nor read any more
+            return "unknown"
 
-def _unused(path: Path) -> Path:
+
+def _unused(path: Any) -> Any:
     """`path`, or with a number behind it."""
     names = (path.with_name(f"{path.name}-{n}") for n in range(2, 1000))
     return next(p for p in (path, *names) if not p.exists())

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from normjax.core.errors import UserError
+from normjax.core.files import exists
+from normjax.core.paths import workdir_path
 from normjax.records.json_files import read_json, with_tuples, write_json
 from normjax.tasks import TASKS, Task
 
@@ -21,8 +23,8 @@ def keep_data(task: Task, workdir: Path) -> None:
       UserError: a data set that has changed, or a file that cannot be written.
     """
     check_classes(task, workdir)
-    path, mine = Path(workdir) / DATA_FILE, task.digests()
-    if path.exists():
+    path, mine = workdir_path(workdir) / DATA_FILE, task.digests()
+    if exists(path):
         for split, then in read_json(path).items():
             changed = _change(then, mine.get(split) or then)
             if changed:
@@ -55,8 +57,8 @@ def check_classes(task: Task, workdir: Path) -> None:
     Raises:
       UserError: others, or in another order: logits would get other names.
     """
-    path = Path(workdir) / DESCRIPTION_FILE
-    then = read_json(path).get("class_names") if path.exists() else ()
+    path = workdir_path(workdir) / DESCRIPTION_FILE
+    then = read_json(path).get("class_names") if exists(path) else ()
     now = task.class_names()
     if then and tuple(then) != tuple(now):
         raise UserError(
@@ -95,13 +97,13 @@ def keep_description(description: Any, workdir: Path) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    path = Path(workdir) / DESCRIPTION_FILE
-    if description is not None and not path.exists():
+    path = workdir_path(workdir) / DESCRIPTION_FILE
+    if description is not None and not exists(path):
         write_json(path, description._asdict())
 
 
 def kept_description(task: str, workdir: Path) -> Any:
     """What `keep_description` wrote for a task of this name; None if nothing."""
-    path = Path(workdir) / DESCRIPTION_FILE
+    path = workdir_path(workdir) / DESCRIPTION_FILE
     make: Any = TASKS[task].make
-    return make.described_as(**with_tuples(read_json(path))) if path.exists() else None
+    return make.described_as(**with_tuples(read_json(path))) if exists(path) else None

@@ -5,33 +5,36 @@ from pathlib import Path
 from typing import Any
 
 from normjax.core.errors import UserError
+from normjax.core.files import read, reason, write
+from normjax.core.paths import is_local
 
 
-def write_json(path: Path, value: dict) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Write a file of the workdir, complete or not at all.
 
     Raises:
       UserError: it cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(_text(value))
-        temporary.rename(path)
+        if is_local(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, _text(value).encode())
     except OSError as error:
-        raise UserError(f"workdir {path.parent}: {error.strerror}") from error
+        raise UserError(f"workdir {path.parent}: {reason(error)}") from error
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> Any:
     """What `write_json` wrote.
 
     Raises:
-      UserError: the file is damaged.
+      UserError: the file is damaged, or cannot be read.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {_one_line(error)}") from error
+        return json.loads(read(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {reason(error)}") from error
 
 
 def with_tuples(value: Any) -> Any:
@@ -43,7 +46,3 @@ def with_tuples(value: Any) -> Any:
 
 def _text(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())

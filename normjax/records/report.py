@@ -1,7 +1,6 @@
 """What a person sees: progress, tables, curves; and the files behind them."""
 
 import contextlib
-import json
 import math
 import time
 import warnings
@@ -19,6 +18,10 @@ from rich.progress import (
 from rich.table import Table
 
 from normjax.core.console import console
+from normjax.core.files import whole_file
+from normjax.core.lines import open_lines, read_lines
+from normjax.core.paths import workdir_path
+from normjax.records.events import open_events
 from normjax.tasks.base import Column
 
 METRICS_FILE = "metrics.jsonl"
@@ -28,41 +31,33 @@ class MetricLog:
     """Scalars by step, as JSON lines and as TensorBoard events in the workdir.
 
     A resumed run continues both files; lines past the step it resumes from are dropped,
-    so that each step stands there once.
+    so that each step stands there once. In a bucket a process that is killed loses at
+    most what it wrote last.
     """
 
     def __init__(self, workdir: Path, resumed_step: int):
-        from tensorboardX import SummaryWriter
-
-        self._path = Path(workdir) / METRICS_FILE
         kept = [r for r in read_metrics(workdir) if r["step"] <= resumed_step]
-        self._path.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        self._file = self._path.open("a", buffering=1)
-        self._events = SummaryWriter(str(workdir), purge_step=resumed_step + 1)
+        self._events = open_events(workdir, resumed_step)
+        path = workdir_path(workdir) / METRICS_FILE
+        self._lines = open_lines(path, kept, self._events.add)
+        self._closed = False
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record `scalars` at `step`; NaN is no measurement, and no JSON."""
-        scalars = {k: v for k, v in scalars.items() if not math.isnan(v)}
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+        measured = {k: v for k, v in scalars.items() if not math.isnan(v)}
+        self._lines.write({"step": step, **measured})
 
     def close(self) -> None:
         """Flush and close both files."""
-        self._file.close()
-        self._events.close()
+        if not self._closed:
+            self._closed = True
+            self._lines.close()
+            self._events.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """All records of the metrics file; a half-written last line is left out."""
-    path = Path(workdir) / METRICS_FILE
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    return read_lines(workdir_path(workdir) / METRICS_FILE)
 
 
 class ProgressBar:
@@ -174,7 +169,8 @@ def plot_curves(
         axes.grid(alpha=0.3)
         if axes.get_lines():
             axes.legend()
-    path = Path(workdir) / "curves.png"
-    figure.savefig(path, dpi=110)
+    path = workdir_path(workdir) / "curves.png"
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)
     return path

@@ -15,7 +15,9 @@ from normjax.analysis.layers import TITLES, by_depth, read_layers
 from normjax.core.compiler import compiled_code_in
 from normjax.core.console import console
 from normjax.core.errors import UserError
+from normjax.core.files import exists, whole_file, write
 from normjax.records import report
+from normjax.records.json_files import read_json
 from normjax.train.loop import train
 from normjax.train.nonfinite import NonFiniteLoss
 
@@ -86,8 +88,8 @@ def run_study(
 def _run_once(config: ConfigDict, seed: int, folder: Path) -> dict[str, Any]:
     """The result of one run; read where it is done already."""
     path = folder / RESULT_FILE
-    if path.exists():
-        return json.loads(path.read_text())
+    if exists(path):
+        return read_json(path)
     config = config.copy_and_resolve_references()
     config.seed = seed
     try:
@@ -101,7 +103,7 @@ def _run_once(config: ConfigDict, seed: int, folder: Path) -> dict[str, Any]:
         jax.clear_caches()
     if result is None:
         raise UserError("stopped by a signal; the same command goes on")
-    path.write_text(json.dumps(result))
+    write(path, json.dumps(result).encode())
     return result
 
 
@@ -117,7 +119,7 @@ def _summarize(study: Study, workdir: Path) -> Path:
     report.table(study.title, names, table)
     lines = [_markdown(names), _markdown("---" for _ in names), *map(_markdown, table)]
     path = workdir / "table.md"
-    path.write_text("\n".join(lines) + "\n")
+    write(path, ("\n".join(lines) + "\n").encode())
     _plot(study, rows, columns, results, workdir / "table.png")
     console.print(f"table in {path}, plot in {workdir / 'table.png'}")
     if study.layers:
@@ -130,7 +132,7 @@ def _summarize(study: Study, workdir: Path) -> Path:
 def _results(study: Study, workdir: Path, cell: tuple[str, str]) -> list[float]:
     """The metric of every seed that is done; NaN where it diverged."""
     paths = [workdir / "/".join(cell) / str(s) / RESULT_FILE for s in study.seeds]
-    done = [json.loads(path.read_text()) for path in paths if path.exists()]
+    done = [read_json(path) for path in paths if exists(path)]
     return [result.get(study.metric, math.nan) for result in done]
 
 
@@ -174,7 +176,8 @@ def _plot(study, rows, columns, results, path: Path) -> None:
     axes.set_title(study.title)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)
 
 
@@ -199,5 +202,6 @@ def _plot_layers(study, rows, columns, workdir: Path, path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes[0][0].set_ylabel(TITLES[study.layers])
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)

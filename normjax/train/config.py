@@ -1,7 +1,6 @@
 """The config of a run: kept in its workdir, compared when it goes on, resolved."""
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from normjax.config.recipes import load_config as load_config  # found here, too
 from normjax.config.sections import MODEL
 from normjax.core.arguments import field_names
 from normjax.core.errors import UserError, one_of
+from normjax.core.files import exists, reason
+from normjax.core.paths import workdir_path
 from normjax.core.registry import Registry
 from normjax.records.json_files import read_json, with_tuples, write_json
 
@@ -52,8 +53,8 @@ def keep_config(config: ConfigDict, workdir: Path, *, write: bool = True) -> Non
     Raises:
       UserError: the workdir belongs to a run with another config, or cannot be written.
     """
-    path, mine = Path(workdir) / CONFIG_FILE, plain(config)
-    kept = read_json(path) if path.exists() else None
+    path, mine = workdir_path(workdir) / CONFIG_FILE, plain(config)
+    kept = read_json(path) if config_exists(workdir) else None
     if kept is not None:
         changed = differences(_said(kept), _said(mine))
         if changed:
@@ -67,8 +68,15 @@ def keep_config(config: ConfigDict, workdir: Path, *, write: bool = True) -> Non
 
 
 def config_exists(workdir: Path) -> bool:
-    """Whether the folder holds a run, begun or not."""
-    return os.path.exists(Path(workdir) / CONFIG_FILE)
+    """Whether the folder holds a run, begun or not.
+
+    Raises:
+      UserError: it is in a bucket that cannot be read.
+    """
+    try:
+        return exists(workdir_path(workdir) / CONFIG_FILE)
+    except OSError as error:
+        raise UserError(f"workdir {workdir}: {reason(error)}") from error
 
 
 def kept_config(
@@ -88,7 +96,7 @@ def kept_config(
     """
     if not config_exists(workdir):
         raise UserError(f"workdir {workdir} holds no run: no {CONFIG_FILE} in it")
-    kept = read_json(Path(workdir) / CONFIG_FILE)
+    kept = read_json(workdir_path(workdir) / CONFIG_FILE)
     config: Any = ConfigDict(_whole(kept))
     overrides = list(overrides)
     if reads is not None:

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 
 from normjax.analysis.layers import LayerLog, plot_layers
-from normjax.core.collections import BATCH_STATS
 from normjax.core.compiler import compiled_code_in
 from normjax.core.console import console
-from normjax.devices.processes import from_first, gather, is_first, on_first
+from normjax.core.paths import workdir_path
+from normjax.devices.processes import gather, is_first, on_first
 from normjax.devices.signals import Interrupt, Stopped
 from normjax.devices.votes import Votes
 from normjax.records import report
@@ -25,14 +25,8 @@ from normjax.train.config import keep_config
 from normjax.train.experiment import Experiment, build_experiment
 from normjax.train.nonfinite import Failure, Guard
 from normjax.train.profile import Profile
-from normjax.train.programs import jit_diagnose, jit_eval_step, trace_train_step
-from normjax.train.recalibrate import (
-    COUNT,
-    forget,
-    keep_progress,
-    progress,
-    recalibrate,
-)
+from normjax.train.programs import jit_diagnose, trace_train_step
+from normjax.train.scoring import Scoring, first
 
 MAX_IN_FLIGHT = 2  # steps that the host may run ahead of the device
 
@@ -53,6 +47,7 @@ def train(config: Any, workdir: Path) -> dict[str, float] | None:
       NonFiniteLoss: training diverged.
       RunFailed: the workdir cannot be written any more.
     """
+    workdir = workdir_path(workdir)
     experiment = build_experiment(config)
     check_alike(config, experiment.task.digests())
     step = trace_train_step(experiment)  # a wrong config must not touch the workdir
@@ -100,10 +95,10 @@ class Run:
     def __init__(self, experiment: Experiment, workdir: Path, checkpoints: Checkpoints):
         self.experiment, self.workdir = experiment, workdir
         self.config, self.checkpoints = experiment.config, checkpoints
-        self.eval_step = jit_eval_step(experiment)
         self.restore()
         self.guard = Guard(experiment, workdir, self.step)
         self.votes, self.interrupt = Votes(experiment.mesh), Interrupt()
+        self.scoring = Scoring(experiment, workdir, checkpoints, self._watch)
         self.looks: LayerLog | None = None
         if self.config.diagnostics_every:
             self.diagnose = jit_diagnose(experiment)
@@ -131,7 +126,7 @@ class Run:
             with self.interrupt as interrupt:
                 until = self.config.total_steps
                 with contextlib.suppress(Stopped):
-                    self._catch_up(log)
+                    self.scoring.catch_up(self.state, log)
                     while failed := self._advance_or_fail(
                         step_fn, log, interrupt, until
                     ):
@@ -147,6 +142,8 @@ class Run:
         finally:
             log.close()
             self.profile.close()
+            if self.looks:
+                self.looks.close()
 
     def _open_log(self) -> Any:
         return report.MetricLog(self.workdir, self.step) if is_first() else _NoLog()
@@ -167,25 +164,11 @@ class Run:
         """
         self.restore()
         if self.looks:
+            self.looks.close()
             self.looks = LayerLog(self.workdir, self.step)
         log = self._open_log()
         log.write(self.step, self.guard.roll_back(failed, self.step))
         return log
-
-    def _catch_up(self, log) -> None:
-        """The evaluation of this step, if a signal came before its end."""
-        every, config = self.config.checkpoint.every, self.config
-        due = 0 < self.step < config.total_steps and not self.step % config.eval_every
-        if due and not self._is_logged("eval_"):
-            scores = self._evaluate(log)
-            if self.step % every == 0:
-                self.checkpoints.replace(self.state, scores)
-
-    def _is_logged(self, prefix: str) -> bool:
-        """Whether the log has scores of this step."""
-        records = report.read_metrics(self.workdir) if is_first() else []
-        names = (name for r in records if r["step"] == self.step for name in r)
-        return bool(from_first(any(name.startswith(prefix) for name in names)))
 
     def compile(self, step: jax.stages.Traced):
         """The step for this run's shapes; nothing is compiled again in the loop."""
@@ -202,7 +185,7 @@ class Run:
         bar = report.ProgressBar(total, self.step)
         begin = time.monotonic()
         with bar, contextlib.closing(batches):
-            for batch in _until(batches, until - self.step):
+            for batch in first(batches, until - self.step):
                 self.checkpoints.check()
                 batch = votes.cast(batch, interrupt)
                 self.profile.at(self.step, self.state)
@@ -223,7 +206,7 @@ class Run:
                     while pending:
                         self._record(*pending.popleft(), log, bar, begin)
                     self.seconds += time.monotonic() - begin
-                    scores = self._evaluate(log) if due else None
+                    scores = self.scoring.evaluate(self.state, log) if due else None
                     if save:
                         self.checkpoints.save(self.state, scores)
                     begin = time.monotonic()
@@ -260,42 +243,18 @@ class Run:
         if self.looks:
             self.looks.write(self.step, layers)
 
-    def _evaluate(self, log=None, prefix: str = "eval_", split: str = ""):
-        split = split or self.config.data.eval_split
-        variables = self.state.eval_variables()
-        scores = self.experiment.evaluate(self.eval_step, variables, split, self._watch)
-        if log is not None:
-            log.write(self.step, {prefix + name: v for name, v in scores.items()})
-        return scores
-
     def _watch(self, batches: Iterator) -> Iterator:
         """`batches`, until a signal raises Stopped."""
         return self.votes.watch(batches, self.interrupt)
 
     def _finish(self, log) -> dict[str, float]:
-        rows, found, config = {}, {}, self.config
-        fresh = self.checkpoints.latest() != self.step
-        if fresh:  # before what takes long
-            self.checkpoints.save(self.state)
-        # The scores are what a run that has ended wrote last.
-        ended = not fresh and self.checkpoints.is_scored(self.step)
-        has_stats = BATCH_STATS in self.state.model_state
-        if not ended and has_stats and config.recalibrate_batches:
-            rows["before recalibration"] = self._evaluate()
-            found["before_recalibration_"] = rows["before recalibration"]
-            self._recalibrate()
-        scores = rows[config.data.eval_split] = found["eval_"] = self._evaluate()
-        results = scores
-        if config.data.test_split:
-            test = self._evaluate(split=config.data.test_split)
-            rows[config.data.test_split] = found["test_"] = test
-            results = {**scores, **{f"test_{name}": v for name, v in test.items()}}
-        if not ended:
-            if not self._is_logged("eval_"):
-                for prefix, values in found.items():
-                    log.write(self.step, {prefix + k: v for k, v in values.items()})
-            self.checkpoints.replace(self.state, scores)
-            forget(self.workdir)
+        data = self.config.data
+        batch = self.guard.batch(self.step)
+        rows = self.scoring.finish(self.state, log, batch)
+        results = dict(rows[data.eval_split])
+        if data.test_split:
+            test = rows[data.test_split]
+            results |= {f"test_{name}": value for name, value in test.items()}
         stood_in = len(self.experiment.task.stood_in)
         if stood_in:
             log.write(self.step, {"undecodable": stood_in})
@@ -311,22 +270,6 @@ class Run:
                 "norm that was to be replaced still took part"
             )
         return results
-
-    def _recalibrate(self) -> None:
-        """From where a signal stopped it, if one did."""
-        e, sums = self.experiment, progress(self.workdir)
-        done = int(sums.get(COUNT, 0))
-        batches = e.train_batches(self.guard.batch(self.step) + done)
-        batches = self._watch(_until(batches, self.config.recalibrate_batches - done))
-        variables, objective = self.state.eval_variables(), e.task.objective
-        try:
-            stats = recalibrate(e.placed(), variables, batches, objective, sums)
-        except Stopped:
-            keep_progress(self.workdir, sums)
-            raise
-        shardings = e.shardings.model_state[BATCH_STATS]
-        stats = jax.jit(lambda stats: stats, out_shardings=shardings)(stats)
-        self.state = self.state.with_eval_stats(stats)
 
     def _print_summary(self, flops: float) -> None:
         config, model, mesh = self.config, self.experiment.model, self.experiment.mesh
@@ -355,6 +298,7 @@ class Run:
             return
         plot = report.plot_curves(self.workdir, task.curves)
         if self.looks:
+            self.looks.close()
             console.print(f"layers in {plot_layers(self.workdir)}")
         if self.steps_timed:
             speed = f"{self._speed(self.seconds):,.0f} {task.unit}/s"
@@ -389,12 +333,3 @@ def _component_names(model: Any) -> str:
     model = getattr(model, "host", model)
     parts = jax.tree.leaves([getattr(model, k, None) for k in ("norm", "mixer")])
     return ", ".join(dict.fromkeys(part.func.__name__ for part in parts))
-
-
-def _until(batches: Iterator, count: int) -> Iterator:
-    """The first `count` batches; closes the source."""
-    try:
-        for _ in range(count):
-            yield next(batches)
-    finally:
-        batches.close()

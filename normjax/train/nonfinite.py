@@ -18,9 +18,12 @@ import jax
 import numpy as np
 
 from normjax.core.console import console
+from normjax.core.files import exists, reason, whole_file, write
+from normjax.core.paths import is_local, workdir_path
 from normjax.devices.processes import from_first, is_first
 from normjax.records import report
 from normjax.records.checkpoint import RunFailed
+from normjax.records.json_files import read_json
 from normjax.train.config import nonfinite_policy
 from normjax.train.experiment import Experiment
 from normjax.train.step import BAD_GRADIENT, SKIPPED
@@ -67,7 +70,7 @@ class Guard:
     """
 
     def __init__(self, experiment: Experiment, workdir: Path, step: int):
-        self._experiment, self._workdir = experiment, Path(workdir)
+        self._experiment, self._workdir = experiment, workdir_path(workdir)
         self._policy, self._limit = nonfinite_policy(experiment.config)
         windows = [Window(*window) for window in from_first(_read(workdir))]
         self._windows = [w for w in windows if w.step <= step]
@@ -123,10 +126,8 @@ class Guard:
         self._windows = [w for w in self._windows if w.step <= step]
         self._windows.append(Window(step, failed - step))
         if is_first():
-            path = self._workdir / ROLLBACKS
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps([w._asdict() for w in self._windows]))
-            temporary.rename(path)
+            windows = json.dumps([w._asdict() for w in self._windows])
+            write(self._workdir / ROLLBACKS, windows.encode())
         return {"rolled_back_from": failed, "batches_left_out": failed - step}
 
     def _describe_limit(self) -> str:
@@ -148,14 +149,16 @@ class Guard:
         }
         folder = self._workdir / FAILURES / f"step-{step}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if is_local(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             rows: Any = e.batch(number)
-            np.savez(folder / f"batch-{jax.process_index()}.npz", **rows)
+            with whole_file(folder / f"batch-{jax.process_index()}.npz") as file:
+                np.savez(file, **rows)
             if is_first():
-                (folder / "failure.json").write_text(json.dumps(known, indent=2))
+                write(folder / "failure.json", json.dumps(known, indent=2).encode())
             kept = f"batch in {folder}"
         except OSError as error:
-            kept = f"batch not kept: {error.strerror}"
+            kept = f"batch not kept: {reason(error)}"
         shown = " ".join(map(str, examples[:_SHOWN]))
         shown += f" and {len(examples) - _SHOWN} more" if examples[_SHOWN:] else ""
         return (
@@ -168,10 +171,8 @@ class Guard:
 
 
 def _read(workdir: Path) -> list[Window]:
-    path = Path(workdir) / ROLLBACKS
-    if not path.exists():
-        return []
-    return [Window(**window) for window in json.loads(path.read_text())]
+    path = workdir_path(workdir) / ROLLBACKS
+    return [Window(**w) for w in read_json(path)] if exists(path) else []
 
 
 def _skipped_before(workdir: Path, step: int) -> int:

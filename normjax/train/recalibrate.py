@@ -1,5 +1,6 @@
 """Batch statistics re-estimated with the weights held still."""
 
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from normjax.core.collections import BATCH_STATS, INTERMEDIATES
+from normjax.core.files import exists, read, remove, whole_file
+from normjax.core.paths import workdir_path
 from normjax.devices.mesh import replicated
 from normjax.devices.placed import Placed
 from normjax.devices.processes import from_first, is_first
@@ -96,23 +99,20 @@ def keep_progress(workdir: Path, sums: Mapping[str, np.ndarray]) -> None:
     """Write the sums of a recalibration that was stopped into the workdir."""
     if not is_first():
         return
-    path = Path(workdir) / PROGRESS_FILE
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with whole_file(workdir_path(workdir) / PROGRESS_FILE) as file:
         np.savez(file, allow_pickle=False, **cast(Any, sums))
-    temporary.rename(path)
 
 
 def progress(workdir: Path) -> dict[str, np.ndarray]:
     """What `keep_progress` wrote; nothing where there is nothing."""
-    path = Path(workdir) / PROGRESS_FILE
-    if not from_first(is_first() and path.exists()):
+    path = workdir_path(workdir) / PROGRESS_FILE
+    if not from_first(is_first() and exists(path)):
         return {}
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as sums:
+    with np.load(io.BytesIO(read(path)), allow_pickle=False) as sums:
         return dict(sums)
 
 
 def forget(workdir: Path) -> None:
     """Remove what `keep_progress` wrote."""
     if is_first():
-        (Path(workdir) / PROGRESS_FILE).unlink(missing_ok=True)
+        remove(workdir_path(workdir) / PROGRESS_FILE)

@@ -297,6 +297,9 @@ def test_launch_warns_of_checkpoints_that_will_be_lost(cloud):
     cloud.exit_code(0), cloud.exit_code(1)
     words = ("launch", "--spot", "--bucket=b", "--", "true")
     assert "no bucket is set" not in cloud.tpu(*words).stderr
+    cloud.exit_code(0), cloud.exit_code(1)
+    words = ("launch", "--spot", "--", "echo", "--workdir=gs://b/run")
+    assert "no bucket is set" not in cloud.tpu(*words).stderr
 
 
 def test_status_logs_stop(cloud):

@@ -102,10 +102,10 @@ def test_terminated_runs_save_and_say_so(undisturbed, tmp_path):
 
 TERMINATED = """
 import os, signal, sys
-from normjax.train import loop
+from normjax.train import loop, scoring
 from normjax.cli.main import run, train_command
 
-when, owner = sys.argv.pop(1), loop
+when, owner = sys.argv.pop(1), scoring
 if when == "compile":
     owner = loop.Run
 original = getattr(owner, when)

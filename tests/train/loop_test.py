@@ -17,7 +17,7 @@ from normjax.evaluation.run import evaluate_run
 from normjax.records import report
 from normjax.records.checkpoint import Checkpoints
 from normjax.tasks import ImageClassification
-from normjax.train import loop
+from normjax.train import loop, scoring
 from normjax.train.config import keep_config, kept_config
 from normjax.train.experiment import build_experiment
 from normjax.train.nonfinite import NonFiniteLoss
@@ -117,14 +117,14 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 @pytest.mark.slow
 def test_a_signal_during_evaluation(undisturbed, tmp_path, monkeypatch):
     """The evaluation is finished, the checkpoint has its scores."""
-    evaluate = loop.Run._evaluate
+    evaluate = scoring.Scoring.evaluate
 
     def evaluate_and_signal(self, *args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "_evaluate", evaluate_and_signal)
+        patch.setattr(scoring.Scoring, "evaluate", evaluate_and_signal)
         assert loop.train(tiny_config(), tmp_path) is None
     assert steps_kept(tmp_path) == [3]
     assert loop.train(tiny_config(), tmp_path) == undisturbed[1]
@@ -269,10 +269,10 @@ def test_best_checkpoint_is_kept_over_a_resume(tmp_path, monkeypatch):
     """Top-1 by step is 0.2, 0.9, 0.3 and 0.1; the run stops once on the way."""
     scripted = {1: 0.2, 2: 0.9, 3: 0.3, 4: 0.1}
 
-    def scores(self, *args, **kwargs):
-        return {"top1": scripted[self.step], "top5": 1.0, "nll": 0.0, "ece": 0.0}
+    def scores(self, state, *args, **kwargs):
+        return {"top1": scripted[int(state.step)], "top5": 1.0, "nll": 0.0, "ece": 0.0}
 
-    monkeypatch.setattr(loop.Run, "_evaluate", scores)
+    monkeypatch.setattr(scoring.Scoring, "evaluate", scores)
     config = tiny_config(total_steps=4, eval_every=1, checkpoint__every=1)
     config.checkpoint.keep_last = 1
     with monkeypatch.context() as patch:
