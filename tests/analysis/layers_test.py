@@ -150,7 +150,10 @@ def test_log_goes_on_where_a_run_resumes(tmp_path):
     for step in (2, 4):
         log.write(step, {"gradient_norm": {"a": jnp.float32(step)}, "nothing": {}})
     assert [r["step"] for r in read_layers(tmp_path)] == [2, 4]
-    LayerLog(tmp_path, 3).write(4, {"gradient_norm": {"a": jnp.float32(7)}})
+    log.close()
+    log = LayerLog(tmp_path, 3)
+    log.write(4, {"gradient_norm": {"a": jnp.float32(7)}})
+    log.close()
     wanted = [{"step": s, "gradient_norm": {"a": v}} for s, v in ((2, 2.0), (4, 7.0))]
     assert read_layers(tmp_path) == wanted
 

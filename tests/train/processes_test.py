@@ -11,6 +11,7 @@ from pathlib import Path
 import chex
 import pytest
 
+from normjax.core.paths import workdir_path
 from normjax.devices.processes import SILENCE
 from tests.train.kill_test import ROOT, finish, newest, signal_when
 from tests.train.loop_test import assert_each_metric_once, state_of
@@ -105,6 +106,25 @@ def test_two_processes_equal_one(undisturbed, tmp_path):
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
     evaluated = finish_all(start(tmp_path, 2, "--fold", command="eval.py"))
     assert "latency" in evaluated[0] and "latency" not in evaluated[1]
+
+
+IN_BUCKET = """
+import os, sys
+sys.path.insert(0, os.getcwd())
+from normjax.cli.main import run, train_command
+from tests import cloud_storage
+
+cloud_storage.install()
+sys.exit(run(train_command, sys.argv))
+"""
+
+
+def test_two_processes_in_a_bucket(bucket, undisturbed, tmp_path):
+    script = tmp_path / "in_bucket.py"
+    script.write_text(IN_BUCKET)
+    first, other = finish_all(start("gs://bucket/run", 2, *FLAGS, command=str(script)))
+    assert_same(workdir_path("gs://bucket/run"), undisturbed)
+    assert first.count("buckets have no locks") == 1 and "locks" not in other
 
 
 @pytest.mark.parametrize(
