@@ -38,7 +38,7 @@ from normjax.train.profile import Profile
 from normjax.train.recalibrate import forget, keep_progress, progress
 from normjax.train.start import saved_variables, start_from
 from tests.records.damage_test import state_at
-from tests.study_test import study
+from tests.study.study_test import study
 from tests.train.loop_test import signal_at
 from tests.train.tiny import tiny_config
 
@@ -139,6 +139,17 @@ def test_what_happens_inside_the_layers(bucket, run):
     log.close()
     assert plot_layers(run) == run / "layers.png"
     assert bucket.names() == ["bucket/run/layers.jsonl", "bucket/run/layers.png"]
+
+
+def test_curves(bucket, run):
+    log = report.MetricLog(run, 0)
+    for step in (1, 2):
+        log.write(step, {"loss": 1 / step, "lr": float("nan")})
+    log.close()
+    curves = (("loss", True, ("loss",)), ("lr", False, ("lr",)))
+    assert report.plot_curves.__wrapped__(run, curves) == run / "curves.png"
+    assert bucket.read("bucket/run/curves.png")[:4] == b"\x89PNG"
+    assert report.read_metrics(run) == [{"step": s, "loss": 1 / s} for s in (1, 2)]
 
 
 def test_traces(bucket, run, monkeypatch, tmp_path):
@@ -293,7 +304,6 @@ def assert_the_same(bucket, on_disk):
     assert found == expected
     states = [saved_variables(place) for place in (run, workdir)]
     chex.assert_trees_all_equal(*states)
-    assert bucket.read("bucket/run/curves.png")[:4] == b"\x89PNG"
 
 
 @pytest.mark.usefixtures("compiled_once")
