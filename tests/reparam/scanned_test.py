@@ -17,6 +17,7 @@ KINDS["sigma_reparam"] = {"gamma_init": "spectral"}
 # Units of variance 1 in every layer make the signal grow.
 KINDS["weight_standardization"] = {"pattern": "fc1"}
 KINDS["stable_rank_normalization"] = {"rank_ratio": 0.3}
+FEW = ("sigma_reparam", "stable_rank_normalization", "scale_and_shift")
 KEY = jax.random.key(1)
 STATE = ["batch_stats", "spectral_stats"]
 
@@ -125,7 +126,14 @@ def test_logits_state_and_fold_are_those_of_the_unrolled_model(name, x64):
         np.testing.assert_allclose(logits, evaluated[0], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # One with parameters, one with state, the one that is random.
+        pytest.param(name, marks=() if name in FEW else pytest.mark.slow)
+        for name in KINDS
+    ],
+)
 def test_own_parameters_start_as_those_of_the_unrolled_model(name, x64):
     """But for those that are random, which differ from layer to layer."""
     scanned, plain, variables = case(name)
