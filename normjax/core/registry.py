@@ -97,19 +97,6 @@ def parts_of(make: Callable[..., Any]) -> Mapping[str, Part]:
     return {name: part for parts in declared for name, part in parts.items()}
 
 
-class Factory(functools.partial):
-    """`functools.partial` that says what is missing when it is called."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not args:
-            given = {**self.keywords, **kwargs}
-            missing = [n for n in required_names(self.func) if n not in given]
-            if missing:
-                name = getattr(self.func, "__name__", self.func)
-                raise UserError(f"{name} needs {', '.join(missing)}")
-        return super().__call__(*args, **kwargs)
-
-
 class Registry:
     """A named table of variants of one kind ("norm", "mixer", "model", ...).
 
@@ -159,8 +146,8 @@ class Registry:
             raise UserError(one_of(self.kind, name, self._known))
         return self._known[name]
 
-    def factory(self, spec: Spec, **defaults: Any) -> Factory:
-        """The factory that `spec` names: `Factory(class, **arguments)`.
+    def factory(self, spec: Spec, **defaults: Any) -> functools.partial:
+        """The factory that `spec` names: `functools.partial(class, **arguments)`.
 
         Components among the arguments become factories as well (see `Part`).
 
@@ -184,7 +171,7 @@ class Registry:
                 if arguments.get(name) is not None:
                     arguments[name] = _made_part(where, name, part, arguments[name])
             check_arguments(where, make, arguments)
-        return Factory(target, **arguments)
+        return functools.partial(target, **arguments)
 
     def entry_of(self, spec: Spec) -> Entry | None:
         """The row that `spec` names or whose class it builds; None if foreign.
@@ -230,7 +217,7 @@ def _is_instance(spec: Any) -> bool:
     return dataclasses.is_dataclass(spec) and not isinstance(spec, type)
 
 
-def _made_part(where: str, name: str, part: Part, spec: Any) -> Factory:
+def _made_part(where: str, name: str, part: Part, spec: Any) -> functools.partial:
     """The factory of a part, if it is complete and fits."""
     factory, entry = part.registry.factory(spec), part.registry.entry_of(spec)
     if entry is None:
@@ -260,8 +247,6 @@ def offer(factory: Callable[..., Any], **arguments: Any) -> functools.partial:
         for name, value in arguments.items()
         if name not in given and (anything or name in parameters)
     }
-    if isinstance(factory, functools.partial):
-        return type(factory)(factory.func, *factory.args, **{**given, **taken})
     return functools.partial(factory, **taken)
 
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from normjax.core.arguments import field_names
 from normjax.core.errors import UserError
-from normjax.core.registry import Factory, unwrapped
+from normjax.core.registry import unwrapped
 from normjax.devices.mesh import DATA, FSDP, TENSOR
 
 
@@ -43,7 +43,7 @@ def with_axis_name(model: Any, axis_name: str) -> Any:
         given = {k: with_axis_name(v, axis_name) for k, v in given.items()}
         if inspect.isclass(make) and "axis_name" in field_names(make):
             given["axis_name"] = axis_name
-        return Factory(make, **given)
+        return functools.partial(make, **given)
     if isinstance(model, tuple):
         return tuple(with_axis_name(part, axis_name) for part in model)
     if isinstance(model, nn.Module):

@@ -136,8 +136,9 @@ def wrong(kind, entry):
     """Specs in which one argument is misspelt, left out, or perhaps not allowed."""
     spec = right(kind, entry)
     yield {"name": f"{entry.name}x"}
-    for name in spec.keys() & required_names(entry.make):
-        yield {k: v for k, v in spec.items() if k != name}
+    if kind == "model":  # the others are factories, which a model completes
+        for name in spec.keys() & required_names(entry.make):
+            yield {k: v for k, v in spec.items() if k != name}
     for name in field_names(entry.make):
         yield {**spec, f"{name}x": 1}
         if name != OUTSIDE_OF_A_MESH:
@@ -189,7 +190,5 @@ def test_the_specs_are_right_before_something_is_wrong(kind):
 
 
 def test_what_is_missing_is_said():
-    with pytest.raises(UserError, match="PRepBN needs decay_steps"):
-        norms.build("prepbn")()
     with pytest.raises(UserError, match="model 'vit' needs num_classes"):
         models.build("vit")
