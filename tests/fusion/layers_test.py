@@ -143,9 +143,10 @@ class Foreign(nn.Module):
 class Changed(SoftmaxAttention):
     """A subclass whose last layer is not that of its base any more."""
 
-    def _finish(self, o, features):
-        o = o.reshape(*o.shape[:2], -1)
-        return nn.Sequential([nn.Dense(features)], name="proj")(o)
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = nn.relu(nn.Dense(x.shape[-1], name="qkv")(x))
+        return nn.Sequential([nn.Dense(x.shape[-1])], name="proj")(x)
 
 
 @pytest.mark.parametrize(
