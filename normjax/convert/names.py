@@ -92,9 +92,14 @@ def entries_of(
     Raises:
       UserError: an array that the layout has no place for.
     """
-    entries, homeless = _placed(model, variables, layout)
+    placed, homeless = _placed(model, variables, layout)
     if homeless:
         raise UserError(_no_place(layout, homeless))
+    entries = []
+    for key, value, names, transform in placed:
+        like = np.broadcast_to(np.zeros((), value.dtype), value.shape)
+        shapes = tuple(t.shape for t in transform.to_torch(like))
+        entries.append(Entry(key, value.shape, value.dtype, names, shapes, transform))
     return entries
 
 
@@ -102,24 +107,24 @@ def _no_place(layout: str, homeless: list[str]) -> str:
     return f"layout {layout!r} has no place for {homeless[0]}"
 
 
-def _placed(model, variables, layout: str) -> tuple[list[Entry], list[str]]:
-    """The arrays that have counterparts, and the paths of those that have none."""
+def _placed(
+    model: nn.Module, variables: Mapping[str, Any], layout: str
+) -> tuple[list[tuple[Path, Any, tuple[str, ...], Transform]], list[str]]:
+    """(key, array, their names, transform) of the arrays that have a place, and the
+    paths of those that have none."""
     flat = flatten_dict(dict(variables))
     norms = _norm_kinds(model)
     paths = ["/".join(key[1:]) for key in flat]
-    entries, homeless = [], []
+    placed, homeless = [], []
     for key, value in flat.items():
         path, found = "/".join(key[1:]), None
         for ours, theirs, kind in layouts.LAYOUTS[layout]:
             found = found or _match(path, paths, ours, theirs, kind, norms)
         if found is None:
             homeless.append("/".join(key))
-            continue
-        names, transform = found
-        like = np.broadcast_to(np.zeros((), value.dtype), value.shape)
-        shapes = tuple(t.shape for t in transform.to_torch(like))
-        entries.append(Entry(key, value.shape, value.dtype, names, shapes, transform))
-    return entries, homeless
+        else:
+            placed.append((key, value, *found))
+    return placed, homeless
 
 
 def _norm_kinds(model: Any) -> list[Kind]:

@@ -123,9 +123,12 @@ def test_number_of_parameters(preset, norm, expected):
 
 
 def test_every_preset_has_the_layout_of_its_family():
-    for preset in FAMILIES:
+    for preset in (name for name in FAMILIES if "tiny" in name or name in TEXT):
         family = family_of(preset)
-        model = models.build(preset, **({} if preset in TEXT else {"num_classes": 2}))
+        pyramid = PRESETS[preset]["name"] == "pyramid"
+        short = {"depths": (1, 1, 1, 1)} if pyramid else {"depth": 1}
+        sizes = {} if preset in TEXT else {"num_classes": 2}
+        model = models.build(preset, **short, **sizes)
         variables = abstract_variables(model, (224, 224, 3))
         assert layouts_of(model, variables) == list(family.layouts or ["llama"]), preset
 
