@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, and its links lead somewhere."""
+"""Python of the README and of a page of docs runs as it stands; links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -12,6 +12,13 @@ README = (ROOT / "README.md").read_text()
 def test_quick_start_runs():
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
+
+
+def test_use_in_your_model_runs():
+    page = (ROOT / "docs/use_in_your_model.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) > 4
+    exec(compile("\n".join(blocks), "use_in_your_model.md", "exec"), {})
 
 
 def test_links_exist():
