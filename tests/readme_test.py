@@ -1,4 +1,4 @@
-"""Python of the README and of a page of docs runs as it stands; links lead somewhere."""
+"""Python of the README and of a page in docs runs as it is; links lead somewhere."""
 
 import re
 from pathlib import Path
