@@ -18,11 +18,13 @@ def patterns_of(value: Any, stages: int) -> tuple[tuple[Any, ...], ...]:
         where there is one stage, its pattern.
 
     Raises:
-      UserError: a list of another length than `stages`.
+      UserError: a list of another length than `stages`, or an empty pattern.
     """
     if stages == 1 and isinstance(value, list | tuple):
         value = (value,)
     each = in_stages(value, stages)
+    if any(isinstance(v, list | tuple) and not v for v in each):
+        raise UserError(f"a pattern of layers needs at least one value: {value}")
     return tuple(tuple(v) if isinstance(v, list | tuple) else (v,) for v in each)
 
 

@@ -53,12 +53,12 @@ class EncoderDecoder(TokenModel):
         memory = self._embedded(table, source, source_mask, train, "encoder_")
         for i in range(self.depth):
             block = self._encoder_layer(i, name=f"encoder_blocks_{i}")
-            memory = block(memory, train, {"mask": source_mask})
+            memory = block(memory, train, {"mask": source_mask}, False)
         memory = self._finished(memory, source_mask, train, "encoder_")
         x = self._embedded(table, tokens, mask, train)
         context = {"mask": mask, "memory": memory, "memory_mask": source_mask}
         for i in range(self.depth):
-            x = self._decoder_layer(i, name=f"blocks_{i}")(x, train, context)
+            x = self._decoder_layer(i, name=f"blocks_{i}")(x, train, context, False)
         x = self._finished(x, mask, train)
         return self._logits(x, table)
 

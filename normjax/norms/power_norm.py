@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,7 @@ from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError, one_of
 from normjax.core.moments import at_least_float32, masked_mean
 from normjax.core.overwrite import keep
+from normjax.core.ranges import COUNT, Range
 from normjax.core.registry import LAYOUTS
 from normjax.core.spmd import match_varying
 from normjax.norms.base import (
@@ -199,6 +200,8 @@ class PowerNorm(nn.Module):
     param_dtype: Dtype = jnp.float32
     scale_init: Initializer | float = nn.initializers.ones
     bias_init: Initializer | float = nn.initializers.zeros
+
+    ranges: ClassVar[Mapping[str, Range]] = {"num_groups": COUNT}
 
     @nn.compact
     def __call__(

@@ -20,7 +20,7 @@ from tests.norms.rows import ROWS as NORMS
 PAIRWISE = {
     *("softmax", "differential", "mixture_of_head", "pattention", "local_attention"),
     *("rela", "gated_rela", "rala_softmax", "window", "cross_shaped_window"),
-    *("spatial_reduction", "linear_spatial_reduction"),
+    *("spatial_reduction", "linear_spatial_reduction", "whole_map"),
 }
 """Mixers with a weight for each pair: their products follow JAX's default."""
 
