@@ -1,6 +1,8 @@
 """Activations x * gate(x) whose gate is expanded beyond [0, 1]: xATLU, xGELU, xSiLU."""
 
 import math
+from collections.abc import Callable
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -35,43 +37,31 @@ class ExpandedGate(nn.Module):
     alpha_init: float = 0.0
     param_dtype: Dtype = jnp.float32
 
+    gate: ClassVar[Callable[[jax.Array], jax.Array]]
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         wide, init = at_least_float32(x), nn.initializers.constant(self.alpha_init)
         alpha = self.param("alpha", init, (), self.param_dtype).astype(wide.dtype)
         return (wide * expanded_gate(self.gate(wide), alpha)).astype(x.dtype)
 
-    @nn.nowrap
-    def gate(self, x: jax.Array) -> jax.Array:
-        """[...] -> [...] between 0 and 1."""
-        raise NotImplementedError
-
 
 @ACTIVATIONS.register("xatlu")
 class XATLU(ExpandedGate):
     """ExpandedGate with gate(x) = arctan(x) / pi + 1 / 2."""
 
-    @nn.nowrap
-    def gate(self, x):
-        """[...] -> [...] between 0 and 1."""
-        return jnp.arctan(x) / math.pi + 0.5
+    gate = staticmethod(lambda x: jnp.arctan(x) / math.pi + 0.5)
 
 
 @ACTIVATIONS.register("xgelu")
 class XGELU(ExpandedGate):
     """ExpandedGate with gate(x) = Phi(x), the normal distribution function."""
 
-    @nn.nowrap
-    def gate(self, x):
-        """[...] -> [...] between 0 and 1."""
-        return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+    gate = staticmethod(lambda x: 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))))
 
 
 @ACTIVATIONS.register("xsilu")
 class XSiLU(ExpandedGate):
     """ExpandedGate with gate(x) = 1 / (1 + exp(-x))."""
 
-    @nn.nowrap
-    def gate(self, x):
-        """[...] -> [...] between 0 and 1."""
-        return jax.nn.sigmoid(x)
+    gate = staticmethod(jax.nn.sigmoid)

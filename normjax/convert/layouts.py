@@ -10,10 +10,12 @@ LAYOUTS = {
 FAMILY = {name: family for family in FAMILIES.values() for name in family.layouts}
 """The family of each."""
 
-ANCHORS = tuple({name: 0 for f in FAMILIES.values() for name in f.anchors})
+ANCHORS = tuple(dict.fromkeys(name for f in FAMILIES.values() for name in f.anchors))
 """Arrays of which every model has one, whatever stands before its names."""
 
-STEMS = tuple({name: 0 for f in FAMILIES.values() if f.classes for name in f.anchors})
+STEMS = tuple(
+    dict.fromkeys(name for f in FAMILIES.values() if f.classes for name in f.anchors)
+)
 """First convolutions."""
 
 TIED = {head: table for f in FAMILIES.values() for head, table in f.tied.items()}
@@ -21,12 +23,12 @@ TIED = {head: table for f in FAMILIES.values() for head, table in f.tied.items()
 
 SIZES = {
     "vocab_size": (
-        tuple({name: 0 for f in FAMILIES.values() for name in f.tokens}),
+        tuple(dict.fromkeys(name for f in FAMILIES.values() for name in f.tokens)),
         "embed",
         0,
     ),
     "num_classes": (
-        tuple({name: 0 for f in FAMILIES.values() for name in f.classes}),
+        tuple(dict.fromkeys(name for f in FAMILIES.values() for name in f.classes)),
         "head/kernel",
         -1,
     ),

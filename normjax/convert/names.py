@@ -39,7 +39,8 @@ class Entry(NamedTuple):
 
 def reads_images(model: nn.Module) -> bool:
     """Whether `model` is called with images, not with tokens."""
-    return any(e.make is type(model) and "grid" in e.tags for e in MODELS)
+    entry = MODELS.entry_of(type(model))
+    return entry is not None and "grid" in entry.tags
 
 
 def abstract_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Any:

@@ -1,5 +1,6 @@
 """What all reparameterizations share: their registry, their form, units of a kernel."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
@@ -17,7 +18,7 @@ Arrays = Mapping[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Reparameterization:
+class Reparameterization(abc.ABC):
     """Effective weights of one layer as a pure function of its raw ones.
 
     A layer is a dict of arrays by the names of its parameters: a linear layer has
@@ -43,6 +44,7 @@ class Reparameterization:
         del layer, key
         return {}, {}
 
+    @abc.abstractmethod
     def effective(
         self, layer: Arrays, own: Arrays, state: Arrays, *, train: bool
     ) -> tuple[Arrays, Arrays]:
@@ -52,7 +54,6 @@ class Reparameterization:
           layer: raw weights.  own, state: as from `create`.
           train: whether the state moves; if not, it comes back as it is.
         """
-        raise NotImplementedError
 
 
 def fan_in_axes(kernel: jax.Array) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Rectified linear attention: ReLU in the place of softmax."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -69,17 +69,10 @@ class RectifiedLinearAttention(Mixer):
           UserError: `memory` with `causal`, `rotary_base` or `positions`; `decode`
             without `causal` or with `positions`.
         """
-        check_order(self, memory, positions, decode)
-        rows, mask = rows_of(x, mask, memory)
-        q, k, v = (split_heads(t, self.num_heads) for t in project(self, rows, memory))
-        asked = asking(rows, memory, mask, query_mask)
-        q, k = normalized_heads(self, q, k, mask=mask, query_mask=asked, train=train)
-        positions = cache.positions_of(self, rows, mask, positions, decode)
-        q, k = place(q, k, positions, self.rotary_base)
-        k, v, seen = cache.remember(self, k, v, positions, mask, decode)
-        o = merge_heads(rectified_attention(q, k, v, **seen))
+        told = mask, query_mask, positions, train, decode
+        o, dtype = _attended(self, x, memory, *told)
         norm = nn.RMSNorm(self.epsilon, param_dtype=self.param_dtype, name="norm")
-        o = norm(o).astype(q.dtype)
+        o = norm(o).astype(dtype)
         dense = {"use_bias": self.proj_bias, **dense_of(self)}
         return Dense(x.shape[-1], name="proj", **dense)(o).reshape(x.shape)
 
@@ -131,19 +124,26 @@ class GatedRectifiedLinearAttention(Mixer):
           UserError: `memory` with `causal`, `rotary_base` or `positions`; `decode`
             without `causal` or with `positions`.
         """
-        check_order(self, memory, positions, decode)
-        rows, mask = rows_of(x, mask, memory)
-        q, k, v = (split_heads(t, self.num_heads) for t in project(self, rows, memory))
-        asked = asking(rows, memory, mask, query_mask)
-        q, k = normalized_heads(self, q, k, mask=mask, query_mask=asked, train=train)
-        positions = cache.positions_of(self, rows, mask, positions, decode)
-        q, k = place(q, k, positions, self.rotary_base)
-        k, v, seen = cache.remember(self, k, v, positions, mask, decode)
-        o = merge_heads(rectified_attention(q, k, v, **seen))
+        told = mask, query_mask, positions, train, decode
+        o, dtype = _attended(self, x, memory, *told)
         ones = nn.initializers.ones
         gate = self.param("gate", ones, o.shape[-1:], self.param_dtype)
         gate = jax.nn.sigmoid(at_least_float32(gate).reshape(1, 1, -1) * o)
         norm = nn.RMSNorm(self.epsilon, param_dtype=self.param_dtype, name="norm")
-        o = (norm(o) * gate).astype(q.dtype)
+        o = (norm(o) * gate).astype(dtype)
         dense = {"use_bias": self.proj_bias, **dense_of(self)}
         return Dense(x.shape[-1], name="proj", **dense)(o).reshape(x.shape)
+
+
+def _attended(module: Any, x, memory, mask, query_mask, positions, train, decode):
+    """o [B, N, D] before its norm, in at least float32, and the dtype of queries."""
+    check_order(module, memory, positions, decode)
+    rows, mask = rows_of(x, mask, memory)
+    heads = module.num_heads
+    q, k, v = (split_heads(t, heads) for t in project(module, rows, memory))
+    asked = asking(rows, memory, mask, query_mask)
+    q, k = normalized_heads(module, q, k, mask=mask, query_mask=asked, train=train)
+    positions = cache.positions_of(module, rows, mask, positions, decode)
+    q, k = place(q, k, positions, module.rotary_base)
+    k, v, seen = cache.remember(module, k, v, positions, mask, decode)
+    return merge_heads(rectified_attention(q, k, v, **seen)), q.dtype
