@@ -65,7 +65,7 @@ class Data:
     """What is read; see docs/data.md."""
 
     name: str = run("", "the data set", "one of the task's own, or a set of TFDS")
-    path: str = machine("", "of image_folder and text_file: a file, folder or zip")
+    path: str = machine("", "of people's own sets: a file, folder, zip or tar")
     data_dir: str = machine("", "of prepared sets; empty: the user's cache")
     train_split: str = run("train", "trained on")
     eval_split: str = run(
@@ -113,6 +113,12 @@ class ImageData(Data):
     undecodable: str = machine(
         "stop", "an image that cannot be decoded: stop, or skip it", "stop or skip"
     )
+    held_out: float = run(
+        0.1,
+        "of each class, as the split test, where path has no splits",
+        BELOW_ONE,
+    )
+    label_field: str = run("", "column of the labels of an hf_dataset", "empty: found")
     mean: tuple[float, ...] = run(
         (0.5,), "of the pixels scaled to 0..1", "one number, or one a channel"
     )

@@ -7,15 +7,19 @@ examples on the device.
 """
 
 from normjax.data import augment
+from normjax.data.folder import HELD_OUT
+from normjax.data.image_sets import ImageSet, open_images
 from normjax.data.order import example_indices, permutation
 from normjax.data.pipeline import eval_batches, train_batches
 from normjax.data.rows import STOOD_IN, image_shape
-from normjax.data.sources import ImageSource, open_images
+from normjax.data.sources import ImageSource
 from normjax.data.text import TextSource, open_text
 from normjax.data.transduction import ReversedCase, open_transduction
 
 __all__ = [
+    "HELD_OUT",
     "STOOD_IN",
+    "ImageSet",
     "ImageSource",
     "ReversedCase",
     "TextSource",

@@ -230,8 +230,8 @@ def prepare_folder(folder: Folder, target: pathlib.Path, *, skip: bool) -> None:
     def build(made: pathlib.Path) -> pathlib.Path:
         count, start = sum(map(len, folder.splits.values())), time.monotonic()
         say(f"preparing {count} images of {str(folder.path)!r} (once)")
-        if folder.left_out:
-            say(f"left out: {counted(folder.left_out)}")
+        if others := counted(folder.left_out):
+            say(f"left out: {others}")
         for note in folder.notes:
             say(f"note: {note}")
         make = functools.partial(ImageFolder, folder=folder, skip=skip)

@@ -1,7 +1,8 @@
-"""What lies in an image folder: splits, classes and files of a directory or a zip."""
+"""What lies in an image folder: splits, classes and files of a directory or archive."""
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -10,49 +11,56 @@ from collections.abc import Callable, Iterator, Mapping
 
 from normjax.core.errors import UserError
 from normjax.core.paths import local_path
+from normjax.data import tar
 from normjax.data.layout import Splits, arrange
-from normjax.data.listing import EXPECTED, list_files, members
+from normjax.data.listing import EXPECTED, Listing, list_files, members
+
+Reader = Callable[[str], bytes]
+"""From the name of an image to its encoded bytes; threads may share it."""
+
+HELD_OUT = 0.1
+"""Of each class, where nothing says what is to be tested on."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """The content of an image folder, without its pixels.
+    """Images with classes, without their pixels. It pickles.
 
     Attributes:
-      path: absolute path of the directory or zip.  class_names: sorted.
-      splits: for each split, its (file name inside `path`, label), sorted.
-      left_out: numbers of files that are no examples, by reason.
+      kind: name of the data set.  path: absolute, of where they lie.
+      class_names: in the order of the labels.
+      splits: for each split, its (name, label), in order.
+      left_out: numbers of what is no example, by reason.
       notes: what people might not expect of this folder, a line each.
+      held_out: the part of each class that is `test`; None where splits were there.
       fingerprint: changes with the path, and with any file's name, size or times
         (directory) or checksum (zip).
+      reader: opens a `Reader` of the names.
     """
 
+    kind: str
     path: pathlib.Path
     class_names: tuple[str, ...]
     splits: Splits
     left_out: Mapping[str, int]
     notes: tuple[str, ...]
+    held_out: float | None
     fingerprint: str
-
-    @contextlib.contextmanager
-    def reader(self) -> Iterator[Callable[[str], bytes]]:
-        """A function from file name to the file's bytes; zips are read in place."""
-        if self.path.is_dir():
-            yield lambda name: (self.path / name).read_bytes()
-        else:
-            with zipfile.ZipFile(self.path) as archive:
-                inside = members(archive)
-                yield lambda name: archive.read(inside[name])
+    reader: Callable[[], contextlib.AbstractContextManager[Reader]]
 
 
-def scan(path: str | os.PathLike) -> Folder:
+def scan(path: str | os.PathLike, held_out: float = HELD_OUT) -> Folder:
     """List an image folder.
 
     With top folders of splits (train/ and test/; `layout.SPLITS` has all names) these
-    are the splits. Without any a tenth of each class, chosen by a hash of the file
+    are the splits. Without any a part of each class, chosen by a hash of the file
     names, is the test split. A single folder around everything is looked through.
     Hidden files, what systems leave behind, and files that are no images are left out,
     as are images right inside the folder of a split other than train.
+
+    Args:
+      path: of a directory, a zip or a tar.
+      held_out: the part of each class that is `test` where no folder is a split.
 
     Raises:
       UserError: no such path, not an image folder, a class folder without images, an
@@ -66,22 +74,54 @@ def scan(path: str | os.PathLike) -> Folder:
     if not listing.images:
         there = counted(listing.left_out)
         found = f" (there are files: {there})" if there else ""
-        raise UserError(f"image_folder: no image in {str(root)!r}{found}; {EXPECTED}")
+        hint = _other_kind(listing)
+        raise UserError(f"image_folder: no image in {str(root)!r}{found}; {hint}")
     digest = hashlib.sha256(repr((str(root), sorted(listing.folders))).encode())
     for name in sorted(listing.images):
         digest.update(repr((name, listing.images[name])).encode())
     try:
-        class_names, splits, notes = arrange(listing)
+        class_names, splits, notes, cut = arrange(listing, held_out)
     except UserError as error:
-        raise UserError(f"image_folder {str(root)!r}: {error}") from None
+        shards = "of shards" in (hint := _other_kind(listing))
+        more = f"; {hint}" if shards else ""
+        raise UserError(f"image_folder {str(root)!r}: {error}{more}") from None
     return Folder(
+        kind="image_folder",
         path=root,
         class_names=class_names,
         splits=splits,
         left_out=dict(listing.left_out),
         notes=tuple(notes),
+        held_out=held_out if cut else None,
         fingerprint=digest.hexdigest()[:16],
+        reader=functools.partial(_opened, root, listing.tar),
     )
+
+
+def _other_kind(listing: Listing) -> str:
+    """What to do with a folder that is another kind of set."""
+    there = listing.left_out
+    if there[".arrow"] or there[".parquet"]:
+        return "of .arrow and .parquet: config.data.name=hf_dataset"
+    if there[".cls"] or there[".tar"]:
+        return "of shards with .cls or .json: config.data.name=webdataset"
+    return EXPECTED
+
+
+@contextlib.contextmanager
+def _opened(
+    path: pathlib.Path, index: Mapping[str, tar.Member] | None
+) -> Iterator[Reader]:
+    """Archives are read in place."""
+    if path.is_dir():
+        yield lambda name: (path / name).read_bytes()
+    elif index is not None:
+        with tar.opened(index) as read:
+            yield read
+    else:
+        with zipfile.ZipFile(path) as archive:
+            inside = members(archive)
+            yield lambda name: archive.read(inside[name])
 
 
 def counted(left_out: Mapping[str, int]) -> str:

@@ -4,7 +4,8 @@ import collections
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from normjax.core.errors import UserError, printable
 from normjax.data.listing import EXPECTED, SUFFIXES, Listing
@@ -35,10 +36,16 @@ def split_of(name: str) -> str | None:
     return SPLITS.get(re.sub(r"(?<=.)(set|data|images)$", "", plain))
 
 
-def arrange(listing: Listing) -> tuple[tuple[str, ...], Splits, list[str]]:
-    """Class names, the sorted (name, label) pairs of each split, and notes for people.
+def arrange(
+    listing: Listing, held_out: float
+) -> tuple[tuple[str, ...], Splits, list[str], bool]:
+    """Class names, the sorted (name, label) pairs of each split, notes for people, and
+    whether some were held out.
 
     Images that have no class, in the folder of a split, are counted in the listing.
+
+    Args:
+      held_out: the part of each class that is `test` where no folder is a split.
 
     Raises:
       UserError: a layout that can be read in more than one way, or in none.
@@ -69,7 +76,10 @@ def arrange(listing: Listing) -> tuple[tuple[str, ...], Splits, list[str]]:
     if "train" in splits:
         _check_classes(class_names, splits)
     notes = _notes(paths, depth, class_names)
-    return class_names, splits if found else _hold_out(splits["train"], paths), notes
+    if not found:
+        inside = {name: "/".join(parts) for name, parts in paths.items()}
+        splits = hold_out(splits["train"], held_out, inside.__getitem__)
+    return class_names, splits, notes, not found
 
 
 def _class_of(parts: list[str], depth: int) -> str:
@@ -123,9 +133,14 @@ def _split_folders(paths: Paths) -> dict[str, str]:
             both = _listed((by_split[split], top))
             raise UserError(f"folders {both} both are split {split!r}: join them")
         by_split[split] = top
-    if "test" not in by_split and "validation" in by_split:
-        by_split["test"] = by_split.pop("validation")
-    return {top: split for split, top in by_split.items()}
+    return {top: split for split, top in with_test(by_split).items()}
+
+
+def with_test(by_split: dict[str, Any]) -> dict[str, Any]:
+    """Where nothing else is to be tested on, what is called validation is test."""
+    if "test" in by_split or "validation" not in by_split:
+        return by_split
+    return {{"validation": "test"}.get(s, s): held for s, held in by_split.items()}
 
 
 def _undoubled(
@@ -252,23 +267,40 @@ def _notes(paths: Paths, depth: int, class_names: tuple[str, ...]) -> list[str]:
     return notes
 
 
-def _hold_out(pairs: list[tuple[str, int]], paths: Paths) -> Splits:
-    """Move a tenth of each class, those with the smallest hash of their name, to test.
+def hold_out(
+    pairs: list[tuple[str, int]],
+    fraction: float,
+    key: Callable[[str], str] = str,
+) -> Splits:
+    """Move a part of each class, those with the smallest hash of their key, to test.
 
-    At least one of each class stays in train, and one goes to test where there are two.
+    So a split is the same on every machine; a file that is added or renamed moves at
+    most one other of its class. At least one of each class stays in train, and one goes
+    to test where there are two.
+
+    Args:
+      pairs: names and labels.  fraction: of each class; 0 leaves all in train.
+      key: of a name, which is the same wherever the data lie.
+
+    Raises:
+      UserError: one image a class.
     """
+    if not fraction:
+        return {"train": pairs}
     by_label: dict[int, list[str]] = collections.defaultdict(list)
     for name, label in pairs:
         by_label[label].append(name)
     test = set()
     for names in by_label.values():
-        count = max(round(len(names) / 10), min(1, len(names) - 1))
-        key = {n: _hash("/".join(paths[n])) for n in names}
-        test.update(sorted(names, key=key.__getitem__)[:count])
+        count = max(round(len(names) * fraction), 1)
+        hashes = {n: _hash(key(n)) for n in names}
+        ordered = sorted(names, key=hashes.__getitem__)
+        test.update(ordered[: min(count, len(names) - 1)])
     if not test:
         raise UserError(
             "one image a class is too few to hold any out for a test split: add "
-            "images, or put the classes under train/ and test/"
+            "images, put the classes under train/ and test/, or hold none out by "
+            "config.data.held_out=0"
         )
     return {
         "train": [pair for pair in pairs if pair[0] not in test],

@@ -1,4 +1,4 @@
-"""Which files a directory or a zip holds: images, and what else, counted by reason."""
+"""Which files a directory or archive holds: images, and what else, by reason."""
 
 import collections
 import contextlib
@@ -7,8 +7,11 @@ import os
 import pathlib
 import stat
 import zipfile
+from collections.abc import Mapping
 
 from normjax.core.errors import UserError, printable
+from normjax.data.tar import ENDINGS, Member
+from normjax.data.tar import members as members_of_tar
 
 # fmt: off
 SUFFIXES = (
@@ -28,7 +31,7 @@ JUNK = frozenset((
 """What systems leave in folders, in lower case; as is what begins with a dot."""
 
 EXPECTED = (
-    "expected a directory, or a .zip of one, with one folder a class "
+    "expected a directory, or a .zip or .tar of one, with one folder a class "
     "(cat/1.jpg, dog/2.png, ...), optionally under train/ and test/"
 )
 
@@ -39,12 +42,13 @@ SPECIAL_REASON = "no regular files"
 
 @dataclasses.dataclass
 class Listing:
-    """The files of a directory or zip, by their path inside it, with "/" between.
+    """The files of a directory or archive, by their path in it, with "/" between.
 
     Attributes:
       images: for each image, what changes with its content: size and times, or size and
         checksum.
       folders: all that are looked into.  left_out: numbers of other files, by reason.
+      tar: where the files of a tar lie in it.
     """
 
     images: dict[str, tuple] = dataclasses.field(default_factory=dict)
@@ -52,6 +56,7 @@ class Listing:
     left_out: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter
     )
+    tar: dict[str, Member] | None = None
 
     def is_image(self, name: str) -> bool:
         """Whether the ending of a file says so; counts it if not."""
@@ -68,13 +73,16 @@ def is_junk(name: str) -> bool:
 
 
 def list_files(path: pathlib.Path) -> Listing:
-    """Look through a directory, following links, or a zip.
+    """Look through a directory, following links, a zip or a tar.
 
     Raises:
       UserError: what cannot be read.
     """
     try:
-        return _list_directory(path) if path.is_dir() else _list_zip(path)
+        if path.is_dir():
+            return _list_directory(path)
+        packed = path.name.lower().endswith(ENDINGS)
+        return _list_tar(path) if packed else _list_zip(path)
     except OSError as error:  # no permission, or a link to nothing
         where = f"{error.filename!r} ({error.strerror})"
         raise UserError(f"image_folder: cannot read {where}") from None
@@ -117,8 +125,24 @@ def _list_zip(path: pathlib.Path) -> Listing:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         reason = f"{str(path)!r} is no readable zip ({error})"
         raise UserError(f"image_folder: {reason}; {EXPECTED}") from None
+    files = {name: (member.file_size, member.CRC) for name, member in inside.items()}
+    return _listed(files)
+
+
+def _list_tar(path: pathlib.Path) -> Listing:
+    inside, folders, others = members_of_tar(path)
+    written = path.stat().st_mtime_ns  # members have no checksum
+    files = {name: (m.size, m.time, written) for name, m in inside.items()}
+    found = _listed({f"{folder}/": () for folder in folders} | files)
+    found.left_out[SPECIAL_REASON] += others
+    found.tar = inside
+    return found
+
+
+def _listed(files: Mapping[str, tuple]) -> Listing:
+    """Of the files of an archive; folders end with "/"."""
     found = Listing()
-    for name, member in inside.items():
+    for name, content in files.items():
         *parents, last = name.split("/")
         if any(map(is_junk, (*parents, last))):
             found.left_out[JUNK_REASON] += bool(last)
@@ -126,7 +150,7 @@ def _list_zip(path: pathlib.Path) -> Listing:
         ends = range(1, len(parents) + 1)
         found.folders.update("/".join(parents[:end]) for end in ends)
         if last and found.is_image(name):
-            found.images[name] = (member.file_size, member.CRC)
+            found.images[name] = content
     return found
 
 

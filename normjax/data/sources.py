@@ -9,19 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from normjax.core.errors import UserError, one_of, printable
+from normjax.core.errors import UserError, printable
 from normjax.data import decode, prepared
 from normjax.data.augment import Transform
 from normjax.data.decode import Images
-from normjax.data.folder import Folder, scan
 from normjax.data.rows import ImageRows
 from normjax.data.slices import labels_of, take
-
-EMBEDDED = ("digits", "image_folder")
-"""Data sets that need no TFDS preparation by the user."""
-
-UNDECODABLE = ("stop", "skip")
-"""What to do with an image that cannot be decoded: raise, or take the next that can."""
 
 DECODED_BYTES = 2**30
 """Sets of one image size that decode to less than this are decoded once, to a file."""
@@ -231,112 +224,8 @@ class ImageSource:
         self.stand_ins[index] = other
 
 
-def open_images(
-    name: str,
-    split: str,
-    *,
-    data_dir: str | os.PathLike | None = None,
-    path: str | os.PathLike | None = None,
-    undecodable: str = "stop",
-    channels: int | None = None,
-) -> ImageSource:
-    """Open one split of an image classification set; embedded sets are prepared first.
-
-    Args:
-      name: "digits" (scikit-learn's), "image_folder" (the user's own, see
-        `normjax.data.folder.scan`), or a TFDS name such as "cifar10", prepared as
-        array_record before; nothing is ever downloaded.
-      split: "train", "test", ...; TFDS slices such as "train[:90%]" work too. Of an
-        image folder, which is sorted by class, each takes that part of every class.
-      data_dir: where prepared sets lie. Default: for embedded sets the environment
-        variable NORMJAX_DATA_DIR, else ~/.cache/normjax; for others TFDS's own.
-      path: the directory or zip of "image_folder".
-      undecodable: what is to happen with images that cannot be decoded: "stop" raises;
-        "skip" leaves them out when an image folder is prepared, and takes the next
-        image that can be decoded where another set has them.
-      channels: 3 makes gray images RGB; None leaves them.
-
-    Raises:
-      UserError: unknown name or split, a set that is not prepared or in a format
-        without random access, a faulty image folder.
-    """
-    if undecodable not in UNDECODABLE:
-        raise UserError(one_of("data.undecodable", undecodable, UNDECODABLE))
-    skip = undecodable == "skip"
-    if (name == "image_folder") != (path is not None):
-        rule = "path names the directory or zip of 'image_folder', and only that"
-        raise UserError(f"data set {name!r} with path={path and str(path)!r}: {rule}")
-    cache = prepared.cache_dir(data_dir if name in EMBEDDED else None)
-    keys, ignored = ("image", "label"), {}
-    if name == "digits":
-        builder = _open_digits(cache)
-        shape = builder.info.features["image"].shape
-    elif path is not None:
-        folder = scan(path)
-        builder = _open_folder(cache, folder, skip=skip)
-        shape, ignored = builder.info.metadata["image_shape"], folder.left_out
-    else:
-        builder = prepared.open_tfds(name, data_dir, EMBEDDED)
-        keys = _classification_keys(name, builder.info.features)
-        shape = builder.info.features[keys[0]].shape
-    image_key, label_key = keys
-    return ImageSource(
-        name,
-        split,
-        builder,
-        image_key=image_key,
-        label_key=label_key,
-        shape=(*shape[:2], channels or shape[-1]),
-        cache=cache,
-        skip=skip,
-        ignored=ignored,
-    )
-
-
-def _open_digits(root: pathlib.Path) -> Any:
-    import tensorflow_datasets as tfds
-
-    from normjax.data import builders
-
-    target = root / "digits" / builders.VERSION
-    builders.prepare(builders.Digits, target)
-    return tfds.builder_from_directory(target)
-
-
 def _digest(builder: Any) -> str:
     """Of what TFDS knows of a prepared set."""
     sizes = {k: (s.num_examples, s.num_bytes) for k, s in builder.info.splits.items()}
     identity = repr((builder.info.full_name, sorted(sizes.items())))
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
-
-
-def _open_folder(root: pathlib.Path, folder: Folder, *, skip: bool) -> Any:
-    import tensorflow_datasets as tfds
-
-    from normjax.data import builders
-
-    # What was prepared without an undecodable image is good for both.
-    target = root / "image_folder" / folder.fingerprint / builders.FOLDER_VERSION
-    if skip and not target.is_dir():
-        target = target.parent / "skip" / builders.FOLDER_VERSION
-    builders.prepare_folder(folder, target, skip=skip)
-    return tfds.builder_from_directory(target)
-
-
-def _classification_keys(name: str, features) -> tuple[str, str]:
-    """The features that hold the image and its class."""
-    import tensorflow_datasets as tfds
-
-    kinds = (("image", tfds.features.Image), ("label", tfds.features.ClassLabel))
-    keys = []
-    for key, kind in kinds:
-        found = [k for k, feature in features.items() if isinstance(feature, kind)]
-        if key not in found and len(found) != 1:
-            held = ", ".join(features)
-            raise UserError(f"{name!r} is no image classification set (has: {held})")
-        keys.append(key if key in found else found[0])
-    image = features[keys[0]]
-    if np.dtype(image.np_dtype) != np.uint8 or image.shape[-1] not in (1, 3):
-        kind = f"{np.dtype(image.np_dtype)} {image.shape}"
-        raise UserError(f"images of {name!r} are {kind}; need uint8, 1 or 3 channels")
-    return keys[0], keys[1]

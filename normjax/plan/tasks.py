@@ -3,7 +3,7 @@
 from typing import Any
 
 from normjax.core.errors import UserError
-from normjax.data.sources import EMBEDDED
+from normjax.data.image_sets import EMBEDDED
 from normjax.data.vocabulary import open_tokenizer
 from normjax.tasks import TASKS
 from normjax.tasks.classification import ImageClassification

@@ -1,6 +1,7 @@
 """Image classification."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -167,14 +168,19 @@ class ImageClassification(Task):
         )
 
     def _open(self, split):
+        return self._images.split(split)
+
+    @functools.cached_property
+    def _images(self) -> data.ImageSet:
         fields = self._config.data
-        return data.open_images(
+        return data.ImageSet(
             fields.name,
-            split,
             data_dir=fields.data_dir or None,
             path=fields.path or None,
             undecodable=fields.get("undecodable", "stop"),
             channels=3 if 3 in (len(fields.mean), len(fields.std)) else None,
+            held_out=fields.get("held_out", data.HELD_OUT),
+            label_field=fields.get("label_field", ""),
         )
 
     def class_names(self):

@@ -107,7 +107,7 @@ def test_a_truncated_zip(folder):
 @pytest.fixture
 def digits(tmp_path, monkeypatch):
     """open() of the scanned digits, of which examples 3, 4 and 359 are damaged."""
-    from normjax.data import sources
+    from normjax.data import image_sets, sources
 
     class Damaged(sources.ImageSource):
         def _read(self, indices):
@@ -115,7 +115,7 @@ def digits(tmp_path, monkeypatch):
             pairs = zip(indices, super()._read(indices), strict=True)
             return [(d[:40] if int(i) in bad else d, y) for i, (d, y) in pairs]
 
-    monkeypatch.setattr(sources, "ImageSource", Damaged)
+    monkeypatch.setattr(image_sets, "ImageSource", Damaged)
     return lambda policy: open_images(
         "digits", "test", data_dir=tmp_path, undecodable=policy
     )
