@@ -233,10 +233,10 @@ def _made_part(where: str, name: str, part: Part, spec: Any) -> functools.partia
     return factory
 
 
-def offer(factory: Callable[..., Any], **arguments: Any) -> functools.partial:
+def with_defaults(factory: Callable[..., Any], **arguments: Any) -> functools.partial:
     """`factory` with what it takes of `arguments` and was not given before.
 
-    A model offers its components what it knows: a mixer without heads leaves
+    What a model knows are defaults of its components: a mixer without heads leaves
     `num_heads`, one whose spec has its own keeps that.
     """
     parameters = inspect.signature(factory).parameters

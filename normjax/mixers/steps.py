@@ -19,7 +19,7 @@ from normjax.core.dense import Dense, SplitDense
 from normjax.core.depthwise import depthwise_conv
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
-from normjax.core.registry import offer
+from normjax.core.registry import with_defaults
 from normjax.mixers.base import CORES
 from normjax.mixers.ops.attend import attention_entropy, softmax_attention
 from normjax.mixers.ops.heads import merge_heads, split_heads, tokens_of
@@ -119,7 +119,7 @@ def normalized_heads(
     """
     if module.qk_norm is None:
         return q, k
-    make = offer(module.qk_norm, **types_of(module))
+    make = with_defaults(module.qk_norm, **types_of(module))
     if query_mask is None and mask is not None and mask.shape == q.shape[:-2]:
         query_mask = mask
 
@@ -166,7 +166,7 @@ def core_of(module: Any, **given: Any) -> Callable[..., nn.Module]:
     for one core), unless `given` or the core's own spec say otherwise.
     """
     own = {name: getattr(module, name) for name in field_names(type(module))}
-    return offer(CORES.factory(module.core), **{**own, **given})
+    return with_defaults(CORES.factory(module.core), **{**own, **given})
 
 
 def own_core(module: Any) -> nn.Module:

@@ -8,7 +8,7 @@ import jax
 
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
-from normjax.core.registry import offer
+from normjax.core.registry import with_defaults
 from normjax.core.scanned import split_layers
 from normjax.models.base import MODELS, patterns_of, widened
 from normjax.models.block import Block, difference, sites_of, stream_of
@@ -109,7 +109,7 @@ class Decoder(TokenModel):
         own = {"rotary_base": self.rotary_base, "qkv_bias": False, "proj_bias": False}
         (pattern,) = patterns_of(self.mixer, 1)
         mixer = pattern[layer % len(pattern)]
-        return offer(mixer, num_heads=self.num_heads, **known, **own)
+        return with_defaults(mixer, num_heads=self.num_heads, **known, **own)
 
     @nn.nowrap
     def _layer(self, layer: int, **where) -> Block:

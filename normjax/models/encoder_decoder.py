@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from normjax.core.folding import FoldSite
-from normjax.core.registry import offer
+from normjax.core.registry import with_defaults
 from normjax.models.base import MODELS, in_stages
 from normjax.models.block import Block, sites_of
 from normjax.models.layers import Factory
@@ -73,7 +73,9 @@ class EncoderDecoder(TokenModel):
             {"causal": False, "rotary_base": None},
         )
         mixers = zip(in_stages(self.mixer, 3), order, strict=True)
-        return tuple(offer(mixer, **known, **own, **more) for mixer, more in mixers)
+        return tuple(
+            with_defaults(mixer, **known, **own, **more) for mixer, more in mixers
+        )
 
     @nn.nowrap
     def _encoder_layer(self, layer: int, **where) -> Block:

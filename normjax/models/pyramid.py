@@ -12,7 +12,7 @@ from normjax.core.broadcast import mean_over_positions, repeat_over_batch
 from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
-from normjax.core.registry import offer
+from normjax.core.registry import with_defaults
 from normjax.mixers.steps import sized_table
 from normjax.models.base import MODELS, in_stages, patterns_of
 from normjax.models.block import Block, feeding, mixing, sites_of
@@ -139,7 +139,7 @@ class Pyramid(nn.Module):
     @nn.nowrap
     def _mixer(self, stage: int, index: int) -> Factory:
         pattern = patterns_of(self.mixer, len(self.depths))[stage]
-        mixer = offer(
+        mixer = with_defaults(
             pattern[index % len(pattern)],
             num_heads=self.num_heads[stage],
             reduction_norm=self._embed_norm(),

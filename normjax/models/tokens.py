@@ -10,7 +10,7 @@ from flax.typing import Dtype
 
 from normjax.core.dense import Dense, trunc_normal
 from normjax.core.folding import FoldSite
-from normjax.core.registry import offer
+from normjax.core.registry import with_defaults
 from normjax.mixers.ops.masks import only_tokens
 from normjax.models.block import Block, feeding, looking, mixing
 from normjax.models.layers import Factory
@@ -102,7 +102,7 @@ class TokenModel(nn.Module):
         own = {"dtype": self.dtype}
         norm = functools.partial(self.norm, **own)
         inside = {"hidden": self.mlp_hidden or 4 * self.dim, **own}
-        mlp = offer(self.mlp, keep_size=False)
+        mlp = with_defaults(self.mlp, keep_size=False)
         mlp = functools.partial(mlp, activation=self.activation, **inside)
         placement = placement_of(self.placement).layer(layer, self.depth)
         rate = {"drop_path": self.drop_path_rate * layer / max(self.depth - 1, 1)}

@@ -13,7 +13,7 @@ from normjax.core.broadcast import mean_over_positions, repeat_over_batch
 from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
-from normjax.core.registry import offer
+from normjax.core.registry import with_defaults
 from normjax.models.base import MODELS, patterns_of, widened
 from normjax.models.block import Block, feeding, mixing, sites_of, stream_of
 from normjax.models.layers import Factory
@@ -106,7 +106,7 @@ class ViT(nn.Module):
         (pattern,) = patterns_of(self.mixer, 1)
         known = {"layer": layer, "num_layers": self.depth}
         known |= {"num_heads": self.num_heads, "reduction_norm": self.norm}
-        return offer(pattern[layer % len(pattern)], **known)
+        return with_defaults(pattern[layer % len(pattern)], **known)
 
     def _shared(self) -> dict[str, nn.Module]:
         """The parts that all blocks share, as in the first one."""

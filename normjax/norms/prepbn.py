@@ -22,7 +22,7 @@ from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError, one_of
 from normjax.core.moments import at_least_float32
 from normjax.core.overwrite import keep
-from normjax.core.registry import LAYOUTS, OWN_STATE, Part, Spec, offer
+from normjax.core.registry import LAYOUTS, OWN_STATE, Part, Spec, with_defaults
 from normjax.core.switch import switch
 from normjax.norms.base import NORMS, InferenceAffine, reads_batch
 
@@ -146,7 +146,7 @@ class PRepBN(nn.Module):
     def _norm(self, spec: Spec, **where) -> nn.Module:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         factory = NORMS.factory(spec)
-        return offer(factory, **types, axis_name=self.axis_name)(**where)
+        return with_defaults(factory, **types, axis_name=self.axis_name)(**where)
 
     @property
     def reads_batch(self) -> bool:

@@ -10,7 +10,7 @@ import optax
 
 from normjax.core.arguments import field_names
 from normjax.core.errors import UserError, one_of
-from normjax.core.registry import Registry, offer
+from normjax.core.registry import Registry, with_defaults
 from normjax.core.scanned import is_scanned
 from normjax.optim.base import OPTIMIZERS, SCHEDULES, TRANSFORMATIONS, is_of_updates
 from normjax.optim.groups import (
@@ -193,7 +193,7 @@ def _around(
     """`optimizer` behind those of gradients, before those of updates."""
     before, after = [], []
     for spec in specs:
-        make = offer(TRANSFORMATIONS.factory(spec), scanned=scanned)
+        make = with_defaults(TRANSFORMATIONS.factory(spec), scanned=scanned)
         (after if is_of_updates(make.func) else before).append(make())
     return optax.chain(*before, optimizer, *after)
 

@@ -80,11 +80,28 @@ def test_inputs_of_cores(name):
 
 
 @pytest.mark.slow
-def test_all_sections_on_a_small_scale():
-    command = [sys.executable, "-m", "normjax.bench", "gpu", "--small"]
+def test_sections_run_in_turn():
+    done = bench("gpu", "golden", "norms")
+    assert "golden: exit code 0" in done and "norms: exit code 0" in done
+    assert "reference arrays" in done and "floor" in done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "section, name, title",
+    [
+        ("cores", "linear", "8 heads of 64"),
+        ("models", "slab_deit_tiny", "slab_deit_tiny"),
+        ("loop", "--config=configs/digits.py", "host overhead"),
+    ],
+)
+def test_sections_on_a_small_scale(section, name, title):
+    assert title in bench(section, name, small=gpu.SECTIONS[section].small)
+
+
+def bench(*arguments, small=gpu.SMALL):
+    """What the command prints; it ends well."""
+    command = [sys.executable, "-m", "normjax.bench", *arguments, small]
     done = subprocess.run(command, capture_output=True, text=True)
-    for name in gpu.SECTIONS:
-        assert f"{name}: exit code 0" in done.stdout, done.stdout + done.stderr
-    assert done.returncode == 0
-    for title in ("reference arrays", "floor", "8 heads of 64", "host overhead"):
-        assert title in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -134,7 +134,7 @@ def test_two_steps(path, tmp_path, monkeypatch):
         config.model.update(dim=16, depth=1, num_heads=2)
     else:  # a preset, which the file itself shrinks
         config = get(path, "runlocal")
-    config.update(batch_size=8, total_steps=2, microbatches=1)
+    config.update(batch_size=4, total_steps=2, microbatches=1)
     if config.task == "language_modeling":
         (tmp_path / "words").write_bytes(b"To be, or not to be.\n" * 200)
         config.data.update(name="text_file", path=str(tmp_path / "words"))

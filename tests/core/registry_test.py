@@ -7,7 +7,7 @@ import pytest
 
 from normjax.core.arguments import field_names, required_names
 from normjax.core.errors import UserError
-from normjax.core.registry import Registry, compatible, offer
+from normjax.core.registry import Registry, compatible, with_defaults
 
 
 class Scale(nn.Module):
@@ -93,12 +93,12 @@ def test_field_names():
     assert required_names(plain) == []
 
 
-def test_offer_gives_what_is_taken_and_not_given_before():
-    assert offer(Scale, factor=2.0, width=3).keywords == {"factor": 2.0}
+def test_defaults_give_what_is_taken_and_not_given_before():
+    assert with_defaults(Scale, factor=2.0, width=3).keywords == {"factor": 2.0}
     own = functools.partial(functools.partial(Scale, factor=1.0))
-    assert offer(own, factor=2.0, offset=3.0)().factor == 1.0
-    assert offer(own, factor=2.0, offset=3.0)().offset == 3.0
-    assert offer(lambda **kwargs: kwargs, width=3)() == {"width": 3}
+    assert with_defaults(own, factor=2.0, offset=3.0)().factor == 1.0
+    assert with_defaults(own, factor=2.0, offset=3.0)().offset == 3.0
+    assert with_defaults(lambda **kwargs: kwargs, width=3)() == {"width": 3}
 
 
 def test_compatible(registry):
