@@ -11,6 +11,7 @@ from typing import Any
 from absl import flags
 
 from normjax.cli.flags import (
+    CommandLine,
     HelpWanted,
     define_config,
     define_workdir,
@@ -18,6 +19,7 @@ from normjax.cli.flags import (
 )
 from normjax.cli.host import answer_libtpu, keep_freed_memory, may_have_tpu
 from normjax.core.errors import LoadingFailed, RunFailed, UserError
+from normjax.core.paths import local_path
 from normjax.devices.signals import EXIT_ENDED
 
 EXIT_USER_ERROR = 2
@@ -137,6 +139,11 @@ def train_command(argv: Sequence[str]) -> int:
     return EXIT_INTERRUPTED if scores is None else 0
 
 
+_OF_WEIGHTS = ("weights", "data", "classes", "image_size")
+_OF_RUNS = ("workdir", "best", "adapt", "corruption", "severity", "stream", "images")
+"""Flags of eval.py that go with --model, and those that do not."""
+
+
 def eval_command(argv: Sequence[str]) -> int:
     """Evaluate a run, folded and unfolded, or adapted to what it was not trained for.
 
@@ -144,25 +151,25 @@ def eval_command(argv: Sequence[str]) -> int:
     python eval.py --workdir=runs/a --corruption=jpeg [--severity=5] [--images=2000]
     python eval.py --workdir=runs/a --adapt=tent,lame [--stream=correlated]
 
+    Or published weights, on a folder of images with one folder a class:
+
+    python eval.py --model=swin_tiny --weights=FILE --data=imagenet/val [--fold]
+        [--image_size=256] [--classes=FILE] [--split=validation]
+
     Top-1, top-5, negative log likelihood (nats) and expected calibration error of
     images, with --fold also of the model whose norms are merged into their neighbours.
-    Where the data have moved, --config.data.path=... says where they are.
+    Where the data of a run have moved, --config.data.path=... says where they are.
+    Published weights see images as their family does: resized, cropped and normalised.
+    The order of the classes is that of their sorted names, as ImageNet's is of wnids,
+    or of the lines of --classes (names, wnids, both, or JSON).
     `python -m normjax.eval` is the same command.
     """
-
-    def define(values: flags.FlagValues) -> None:
-        define_workdir(values)
-        flags.DEFINE_string("split", None, "split; default: the config's", values)
-        flags.DEFINE_bool("fold", False, "compare with the folded model", values)
-        flags.DEFINE_bool("best", False, "best checkpoint, not the newest", values)
-        flags.DEFINE_list("adapt", [], "test-time adaptations to compare", values)
-        flags.DEFINE_string("corruption", None, "of the images", values)
-        flags.DEFINE_integer("severity", 5, "1 to 5", flag_values=values)
-        flags.DEFINE_string("stream", "iid", "order: iid or correlated", values)
-        flags.DEFINE_integer("images", 0, "so many; 0: all", 0, flag_values=values)
-
-    given = parse_flags(argv, define, eval_command.__doc__, overrides=True)
-    workdir, values = given.workdir(), given.flags
+    given = parse_flags(argv, _define_eval, eval_command.__doc__, overrides=True)
+    values = given.flags
+    if values.model:
+        return _published(given)
+    given.refuse(_OF_WEIGHTS, "without --model")
+    workdir = given.workdir()
     streamed = values.adapt or values.corruption is not None
     if not values.adapt:
         given.refuse(["stream"], "without --adapt")
@@ -195,5 +202,47 @@ def eval_command(argv: Sequence[str]) -> int:
     )
     adapt_run(
         workdir, values.adapt, stream, best=values.best, overrides=given.overrides
+    )
+    return 0
+
+
+def _define_eval(values: flags.FlagValues) -> None:
+    define_workdir(values)
+    flags.DEFINE_string("split", None, "split; default: the config's", values)
+    flags.DEFINE_bool("fold", False, "compare with the folded model", values)
+    flags.DEFINE_bool("best", False, "best checkpoint, not the newest", values)
+    flags.DEFINE_list("adapt", [], "test-time adaptations to compare", values)
+    flags.DEFINE_string("corruption", None, "of the images", values)
+    flags.DEFINE_integer("severity", 5, "1 to 5", flag_values=values)
+    flags.DEFINE_string("stream", "iid", "order: iid or correlated", values)
+    flags.DEFINE_integer("images", 0, "so many; 0: all", 0, flag_values=values)
+    flags.DEFINE_string("model", None, "preset of published weights", values)
+    flags.DEFINE_string("weights", None, "file or folder of them", values)
+    flags.DEFINE_string("data", None, "folder, zip or tar of images", values)
+    flags.DEFINE_string("classes", "", "file of class names in order", values)
+    what = "side of the images; 0: as published"
+    flags.DEFINE_integer("image_size", 0, what, 0, flag_values=values)
+
+
+def _published(given: CommandLine) -> int:
+    """Weights of a file, without a run."""
+    values = given.flags
+    given.refuse(_OF_RUNS, "with --model")
+    for name in ("weights", "data"):
+        if not values[name].value:
+            raise UserError(f"--model needs --{name}: see --help")
+    from normjax.devices.processes import initialize
+    from normjax.evaluation.published import evaluate_published
+
+    initialize()
+    evaluate_published(
+        values.model,
+        local_path("weights", values.weights),
+        local_path("data", values.data),
+        split=values.split or "",
+        classes=values.classes,
+        side=values.image_size,
+        fold=values.fold,
+        overrides=given.overrides,
     )
     return 0

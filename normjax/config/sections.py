@@ -87,6 +87,7 @@ class Augment:
         "short side before the central crop of evaluation; 0: image_size",
         "0, or at least image_size",
     )
+    interpolation: str = run("bicubic", "of resizing", ("bicubic", "bilinear"))
     resized_crop_min_scale: float = run(
         0.0, "smallest area of a random resized crop; 0: none", "in [0, 1]"
     )
@@ -112,6 +113,12 @@ class ImageData(Data):
     # A run that stops at an image may go on without it.
     undecodable: str = machine(
         "stop", "an image that cannot be decoded: stop, or skip it", "stop or skip"
+    )
+    in_place: bool = run(
+        False, "images are read where they lie, not copied into data_dir"
+    )
+    classes: str = run(
+        "", "file of class names, a line each, in the order of the logits", "a file"
     )
     held_out: float = run(
         0.1,

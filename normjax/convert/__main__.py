@@ -20,12 +20,9 @@ from absl import flags
 from normjax import convert
 from normjax.cli.flags import define_config, parse_flags
 from normjax.cli.main import run
-from normjax.config.recipes import RECIPES
-from normjax.convert.layouts import SIZES
-from normjax.convert.settings import published_settings, settle
-from normjax.core.errors import UserError, one_of
+from normjax.core.errors import UserError
 from normjax.core.paths import local_path, workdir_path
-from normjax.families import FAMILIES, family_of
+from normjax.evaluation.published import image_size, open_published, recipe_of
 
 USAGE = "--model=NAME CHECKPOINT WORKDIR, or --to_torch WORKDIR FILE.safetensors"
 
@@ -53,7 +50,7 @@ def convert_command(argv: Sequence[str]) -> int:
     source, target = local_path("path", first), workdir_path(second)
     given.refuse(["layout"], "without --to_torch")
     if values.model and not values.config:
-        values.config = _recipe(values.model)
+        values.config = recipe_of(values.model)
     if not values.config:
         raise UserError(f"python -m normjax.convert {USAGE}")
     config = given.config()
@@ -64,42 +61,15 @@ def convert_command(argv: Sequence[str]) -> int:
     return 0
 
 
-def _recipe(name: str) -> str:
-    """The config that --model stands for.
-
-    Raises:
-      UserError: no preset of this name, or none with a recipe.
-    """
-    family = family_of(name)
-    if family is None or not family.config or family.name not in name.split("_"):
-        with_config = [f for f in FAMILIES.values() if f.config]
-        known = [n for f in with_config for n in f.presets if f.name in n.split("_")]
-        raise UserError(one_of("model", name, known))
-    return str(RECIPES / family.config_of(name))
-
-
 def _import(config: Any, checkpoint: Path, workdir: Path, *, averaged: bool) -> None:
-    from ml_collections import ConfigDict
-
     from normjax.records import report
-    from normjax.train.experiment import build_model
     from normjax.train.start import start_from
 
-    weights = convert.load(checkpoint, averaged=averaged)
-    arguments = convert.arguments_of(weights.state, config.model.norm.to_dict())
-    sizes = {k: v for k, v in arguments.items() if k in SIZES}
-    tied = {"tie_word_embeddings": arguments["tied"]} if "tied" in arguments else {}
-    with config.unlocked():
-        config.model.norm = ConfigDict(arguments["norm"])
-        model = build_model(config, **sizes)
-        given = {**tied, **published_settings(checkpoint)}
-        changes = settle(config, model, given)
-    model = build_model(config, **sizes)
-    shape = ()
-    if convert.reads_images(model):
-        shape = (*_image_size(config), convert.channels_of(weights.state))
-        _check_classes(config.data, sizes["num_classes"])
-    converted = convert.from_torch(model, weights.state, shape)
+    found = open_published(config, checkpoint, averaged=averaged)
+    model, weights, converted = found.model, found.weights, found.converted
+    shape = found.shape
+    if shape:
+        _check_classes(config.data, found.sizes["num_classes"])
     start_from(config, converted.variables, workdir, _description(model, shape))
     title = f"{checkpoint} ({converted.layout}) -> {workdir}"
     rows = [("used", weights.taken, converted.used, "averaged" * weights.averaged)]
@@ -110,7 +80,7 @@ def _import(config: Any, checkpoint: Path, workdir: Path, *, averaged: bool) -> 
     ):
         groups = convert.grouped(names)
         rows += [(what, name, count, why) for name, count, why in groups]
-    for field, value, before in changes:
+    for field, value, before in found.changes:
         rows.append(("set", f"{field}={value}", 1, f"by the file, instead of {before}"))
     report.table(title, ("", "arrays", "number", "why"), rows)
 
@@ -154,17 +124,10 @@ def _export(workdir: Path, file: Path, layout: str | None) -> None:
     config = kept_config(workdir)
     variables = saved_variables(workdir)
     model = build_model(config, **convert.size_of(variables))
-    size = _image_size(config) if convert.reads_images(model) else ()
+    size = image_size(config) if convert.reads_images(model) else ()
     state = convert.to_torch(model, variables, size, layout)
     convert.write(file, state)
     console.print(f"{file}: {len(state)} arrays")
-
-
-def _image_size(config: Any) -> tuple[int, int]:
-    side = config.data.augment.image_size
-    if not side:
-        raise UserError("config.data.augment.image_size is 0: the model needs a size")
-    return side, side
 
 
 if __name__ == "__main__":

@@ -23,6 +23,12 @@ from normjax.data.decode import Images, to_array, to_pil
 FILLS: dict[str, Any] = {"zero": "constant", "reflect": "reflect"}
 """What random_crop pads with, and NumPy's name of it."""
 
+INTERPOLATIONS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+"""Of resizing; both with antialiasing."""
+
 _ATTEMPTS = 10  # of random_resized_crop, as in Inception and torchvision
 
 
@@ -35,6 +41,7 @@ class Fields:
         as they are (then all images of the set must share one).
       eval_resize: short side before the central crop of evaluation, such as 256 for
         image_size 224; 0 means image_size.
+      interpolation: of resizing, a key of `INTERPOLATIONS`.
       resized_crop_min_scale: smallest area of random_resized_crop (0.08 is usual for
         ImageNet); 0 resizes and crops the centre in training, too.
       crop_padding: pixels of padding before a random crop of the same size.
@@ -49,6 +56,7 @@ class Fields:
 
     image_size: int = 0
     eval_resize: int = 0
+    interpolation: str = "bicubic"
     resized_crop_min_scale: float = 0.0
     crop_padding: int = 0
     crop_fill: str = "zero"
@@ -123,13 +131,14 @@ def build(
     """
     f = _checked(spec)
     size, resize = f.image_size, (0 if train else f.eval_resize) or f.image_size
+    given: dict[str, Any] = {"size": size, "interpolation": f.interpolation}
     ops: list = []
     if train and f.resized_crop_min_scale:
         scale = (f.resized_crop_min_scale, 1.0)
-        crop = functools.partial(random_resized_crop, size=size, scale=scale)
+        crop = functools.partial(random_resized_crop, scale=scale, **given)
         ops.append((crop, 2 * _ATTEMPTS + 2))
     elif size:
-        op = functools.partial(resize_center_crop, size=size, resize=resize)
+        op = functools.partial(resize_center_crop, resize=resize, **given)
         ops.append((op, 0))
     if not train:
         return Transform(tuple(ops), size) if ops else None
@@ -172,6 +181,9 @@ def _checked(spec: Mapping) -> Fields:
     f = Fields(**values)
     if f.crop_fill not in FILLS:
         raise UserError(one_of("augment.crop_fill", f.crop_fill, FILLS))
+    if f.interpolation not in INTERPOLATIONS:
+        kinds = INTERPOLATIONS
+        raise UserError(one_of("augment.interpolation", f.interpolation, kinds))
     if f.rand_augment_set not in randaugment.SETS:
         kinds = randaugment.SETS
         raise UserError(one_of("augment.rand_augment_set", f.rand_augment_set, kinds))
@@ -231,12 +243,13 @@ def random_resized_crop(
     size: int,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    interpolation: str = "bicubic",
 ) -> np.ndarray:
     """Crop a random area and aspect ratio, resize it to [size, size, C]. u: [B, 22].
 
     Inception's crop (Szegedy et al., 2015) in torchvision's form: area uniform in
     `scale` times the image's, ratio log-uniform in `ratio`, the first of ten attempts
-    that fits, else the central crop with the nearest ratio allowed. Bicubic.
+    that fits, else the central crop with the nearest ratio allowed.
     """
     height, width, _ = image.shape
     tries = u[: 2 * _ATTEMPTS].reshape(_ATTEMPTS, 2)
@@ -256,24 +269,29 @@ def random_resized_crop(
         h = min(height, round(width / ratio[0]))
         y, x = (height - h) // 2, (width - w) // 2
     box = (x, y, x + w, y + h)
-    resample = Image.Resampling.BICUBIC
+    resample = INTERPOLATIONS[interpolation]
     return to_array(to_pil(image).crop(box).resize((size, size), resample))
 
 
 @_each
 def resize_center_crop(
-    image: np.ndarray, u: np.ndarray, *, size: int, resize: int
+    image: np.ndarray,
+    u: np.ndarray,
+    *,
+    size: int,
+    resize: int,
+    interpolation: str = "bicubic",
 ) -> np.ndarray:
     """Resize the short side to `resize`, crop the centre to [size, size, C]. u: [B, 0].
 
-    Sizes are rounded as torchvision rounds them; bicubic with antialiasing.
+    Sizes are rounded as torchvision rounds them.
     """
     del u  # nothing random
     height, width, _ = image.shape
     if min(height, width) != resize:
         short = min(height, width)
         shape = (resize * width // short, resize * height // short)
-        image = to_array(to_pil(image).resize(shape, Image.Resampling.BICUBIC))
+        image = to_array(to_pil(image).resize(shape, INTERPOLATIONS[interpolation]))
     top = round((image.shape[0] - size) / 2)
     left = round((image.shape[1] - size) / 2)
     return image[top : top + size, left : left + size]

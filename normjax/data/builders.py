@@ -13,8 +13,6 @@ import os
 import pathlib
 import sys
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -22,21 +20,11 @@ import tensorflow_datasets as tfds
 
 from normjax.core.errors import UserError
 from normjax.data import decode, prepared
-from normjax.data.folder import Folder, counted
+from normjax.data.folder import UNREADABLE, Folder, counted
 from normjax.data.prepared import say
 
 VERSION = "1.0.0"
 FOLDER_VERSION = "1.2.0"
-
-UNREADABLE = (
-    decode.Undecodable,
-    OSError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-)
-"""What a damaged image, or a damaged or encrypted zip around it, raises."""
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):

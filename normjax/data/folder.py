@@ -7,16 +7,27 @@ import hashlib
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 
 from normjax.core.errors import UserError
 from normjax.core.paths import local_path
-from normjax.data import tar
+from normjax.data import decode, tar
 from normjax.data.layout import Splits, arrange
 from normjax.data.listing import EXPECTED, Listing, list_files, members
 
 Reader = Callable[[str], bytes]
 """From the name of an image to its encoded bytes; threads may share it."""
+
+UNREADABLE = (
+    decode.Undecodable,
+    OSError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+)
+"""What a damaged image, or a damaged or encrypted archive around it, raises."""
 
 HELD_OUT = 0.1
 """Of each class, where nothing says what is to be tested on."""

@@ -9,7 +9,9 @@ import numpy as np
 
 from normjax.core.errors import UserError, one_of
 from normjax.data import prepared
+from normjax.data.class_order import in_order
 from normjax.data.folder import HELD_OUT, Folder, scan
+from normjax.data.in_place import FolderSource
 from normjax.data.shards import scan_shards
 from normjax.data.sources import ImageSource
 from normjax.data.table_images import scan_hf
@@ -44,6 +46,9 @@ class ImageSet:
       channels: 3 makes gray images RGB; None leaves them.
       held_out: the part of each class that is `test` where a set of `FOLDERS` has no
         splits.
+      in_place: read the images of such a set where they lie, as RGB unless `channels`
+        is 1, instead of preparing a copy.
+      classes: the order of their classes, see `class_order.in_order`; "": by name.
       label_field: column of the labels of an hf_dataset; "" where one alone may be it.
 
     Raises:
@@ -60,6 +65,8 @@ class ImageSet:
         undecodable: str = "stop",
         channels: int | None = None,
         held_out: float = HELD_OUT,
+        in_place: bool = False,
+        classes: str = "",
         label_field: str = "",
     ):
         if undecodable not in UNDECODABLE:
@@ -70,7 +77,11 @@ class ImageSet:
             raise UserError(f"data set {name!r} with path={given!r}: {rule}")
         if label_field and name != "hf_dataset":
             raise UserError("data.label_field is a column of hf_dataset, and only that")
+        if name not in FOLDERS and (in_place or classes):
+            field = "in_place" if in_place else "classes"
+            raise UserError(f"data.{field} is of {_listed(FOLDERS)}, and only that")
         self.name, self._skip = name, undecodable == "skip"
+        self._folder: Folder | None = None
         self._cache = prepared.cache_dir(data_dir if name in EMBEDDED else None)
         self._keys, self._ignored = ("image", "label"), {}
         if name == "digits":
@@ -79,6 +90,10 @@ class ImageSet:
         elif path is not None:
             more = {"label_field": label_field} if label_field else {}
             folder = FOLDERS[name](path, held_out, **more)
+            folder = in_order(folder, classes) if classes else folder
+            if in_place:
+                self._folder, self._channels = folder, channels or 3
+                return
             self._builder = _open_folder(self._cache, folder, skip=self._skip)
             shape = self._builder.info.metadata["image_shape"]
             self._ignored = folder.left_out
@@ -88,7 +103,12 @@ class ImageSet:
             shape = self._builder.info.features[self._keys[0]].shape
         self._shape = (*shape[:2], channels or shape[-1])
 
-    def split(self, split: str) -> ImageSource:
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of what can be opened."""
+        return tuple(self._folder.splits if self._folder else self._builder.info.splits)
+
+    def split(self, split: str) -> ImageSource | FolderSource:
         """One split.
 
         Args:
@@ -98,6 +118,9 @@ class ImageSet:
         Raises:
           UserError: an unknown or empty split.
         """
+        if self._folder:
+            given = {"channels": self._channels, "skip": self._skip}
+            return FolderSource(self._folder, split, **given)
         image_key, label_key = self._keys
         return ImageSource(
             self.name,
@@ -112,7 +135,7 @@ class ImageSet:
         )
 
 
-def open_images(name: str, split: str, **given: Any) -> ImageSource:
+def open_images(name: str, split: str, **given: Any) -> Any:
     """One split of an image classification set; embedded sets are prepared first.
 
     Args:

@@ -1,6 +1,7 @@
 """Evaluate a finished or running run, folded and unfolded."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from normjax.train.programs import jit_eval_step, jit_logits
 from normjax.train.state import TrainState
 
 LATENCY_ROUNDS = 30
+
+Variants = dict[str, tuple[Any, Any]]
+"""Models and their variables by name."""
 
 READS = ("data", "mesh", "sharding", "batch_size")
 """Sections and fields of a config that evaluation makes use of."""
@@ -50,28 +54,62 @@ def evaluate_run(
         override that is not allowed.
     """
     config = config_to_read(workdir, overrides)
+    split = str(split or config.data.eval_split)
+    with config.unlocked():  # no other split need be there
+        config.data.update(train_split="", eval_split=split, test_split="")
     experiment = build_experiment(config)
     check_classes(experiment.task, workdir)
-    split = str(split or config.data.eval_split)
     state = restored(experiment, workdir, best=best)
-    variants = {"unfolded": (experiment.model, state.eval_variables())}
+    scores, variants, _ = scores_of(
+        experiment, state.eval_variables(), split, fold=fold
+    )
+    title = f"{workdir}, step {int(state.step)}, split {split}"
+    show_scores(experiment, title, scores, variants, split)
+    return scores
+
+
+def scores_of(
+    experiment: Experiment, variables: Any, split: str, *, fold: bool = False
+) -> tuple[dict[str, dict[str, float]], Variants, dict[str, float]]:
+    """The scores on a split by variant: folded, too, if asked for.
+
+    Returns:
+      the scores; the variants; and examples a second of each, 0 where one batch is all.
+    """
+    variants: Variants = {"unfolded": (experiment.model, variables)}
     if fold:
         everywhere = replicated(experiment.mesh)
-        whole = jax.jit(lambda v: v, out_shardings=everywhere)(state.eval_variables())
+        whole = jax.jit(lambda v: v, out_shardings=everywhere)(variables)
         variants["unfolded"] = experiment.model, whole
         _print_plan(fusion.plan(*variants["unfolded"]))
         with report.warnings_in_lines():
             folded, variables = fusion.fold(*variants["unfolded"])
         variants["folded"] = folded, jax.device_put(variables, everywhere)
-    scores = {}
+    scores, rates = {}, {}
+    size = len(experiment.task.source(split)) - experiment.config.batch_size
     for name, (model, variables) in variants.items():
         eval_step = jit_eval_step(experiment, model if fold else None)
-        scores[name] = experiment.evaluate(eval_step, variables, split)
-    title = f"{workdir}, step {int(state.step)}, split {split}"
+        started: list[float] = []
+        watch = partial(_timed, started)
+        scores[name] = experiment.evaluate(eval_step, variables, split, watch)
+        rates[name] = max(0, size) / (time.perf_counter() - started[0])
+    return scores, variants, rates
+
+
+def _timed(started: list[float], batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches; keeps when the second is asked for, after compilation."""
+    yield next(batches)
+    started.append(time.perf_counter())
+    yield from batches
+
+
+def show_scores(
+    experiment: Experiment, title: str, scores: Any, variants: Variants, split: str
+) -> None:
+    """Print the scores of `scores_of`; of a folded model, what differs."""
     report.score_table(title, "model", experiment.task.columns, scores)
-    if fold:
+    if "folded" in variants:
         _print_comparison(experiment, variants, split)
-    return scores
 
 
 def config_to_read(workdir: Path, overrides: Sequence[Override] = ()) -> Any:

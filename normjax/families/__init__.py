@@ -5,7 +5,7 @@ dicts, and how it was trained. `models`, `convert` and the recipes in `configs` 
 there; nothing here needs JAX. A new family is a file and a name below.
 """
 
-from normjax.families.base import Family, Recipe
+from normjax.families.base import Family, Preprocessing, Recipe
 from normjax.families.cswin import CSWIN
 from normjax.families.deit import DEIT
 from normjax.families.language import LANGUAGE
@@ -14,7 +14,7 @@ from normjax.families.pvt import PVT
 from normjax.families.resnet import RESNET
 from normjax.families.swin import SWIN
 
-__all__ = ["FAMILIES", "PRESETS", "Family", "Recipe", "family_of"]
+__all__ = ["FAMILIES", "PRESETS", "Family", "Preprocessing", "Recipe", "family_of"]
 
 FAMILIES = {
     family.name: family for family in (DEIT, SWIN, PVT, CSWIN, RESNET, LANGUAGE, LLAMA)

@@ -27,6 +27,27 @@ class Recipe(NamedTuple):
     repeats: int = 1
 
 
+class Preprocessing(NamedTuple):
+    """What becomes of images before a published model is evaluated.
+
+    Attributes:
+      image_size: side of the square.
+      crop_ratio: of that side to the short side that an image is resized to first.
+      interpolation: of resizing, "bicubic" or "bilinear".
+      mean, std: of the pixels scaled to 0..1, by channel.
+    """
+
+    image_size: int = 224
+    crop_ratio: float = 0.875
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def resized(self, image_size: int) -> int:
+        """The short side for images of another size: of 224 and 0.875, 256."""
+        return max(image_size, int(image_size / self.crop_ratio))
+
+
 class Family(NamedTuple):
     """What is known of a family of models.
 
@@ -41,6 +62,8 @@ class Family(NamedTuple):
       classes: arrays with a row for each class; tokens: for each token.
       epsilon: of the norms that presets leave open.
       recipes: by variant, the words of a preset's name but the family's own.
+      preprocessing: by the beginning of a preset's name, the longest that fits; ""
+        is that of all others. Empty for models of text.
       config: file and arguments of the config that trains a preset, with {variant}, or
         {size} for its last word; "" where none does.
     """
@@ -54,6 +77,7 @@ class Family(NamedTuple):
     tokens: tuple[str, ...] = ()
     epsilon: float = 1e-6
     recipes: Mapping[str, Recipe] = {}
+    preprocessing: Mapping[str, Preprocessing] = {}
     config: str = ""
 
     def preset_of(self, variant: str) -> str:
@@ -61,6 +85,11 @@ class Family(NamedTuple):
         kind, _, size = variant.partition("_")
         whole = f"{kind}_{self.name}_{size}"
         return whole if whole in self.presets else f"{self.name}_{variant}"
+
+    def preprocessing_of(self, preset: str) -> Preprocessing | None:
+        """What images become before a preset reads them; None if it reads text."""
+        fitting = [start for start in self.preprocessing if preset.startswith(start)]
+        return self.preprocessing[max(fitting, key=len)] if fitting else None
 
     def config_of(self, preset: str) -> str:
         """The config of a preset, "FILE:ARGUMENTS"."""

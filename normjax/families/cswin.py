@@ -5,6 +5,7 @@ from typing import Any
 from normjax.families.base import (
     Arguments,
     Family,
+    Preprocessing,
     Recipe,
     is_original,
     layer_norm,
@@ -91,6 +92,7 @@ CSWIN = Family(
     anchors=("stage1_conv_embed.0.weight",),
     classes=("head.weight",),
     epsilon=1e-5,
+    preprocessing={"": Preprocessing(), "cswin_": Preprocessing(crop_ratio=0.9)},
     recipes={name: _recipe(name, rate) for name, rate in _DROP_PATHS.items()},
     config="imagenet_cswin.py:variant={variant}",
 )

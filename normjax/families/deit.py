@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from normjax.families.base import Arguments, Family, Recipe, is_original, prepbn
+from normjax.families.base import (
+    Arguments,
+    Family,
+    Preprocessing,
+    Recipe,
+    is_original,
+    prepbn,
+)
 from normjax.families.layout import CONV, CORE, END, block
 
 _SLAB = {"norm": {"name": "prepbn", "decay_steps": 60_000}, "mixer": "sla"}
@@ -58,6 +65,7 @@ DEIT = Family(
     },
     anchors=("patch_embed.proj.weight",),
     classes=("head.weight",),
+    preprocessing={"": Preprocessing()},
     recipes={name: _recipe(name, rate) for name, rate in _DROP_PATHS.items()},
     config="imagenet_deit.py:variant={variant}",
 )

@@ -5,6 +5,7 @@ from typing import Any
 from normjax.families.base import (
     Arguments,
     Family,
+    Preprocessing,
     Recipe,
     is_original,
     layer_norm,
@@ -108,6 +109,7 @@ PVT = Family(
     },
     anchors=("patch_embed1.proj.weight",),
     classes=("head.weight",),
+    preprocessing={"": Preprocessing()},
     recipes={name: _recipe(name, rate) for name, rate in _DROP_PATHS.items()},
     config="imagenet_pvt.py:variant={variant}",
 )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from normjax.families.base import Arguments, Family
+from normjax.families.base import Arguments, Family, Preprocessing
 
 
 def _resnet(*depths: int, **other: Any) -> Arguments:
@@ -24,5 +24,9 @@ RESNET = Family(
             stem={"name": "conv_unit", "stride": 1},
             shortcut="pad",
         ),
+    },
+    preprocessing={
+        "": Preprocessing(interpolation="bilinear"),
+        "resnet20": Preprocessing(image_size=32, crop_ratio=1.0),
     },
 )

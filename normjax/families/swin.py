@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from normjax.families.base import Arguments, Family, Recipe, layer_norm, prepbn
+from normjax.families.base import (
+    Arguments,
+    Family,
+    Preprocessing,
+    Recipe,
+    layer_norm,
+    prepbn,
+)
 from normjax.families.layout import CONV, CORE, LINEAR, NORM, Row, block
 
 _SIZES = {
@@ -77,6 +84,7 @@ SWIN = Family(
     anchors=("patch_embed.proj.weight",),
     classes=("head.weight", "head.fc.weight"),
     epsilon=1e-5,
+    preprocessing={"": Preprocessing()},
     recipes={name: _recipe(name, rate) for name, rate in _DROP_PATHS.items()},
     config="imagenet_swin.py:variant={variant}",
 )

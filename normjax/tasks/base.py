@@ -102,6 +102,12 @@ class Task(abc.ABC):
         ):
             self.source(split)
 
+    @property
+    def main_split(self) -> str:
+        """The split that tells what there is to know of the data: `train_split`, or
+        `eval_split` where nothing is trained."""
+        return self._config.data.train_split or self._config.data.eval_split
+
     def source(self, split: str) -> Any:
         """One split of the data set, opened once and kept."""
         if split not in self._sources:
@@ -127,7 +133,7 @@ class Task(abc.ABC):
         """The `described_as` of the data that are open; None as there."""
         if self.described_as is None:
             return None
-        source = self.source(self._config.data.train_split)
+        source = self.source(self.main_split)
         fields = self.described_as._fields
         return self.described_as(*(getattr(source, name) for name in fields))
 

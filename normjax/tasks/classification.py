@@ -150,9 +150,10 @@ class ImageClassification(Task):
     def __init__(self, config: Any, described: Any = None):
         super().__init__(config, described)
         fields = config.data
-        source = self.source(fields.train_split)
+        source = self.source(self.main_split)
         transform = self._augment()
-        _check_trained(source)
+        if fields.train_split:
+            _check_trained(source)
         self._shape = data.image_shape(source, transform)
         self._num_classes = source.num_classes
         for field in ("mean", "std"):
@@ -179,12 +180,14 @@ class ImageClassification(Task):
             path=fields.path or None,
             undecodable=fields.get("undecodable", "stop"),
             channels=3 if 3 in (len(fields.mean), len(fields.std)) else None,
+            in_place=fields.get("in_place", False),
+            classes=fields.get("classes", ""),
             held_out=fields.get("held_out", data.HELD_OUT),
             label_field=fields.get("label_field", ""),
         )
 
     def class_names(self):
-        return self.source(self._config.data.train_split).class_names
+        return self.source(self.main_split).class_names
 
     def model_arguments(self):
         return {"num_classes": self._num_classes}
@@ -224,7 +227,7 @@ class ImageClassification(Task):
 
     def describe(self):
         fields = self._config.data
-        source = self.source(fields.train_split)
+        source = self.source(self.main_split)
         return f"{fields.name}, {len(source):,} images"
 
     def details(self):

@@ -109,7 +109,7 @@ class LanguageModeling(Task):
         return data.open_text(fields.name, split, text, **where)
 
     def model_arguments(self):
-        return {"vocab_size": self.source(self._config.data.train_split).vocab_size}
+        return {"vocab_size": self.source(self.main_split).vocab_size}
 
     def row(self):
         shape = (self.units_per_row,)
@@ -144,6 +144,6 @@ class LanguageModeling(Task):
         return -scores["nll"]
 
     def describe(self):
-        source = self.source(self._config.data.train_split)
+        source = self.source(self.main_split)
         size = f"{source.num_documents:,} documents, {source.num_tokens:,} tokens"
         return f"{self._config.data.name}, {size}"

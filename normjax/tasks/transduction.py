@@ -79,10 +79,10 @@ class Transduction(Task):
         return data.open_transduction(fields.name, split, fields.length)
 
     def model_arguments(self):
-        return {"vocab_size": self.source(self._config.data.train_split).vocab_size}
+        return {"vocab_size": self.source(self.main_split).vocab_size}
 
     def row(self):
-        blank = self.source(self._config.data.train_split).blank(1)
+        blank = self.source(self.main_split).blank(1)
         return {
             name: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
             for name, rows in blank.items()
@@ -108,5 +108,5 @@ class Transduction(Task):
         return -scores["nll"]
 
     def describe(self):
-        source = self.source(self._config.data.train_split)
+        source = self.source(self.main_split)
         return f"{source.name}, {len(source):,} pairs of up to {source.length} letters"

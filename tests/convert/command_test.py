@@ -10,8 +10,9 @@ import pytest
 from normjax import convert, models
 from normjax.cli.main import run
 from normjax.config.recipes import load_config
-from normjax.convert.__main__ import _recipe, convert_command
+from normjax.convert.__main__ import convert_command
 from normjax.convert.names import abstract_variables
+from normjax.evaluation.published import recipe_of
 from normjax.evaluation.run import evaluate_run
 from normjax.models import PRESETS
 from normjax.train.config import kept_config
@@ -134,8 +135,8 @@ def test_a_language_model_there_and_back(command, tmp_path):
 @pytest.mark.parametrize(
     "name", ["slab_llama_350m", "lm_70m", "lm_130m", "slab_swin_tiny", "deit_small"]
 )
-def test_a_preset_stands_for_its_recipe(name):
-    config = load_config(_recipe(name))
+def test_a_preset_stands_for_itsrecipe_of(name):
+    config = load_config(recipe_of(name))
     assert config.model.name == name
     kept = {k: v for k, v in PRESETS[name].get("norm", {}).items() if "init" not in k}
     norm = config.model.norm.to_dict()
