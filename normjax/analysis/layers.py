@@ -68,7 +68,7 @@ def make_diagnose(
 
         def loss(trained):
             params, overwrite = trained
-            logits, new = model.apply(
+            outputs, new = model.apply(
                 {PARAMS: params, **rest, **overwrite},
                 x,
                 train=True,
@@ -77,7 +77,7 @@ def make_diagnose(
                 rngs={"dropout": key},
                 **known,
             )
-            return objective.loss(logits, targets)[0], new
+            return objective.loss(outputs, targets)[0], new
 
         (grads, _), new = jax.grad(loss, has_aux=True)((state.params, overwrite))
         stats = state.model_state.get(BATCH_STATS, {})

@@ -20,7 +20,7 @@ from normjax.records.checkpoint import Checkpoints
 from normjax.records.datasets import check_classes
 from normjax.train.config import kept_config
 from normjax.train.experiment import Experiment, build_experiment
-from normjax.train.programs import jit_eval_step, jit_logits
+from normjax.train.programs import jit_answers, jit_eval_step
 from normjax.train.state import TrainState
 
 LATENCY_ROUNDS = 30
@@ -172,16 +172,13 @@ def _print_sizes(experiment, variants) -> None:
 
 def _print_comparison(experiment, variants, split: str) -> None:
     """Largest logit difference and equal predictions over the split; latency."""
-    objective, functions = experiment.task.objective, {}
     _print_sizes(experiment, variants)
-    everywhere = replicated(experiment.mesh)
-    counted = jax.jit(objective.counted, out_shardings=everywhere)
+    functions = {}
     for name, (model, variables) in variants.items():
-        functions[name] = jit_logits(experiment, model), variables
+        functions[name] = jit_answers(experiment, model), variables
     largest, equal, count, batch = 0.0, 0, 0, {}
     for batch in experiment.eval_batches(split):
-        a, b = (np.asarray(f(v, batch)) for f, v in functions.values())
-        real = np.asarray(counted(batch))
+        (a, real), (b, _) = jax.device_get([f(v, batch) for f, v in functions.values()])
         largest = max(largest, float(np.abs(a - b)[real].max(initial=0.0)))
         equal += int((a.argmax(-1) == b.argmax(-1))[real].sum())
         count += int(real.sum())

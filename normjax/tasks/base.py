@@ -36,13 +36,22 @@ class Column(NamedTuple):
 
 
 class Objective(Protocol):
-    """What is computed on the device; pure functions, to be jitted."""
+    """What is computed on the device, of a whole batch; pure functions, to be jitted.
+
+    Outputs are what the model returns: one array, or a tree of arrays that belong to
+    the batch as a whole, such as both embeddings of pairs that are contrasted.
+    """
 
     def examples(self, batch: Batch, key: jax.Array) -> tuple[Inputs, Any]:
-        """Inputs and targets of training; both are trees of arrays [B, ...]."""
+        """Inputs and targets of training; both are trees of arrays [B, ...].
+
+        What is ragged is padded, with its lengths beside it.
+        """
         ...
 
-    def loss(self, logits: Any, targets: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, outputs: Any, targets: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss and further scalars, all means over the rows."""
         ...
 
@@ -50,13 +59,18 @@ class Objective(Protocol):
         """Inputs of evaluation."""
         ...
 
-    def counted(self, batch: Batch) -> jax.Array:
-        """Which of the answers count in evaluation: bool, the shape of the logits
-        without its last dim."""
+    def rows(self, batch: Batch) -> jax.Array:
+        """bool [B], the rows of evaluation in which anything counts; the others fill
+        the batch up."""
         ...
 
-    def sums(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        """What the scores are made of, summed over the answers that count."""
+    def answers(self, outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """What is answered, as logits [..., K], and which answers count: bool [...]."""
+        ...
+
+    def sums(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        """What the scores are made of, summed over what counts; decoding, where
+        outputs have to be decoded, is part of it."""
         ...
 
 

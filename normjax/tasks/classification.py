@@ -121,9 +121,13 @@ class Classification(NamedTuple):
         """Normalised images [B, H, W, C]."""
         return normalize_pixels(batch["image"], self.mean, self.std), {}
 
-    def counted(self, batch: Batch) -> jax.Array:
+    def rows(self, batch: Batch) -> jax.Array:
         """bool [B]."""
         return batch["mask"]
+
+    def answers(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Logits [B, K] and bool [B]."""
+        return logits, batch["mask"]
 
     def sums(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """See `metric_sums`."""

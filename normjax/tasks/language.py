@@ -56,13 +56,17 @@ class NextToken(NamedTuple):
             known["positions"] = batch["positions"]
         return batch["tokens"], known
 
-    def counted(self, batch: Batch) -> jax.Array:
-        """bool [B, L]."""
-        return batch["weights"] > 0
+    def rows(self, batch: Batch) -> jax.Array:
+        """bool [B]."""
+        return (batch["weights"] > 0).any(-1)
+
+    def answers(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Logits [B, L, V] and bool [B, L]."""
+        return logits, batch["weights"] > 0
 
     def sums(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """float32 sums "count", "hits" and "nll" (nats) over the tokens that count."""
-        counted = self.counted(batch)
+        logits, counted = self.answers(logits, batch)
         logits = jnp.where(counted[..., None], logits, 0.0)
         nll = jax.nn.logsumexp(logits, axis=-1) - _own(logits, batch["targets"])
         hit = (jnp.argmax(logits, -1) == batch["targets"]) & counted

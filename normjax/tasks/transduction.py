@@ -33,9 +33,13 @@ class SourceToTarget(NamedTuple):
         known = ("source", "source_mask", "mask")
         return batch["tokens"], {name: batch[name] for name in known}
 
-    def counted(self, batch: Batch) -> jax.Array:
-        """bool [B, L]."""
-        return _TARGET.counted(batch)
+    def rows(self, batch: Batch) -> jax.Array:
+        """bool [B]."""
+        return _TARGET.rows(batch)
+
+    def answers(self, logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Logits [B, L, V] and bool [B, L]."""
+        return _TARGET.answers(logits, batch)
 
     def sums(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """float32 sums over the tokens that count, and over rows with any of them.
@@ -44,9 +48,9 @@ class SourceToTarget(NamedTuple):
           "count", "hits" and "nll" of `NextToken`; "rows", and "exact", those whose
           tokens are all hits.
         """
-        counted = self.counted(batch)
+        _, counted = self.answers(logits, batch)
         right = (jnp.argmax(logits, -1) == batch["targets"]) | ~counted
-        rows = jnp.any(counted, -1)
+        rows = self.rows(batch)
         return {
             **_TARGET.sums(logits, batch),
             "rows": jnp.sum(rows.astype(jnp.float32)),

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -140,14 +140,8 @@ class Experiment:
         Padded and masked; without what is masked where the rows of a batch meet.
         """
         batches = self.task.eval_batches(split, **self._share())
-        keep = self._real if self.reads_batch else None
-        return to_devices(batches, self.mesh, keep=keep)
-
-    def _real(self, batch: dict[str, np.ndarray]) -> np.ndarray:
-        """bool [B], the rows in which anything counts."""
-        counted: Any = self.task.objective.counted(cast(Any, batch))
-        rows: Any = np.asarray(counted).reshape(len(counted), -1)
-        return rows.any(-1)
+        rows: Any = self.task.objective.rows
+        return to_devices(batches, self.mesh, keep=rows if self.reads_batch else None)
 
     def evaluate(
         self,

@@ -63,16 +63,16 @@ def jit_diagnose(experiment: Experiment) -> Any:
     return _jit(e, diagnose, replicated(e.mesh))
 
 
-def jit_logits(experiment: Experiment, model: nn.Module) -> Any:
-    """(variables, batch) -> logits of evaluation, whole on every device."""
+def jit_answers(experiment: Experiment, model: nn.Module) -> Any:
+    """(variables, batch) -> `Objective.answers`, whole on every device."""
 
-    apply = _unrecorded(model.apply)
+    apply, objective = _unrecorded(model.apply), experiment.task.objective
 
-    def logits(variables, batch):
-        x, known = experiment.task.objective.inputs(batch)
-        return apply(variables, x, train=False, **known)
+    def answers(variables, batch):
+        x, known = objective.inputs(batch)
+        return objective.answers(apply(variables, x, train=False, **known), batch)
 
-    return _jit(experiment, logits, replicated(experiment.mesh))
+    return _jit(experiment, answers, replicated(experiment.mesh))
 
 
 def _unrecorded(apply: Callable[..., Any]) -> Callable[..., Any]:

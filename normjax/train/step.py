@@ -169,7 +169,7 @@ def _loss_of(model: Any, objective: Objective, recipe: Recipe, share: float):
     def loss_fn(trained, model_state, inputs, targets, key):
         (params, overwrite), (x, known) = trained, inputs
         variables = {PARAMS: params, **model_state, **overwrite}
-        logits, new = model.apply(
+        outputs, new = model.apply(
             variables,
             x,
             train=True,
@@ -178,7 +178,7 @@ def _loss_of(model: Any, objective: Objective, recipe: Recipe, share: float):
             rngs={"dropout": key},
         )
         new = dict(new)
-        loss, scalars = objective.loss(logits, targets)
+        loss, scalars = objective.loss(outputs, targets)
         scalars |= _diagnostics(new.pop(DIAGNOSTICS, {}))
         terms = jax.tree.leaves(new.pop(LOSSES, {}))
         if terms:

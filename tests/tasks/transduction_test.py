@@ -76,7 +76,9 @@ def test_scores():
     spoiled = np.where(batch["mask"][..., None], logits, np.nan)
     objective = SourceToTarget()
     sums = objective.sums(jnp.asarray(spoiled), jax.tree.map(jnp.asarray, batch))
-    np.testing.assert_array_equal(objective.counted(batch), batch["mask"])
+    _, counted = objective.answers(logits, batch)
+    np.testing.assert_array_equal(counted, batch["mask"])
+    np.testing.assert_array_equal(objective.rows(batch), batch["mask"].any(-1))
     counts = {name: float(sums[name]) for name in ("count", "hits", "rows", "exact")}
     assert counts == {"count": 14, "hits": 12, "rows": 4, "exact": 2}
     scores = task().summarize(sums, "validation")
