@@ -77,7 +77,8 @@ def parse_flags(
       argv: with the program's name first.
       define: declares the flags.
       about: what --help says first.
-      files: names of what has to come beside the flags, "CHECKPOINT WORKDIR".
+      files: names of what has to come beside the flags, "CHECKPOINT WORKDIR"; of the
+        last there may be more, "IMAGE...".
       overrides: whether fields of a config may be set.
 
     Raises:
@@ -99,7 +100,7 @@ def parse_flags(
     except Exception as error:  # absl does not say what it raises
         raise UserError(_one_line(error)) from error
     wanted = files.split()
-    if len(given) > len(wanted):
+    if len(given) > len(wanted) and not files.endswith("..."):
         raise UserError(f"unexpected argument {given[len(wanted)]!r}")
     if len(given) < len(wanted):
         raise UserError(f"missing {wanted[len(given)]}: give {files}, see --help")

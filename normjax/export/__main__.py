@@ -6,7 +6,8 @@ The newest checkpoint's model with its weights, batch size left open, as a seria
 jax.export artifact. It is read back and compared with the live model before the command
 reports success: on noise, or on the data where --config.data.path=... says that they
 are. Images go in as uint8 [B, H, W, C], text as tokens. FILE.json gets the names of the
-classes, in the order of the logits.
+classes, in the order of the logits, and what becomes of images before
+(`python -m normjax.predict --artifact=FILE` reads it).
 """
 
 import json
@@ -23,6 +24,7 @@ from normjax import fusion
 from normjax.cli.flags import define_workdir, parse_flags
 from normjax.cli.main import EXIT_FAILED, run
 from normjax.core.errors import UserError, one_of
+from normjax.evaluation.predict import FIELDS
 from normjax.export.artifact import (
     export_model,
     input_row,
@@ -67,9 +69,13 @@ def export_command(argv: Sequence[str]) -> int:
     artifact = export_model(predict, row, values.platforms or None)
     _write(Path(file), artifact)
     names = experiment.task.class_names()
-    if names:
+    known: dict[str, Any] = {"classes": names} if names else {}
+    if config.task == "image_classification":
+        spec = {k: config.data.augment[k] for k in FIELDS if k in config.data.augment}
+        known["images"] = {"shape": row["image"].shape, **spec}
+    if known:
         beside = Path(f"{file}.json")
-        _write(beside, json.dumps({"classes": names}, indent=2).encode() + b"\n")
+        _write(beside, json.dumps(known, indent=2).encode() + b"\n")
     difference = float("nan")
     local = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if not values.platforms or local in values.platforms:

@@ -1,0 +1,205 @@
+"""The likeliest classes of single images."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from normjax.config.overrides import Override
+from normjax.core.errors import UserError, printable
+from normjax.data import augment
+from normjax.data.class_order import read_classes
+from normjax.data.decode import Undecodable, decode
+from normjax.data.folder import counted
+from normjax.data.listing import list_files
+from normjax.data.prepared import say
+from normjax.devices.mesh import on_these_devices
+from normjax.evaluation.published import published_model
+from normjax.evaluation.run import READS, restored
+from normjax.records.datasets import kept_description
+from normjax.tasks.classification import Classification
+from normjax.train.config import kept_config
+from normjax.train.experiment import build_experiment
+
+BATCH = 16
+
+FIELDS = ("image_size", "eval_resize", "interpolation")
+"""Of `augment.Fields`: what becomes of images in evaluation."""
+
+
+class Classifier(NamedTuple):
+    """A model with what it needs to read image files.
+
+    Attributes:
+      logits: from uint8 [B, H, W, C] to [B, K].  shape: (H, W, C).
+      spec: values of `augment.Fields`.  names: of the classes, () if they are unknown.
+    """
+
+    logits: Callable[[np.ndarray], Any]
+    shape: tuple[int, int, int]
+    spec: dict[str, Any]
+    names: tuple[str, ...]
+
+
+class Guess(NamedTuple):
+    """A class and its probability."""
+
+    name: str
+    probability: float
+
+
+def of_run(
+    workdir: Path, *, best: bool = False, overrides: Sequence[Override] = ()
+) -> Classifier:
+    """That of a run, which needs no data any more.
+
+    Args:
+      best: the checkpoint with the best scores instead of the newest.
+
+    Raises:
+      UserError: no run in `workdir`, or one that does not classify images.
+    """
+    config = on_these_devices(kept_config(workdir, overrides, READS))
+    if config.task != "image_classification":
+        raise UserError(f"workdir {workdir} is a run of {config.task}, not of images")
+    described = kept_description(config.task, workdir)
+    experiment = build_experiment(config, described=described)
+    variables = restored(experiment, workdir, best=best).eval_variables()
+    spec = {field: config.data.augment.get(field) for field in FIELDS}
+    return Classifier(
+        logits=_applied(experiment.model, variables, experiment.task.objective),
+        shape=tuple(experiment.task.row()["image"].shape),
+        spec={k: v for k, v in spec.items() if v is not None},
+        names=experiment.task.class_names(),
+    )
+
+
+def of_weights(
+    preset: str, path: Path, *, side: int = 0, overrides: Sequence[Override] = ()
+) -> Classifier:
+    """That of published weights; see `published_model`."""
+    found = published_model(preset, path, side=side, overrides=overrides)
+    data, count = found.config.data, found.sizes["num_classes"]
+    objective = Classification(count, tuple(data.mean), tuple(data.std))
+    variables = jax.device_put(found.converted.variables)
+    return Classifier(
+        logits=_applied(found.model, variables, objective),
+        shape=(found.shape[0], found.shape[1], found.shape[2]),
+        spec={field: data.augment[field] for field in FIELDS},
+        names=(),
+    )
+
+
+def _applied(model: Any, variables: Any, objective: Any) -> Callable[..., Any]:
+    @jax.jit
+    def logits(variables, images):
+        x, known = objective.inputs({"image": images})
+        return model.apply(variables, x, train=False, **known)
+
+    return lambda images: logits(variables, images)
+
+
+def predict(
+    classifier: Classifier, files: Sequence[Path], top: int = 5
+) -> Iterator[tuple[Path, list[Guess]]]:
+    """Each file with its likeliest classes, best first.
+
+    Raises:
+      UserError: a file that cannot be read, or that the model is too small or too
+        large for.
+    """
+    transform = augment.build(classifier.spec, train=False)
+    for start in range(0, len(files), BATCH):
+        part = files[start : start + BATCH]
+        images = [_read(file, classifier, transform) for file in part]
+        rows = np.zeros((BATCH, *classifier.shape), np.uint8)
+        rows[: len(part)] = np.stack(images)
+        logits = np.asarray(classifier.logits(rows), np.float64)[: len(part)]
+        shifted = np.exp(logits - logits.max(-1, keepdims=True))
+        probabilities = shifted / shifted.sum(-1, keepdims=True)
+        for file, row in zip(part, probabilities, strict=True):
+            order = np.argsort(-row, kind="stable")[:top]
+            yield file, [Guess(_name(classifier, i), float(row[i])) for i in order]
+
+
+def _name(classifier: Classifier, label: int) -> str:
+    names = classifier.names
+    return printable(names[label]) if names else f"class {label}"
+
+
+def _read(file: Path, classifier: Classifier, transform: Any) -> np.ndarray:
+    shape = classifier.shape
+    try:
+        image = decode(file.read_bytes(), shape[-1])
+    except (OSError, Undecodable) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {str(file)!r}: {reason}") from None
+    if transform is not None:
+        image = transform([image], np.empty((1, 0)))[0]
+    if image.shape != shape:
+        here, there = (" x ".join(map(str, s[:2])) for s in (image.shape, shape))
+        raise UserError(
+            f"{str(file)!r} has {here} pixels, the model reads {there}: it was trained "
+            "without config.data.augment.image_size, on images as they are"
+        )
+    return image
+
+
+def with_names(classifier: Classifier, classes: str) -> Classifier:
+    """With the names of a file, see `data.class_order.read_classes`.
+
+    Raises:
+      UserError: one that names another number of classes.
+    """
+    names = tuple(" ".join(dict.fromkeys(a[:2])) for a in read_classes(classes))
+    row = np.zeros((BATCH, *classifier.shape), np.uint8)
+    count = jax.eval_shape(classifier.logits, row).shape[-1]
+    if len(names) != count:
+        raise UserError(
+            f"classes={classes!r} names {len(names)} classes, the model has {count}"
+        )
+    return classifier._replace(names=names)
+
+
+def files_of(places: Sequence[Path]) -> list[Path]:
+    """The images at `places`: files, and what lies in folders.
+
+    Raises:
+      UserError: no such place, a folder without images.
+    """
+    files = []
+    for place in places:
+        if not place.exists():
+            raise UserError(f"no such image {str(place)!r}")
+        if not place.is_dir():
+            files.append(place)
+            continue
+        listing = list_files(place)
+        if not listing.images:
+            raise UserError(f"no image in {str(place)!r}")
+        if others := counted(listing.left_out):
+            say(f"left out in {str(place)!r}: {others}")
+        files += [place / name for name in sorted(listing.images)]
+    return files
+
+
+def beside(artifact: Path) -> dict[str, Any]:
+    """What an exported model keeps beside it: {"classes", "images"}.
+
+    Raises:
+      UserError: it is not there, or of a model that reads no images.
+    """
+    path = Path(f"{artifact}.json")
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {str(path)!r} ({error})") from None
+    if "images" not in known:
+        raise UserError(
+            f"{str(path)!r} says nothing of images: export the model again by "
+            "python -m normjax.export"
+        )
+    return known
