@@ -13,7 +13,7 @@ LAYERS = (
     {"activations", "norms", "mixers", "reparam", "devices"},
     {"models", "data", "optim", "losses"},
     {"fusion", "adapt", "tasks", "config", "convert"},
-    {"analysis", "records"},
+    {"analysis", "records", "transfer"},
     {"train"},
     {"evaluation"},
     {"cli"},

@@ -9,7 +9,7 @@ from typing import Any
 
 from normjax.config.declare import Allowed, sections
 from normjax.config.fields import fields_of
-from normjax.config.sections import MODEL, OPEN, RUNS
+from normjax.config.sections import MODEL, OPEN, RUNS, Init
 from normjax.core.errors import UserError, one_line, one_of
 from normjax.core.ranges import COUNT, OF_ARGUMENTS, Range
 
@@ -34,6 +34,17 @@ def check_config(config: Any) -> None:
             _check(name, value, fields[name].allowed)
         elif _is_number(value) and name.startswith("model."):
             _check(name, value, _within_model(name, value))
+    _check_init(config.to_dict().get("init", {}))
+
+
+def _check_init(init: Mapping[str, Any]) -> None:
+    """Nothing is said of weights that a run does not begin with."""
+    usual = dataclasses.asdict(Init())
+    for name, value in init.items():
+        if not init["path"] and value != usual.get(name):
+            raise UserError(
+                f"config.init.{name} has no effect without config.init.path"
+            )
 
 
 def check_names(config: Any) -> None:

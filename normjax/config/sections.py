@@ -181,6 +181,32 @@ class Model:
     """
 
 
+@dataclass(frozen=True)
+class Init:
+    """Weights that a run begins with; see docs/finetune.md. They are read once."""
+
+    path: str = run("", "a run, or a file or folder of published weights; empty: none")
+    include: str = run(".*", "arrays that are taken", "a regular expression of paths")
+    exclude: str = run(
+        "", "arrays that are not; empty: none", "a regular expression of paths"
+    )
+    head: str = run(
+        "auto",
+        "auto: kept if the classes are the same; keep: or chosen by their names",
+        ("auto", "new", "keep"),
+    )
+    ema: str = run(
+        "auto",
+        "which weights; auto: those that a run is evaluated with, a file's plain ones",
+        ("auto", "averaged", "raw"),
+    )
+    schedule: str = run(
+        "continue",
+        "of progressive norms (prepbn): as far as it was, or from the start, or over",
+        ("continue", "restart", "ended"),
+    )
+
+
 MODEL: Mapping[str, Field] = {
     "model.remat": Field(False, "activations are computed twice", resume=True),
     "model.depth": Field(None, "layers", Range(1, 10_000)),
@@ -220,6 +246,9 @@ class Optim:
     )
     trainable: str = run(
         ".*", "parameters that are trained, by their path", "a regular expression"
+    )
+    frozen_statistics: bool = run(
+        False, "norms of which no parameter is trained keep their batch statistics"
     )
 
 
@@ -269,6 +298,7 @@ class Run:
     sync_batch_stats: bool = run(True, "under pmap: batch statistics of all devices")
     data: Data = Data()
     model: Model = Model()
+    init: Init = Init()
     reparam: tuple[dict[str, Any], ...] = run(
         (), "of weights, by the path of a layer", "rules of `normjax.reparam`"
     )

@@ -11,23 +11,31 @@ from normjax.convert.files import load, read, unwrapped, write
 from normjax.convert.names import reads_images
 from normjax.convert.state import (
     Converted,
+    Loose,
     arguments_of,
     channels_of,
     from_torch,
     grouped,
+    loosely_from_torch,
+    norm_kind,
+    rebuilt_norm,
     size_of,
     to_torch,
 )
 
 __all__ = [
     "Converted",
+    "Loose",
     "arguments_of",
     "channels_of",
     "from_torch",
     "grouped",
     "load",
+    "loosely_from_torch",
+    "norm_kind",
     "read",
     "reads_images",
+    "rebuilt_norm",
     "size_of",
     "to_torch",
     "unwrapped",

@@ -1,5 +1,6 @@
 """Published state dicts to variables and back, every array accounted for."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,8 +11,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from normjax.convert.checks import check_finite, check_shapes, check_types
-from normjax.convert.extras import extras_of, mask_side
-from normjax.convert.layouts import SIZES, STEMS, TIED
+from normjax.convert.extras import Extra, extras_of, mask_side
+from normjax.convert.layouts import FAMILY, SIZES, STEMS, TIED
 from normjax.convert.names import (
     Entry,
     abstract_variables,
@@ -45,6 +46,24 @@ class Converted(NamedTuple):
     filled: dict[str, str]
 
 
+class Loose(NamedTuple):
+    """What a state dict holds of a model, however large its arrays are.
+
+    Attributes:
+      arrays: ours by "params/blocks_0/mlp/fc1/kernel", as the file has them: tables of
+        positions are [1, L, C], those of offsets [rows * columns, heads].
+      layout: of the file.
+      dropped: other arrays of it -> why they are not needed.
+      foreign: arrays without a place in the model -> why models of the family may lack
+        them, or "".
+    """
+
+    arrays: dict[str, np.ndarray]
+    layout: str
+    dropped: dict[str, str]
+    foreign: dict[str, str]
+
+
 def from_torch(
     model: nn.Module, state: State, image_shape: tuple[int, ...] = (224, 224, 3)
 ) -> Converted:
@@ -61,28 +80,96 @@ def from_torch(
       UserError: arrays that are missing, unknown, of another shape or not what they
         are known to be; the line names the first of them.
     """
+    found = _matched(model, state, image_shape, {})
+    shapes = found.shapes
+    _refuse("lacks", (name for name in shapes if name not in found.state))
+    check_shapes(found.state, shapes, image_shape[0] if image_shape else 0)
+    known = shapes.keys() | found.extras.keys()
+    _refuse("holds unknown", (name for name in found.state if name not in known))
+    dropped = found.dropped | _dropped(found.extras, found.state)
+    flat = {e.path: _ours(e, found.state).reshape(e.shape) for e in found.entries}
+    used = len(shapes) - len(found.filled)
+    return Converted(unflatten_dict(flat), found.layout, used, dropped, found.filled)
+
+
+def loosely_from_torch(
+    model: nn.Module, state: State, image_shape: tuple[int, ...] = (224, 224, 3)
+) -> Loose:
+    """What a published state dict holds of `model`, in the shapes that it has there.
+
+    Args: as of `from_torch`.
+
+    Raises:
+      UserError: arrays that are damaged, quantized or not what they are known to be.
+    """
+    theirs = {name: np.shape(array) for name, array in state.items()}
+    found = _matched(model, state, image_shape, theirs)
+    arrays, taken = {}, set()
+    for entry in found.entries:
+        if not all(name in found.state for name in entry.names):
+            continue
+        array = _ours(entry, found.state)
+        if array.ndim != len(entry.shape) and array.size == math.prod(entry.shape):
+            array = array.reshape(entry.shape)
+        arrays["/".join(entry.path)] = array
+        taken.update(entry.names)
+    known = taken | found.extras.keys()
+    optional = FAMILY[found.layout].optional
+    foreign = {
+        name: next((w for p, w in optional.items() if re.fullmatch(p, name)), "")
+        for name in found.state
+        if name not in known
+    }
+    dropped = found.dropped | _dropped(found.extras, found.state)
+    return Loose(arrays, found.layout, dropped, foreign)
+
+
+class _Matched(NamedTuple):
+    """A state dict beside the arrays of a model; `shapes` are those that it wants."""
+
+    layout: str
+    entries: list[Entry]
+    shapes: dict[str, tuple[int, ...]]
+    extras: dict[str, Extra]
+    state: dict[str, np.ndarray]
+    dropped: dict[str, str]
+    filled: dict[str, str]
+
+
+def _matched(
+    model: nn.Module,
+    state: State,
+    image_shape: tuple[int, ...],
+    theirs: Mapping[str, tuple[int, ...]],
+) -> _Matched:
+    """The layout of `state` and what is known of its names.
+
+    Args:
+      theirs: shapes that arrays may have instead of the model's.
+    """
     layout, entries = _nearest(model, abstract_variables(model, image_shape), state)
     shapes = {n: s for e in entries for n, s in zip(e.names, e.shapes, strict=True)}
+    there = {name: theirs.get(name, shape) for name, shape in shapes.items()}
     # What depends on the size of the images is compared at the size of the file's.
-    side = mask_side(state, shapes) or (image_shape[0] if image_shape else 0)
-    extras = extras_of(model, shapes, layout, (side, side) if side else ())
+    side = mask_side(state, there) or (image_shape[0] if image_shape else 0)
+    extras = extras_of(model, there, layout, (side, side) if side else ())
     known = {name: False for name in extras}
     weights = {n: e.dtype.kind == "f" for e in entries for n in e.names}
     check_types(state, known | weights)
-    state, filled = _completed(state, entries)
-    state, dropped = _without_repeats(state, shapes)
-    _refuse("lacks", (name for name in shapes if name not in state))
-    check_shapes(state, shapes, image_shape[0] if image_shape else 0)
-    known = shapes.keys() | extras.keys()
-    _refuse("holds unknown", (name for name in state if name not in known))
+    whole, filled = _completed(state, entries)
+    whole, dropped = _without_repeats(whole, shapes)
+    return _Matched(layout, entries, shapes, extras, whole, dropped, filled)
+
+
+def _dropped(extras: Mapping[str, Extra], state: State) -> dict[str, str]:
+    """Arrays that we compute, which are what they are known to be."""
+    dropped = {}
     for name, extra in extras.items():
-        if name in state and not (difference := extra.difference(state[name])):
-            dropped[name] = extra.reason
-        elif name in state:
+        if name in state and (difference := extra.difference(state[name])):
             raise UserError(f"{name} {difference}")
-    flat = {entry.path: _ours(entry, state) for entry in entries}
-    used = len(shapes) - len(filled)
-    return Converted(unflatten_dict(flat), layout, used, dropped, filled)
+        if name in state:
+            dropped[name] = extra.reason
+    return dropped
 
 
 def _nearest(model: nn.Module, variables: Any, state: State) -> tuple[str, list[Entry]]:
@@ -148,8 +235,7 @@ def arguments_of(state: State, norm: Mapping[str, Any]) -> dict[str, Any]:
     if not sizes:
         names = " or ".join(names[0] for names, _, _ in SIZES.values())
         raise UserError(f"the file lacks {names}: the size of the model is unknown")
-    both, plain = _norms(state)
-    name, kind = norm["name"], "prepbn" if both else "repbn" if plain else None
+    name, kind = norm["name"], norm_kind(state)
     if (name in ("prepbn", "repbn")) != (kind is not None):
         kind = kind or "without running statistics"
         raise UserError(f"the norms of the file are {kind}, those of the model {name}")
@@ -158,11 +244,17 @@ def arguments_of(state: State, norm: Mapping[str, Any]) -> dict[str, Any]:
             sizes["tied"] = True
     return {
         **sizes,
-        "norm": dict(norm) if kind is None else _rebuilt(norm, kind, state),
+        "norm": dict(norm) if kind is None else rebuilt_norm(norm, kind, state),
     }
 
 
-def _rebuilt(norm: Mapping[str, Any], kind: str, state: State) -> dict[str, Any]:
+def norm_kind(state: State) -> str | None:
+    """ "prepbn" or "repbn", if a file has them; None for any other norm."""
+    both, plain = _norms(state)
+    return "prepbn" if both else "repbn" if plain else None
+
+
+def rebuilt_norm(norm: Mapping[str, Any], kind: str, state: State) -> dict[str, Any]:
     """The norm of the preset as a PRepBN or RepBN of the file."""
     repbn = norm if norm["name"] == "repbn" else norm.get("batch_norm", "repbn")
     repbn = {"name": repbn} if isinstance(repbn, str) else repbn
@@ -204,9 +296,13 @@ def grouped(names: Mapping[str, str]) -> list[tuple[str, int, str]]:
 
 def _ours(entry: Entry, state: State) -> np.ndarray:
     arrays = tuple(np.asarray(state[name]) for name in entry.names)
-    ours = np.asarray(entry.transform.to_ours(arrays), entry.dtype)
+    try:
+        ours = np.asarray(entry.transform.to_ours(arrays), entry.dtype)
+    except (ValueError, IndexError):  # of other dims
+        shapes = " and ".join(f"{n} {np.shape(state[n])}" for n in entry.names)
+        raise UserError(f"the shape of {shapes} is of another layer") from None
     check_finite(" and ".join(entry.names), ours)
-    return ours.reshape(entry.shape)
+    return ours
 
 
 def _without_repeats(state: State, shapes: Mapping) -> tuple[dict, dict[str, str]]:

@@ -4,33 +4,41 @@ from typing import Any
 
 from normjax.core.errors import UserError
 
-STEM = "^(stem|embed|pos_embed|cls_token)(/|$)"
+STEM = "^(stem|embed|pos_embed(_0)?|cls_token|dist_token)(/|$)"
 """Paths of what comes before the first block."""
 
 
 def layer_decay(
-    decay: float, depth: int, stem: str = STEM
+    decay: float, depth: int | tuple[int, ...], stem: str = STEM
 ) -> tuple[dict[str, Any], ...]:
     """Rules for `config.optim.groups`: layer-wise learning rates (Bao et al., 2022).
 
-    What lies in layer i learns at decay^(depth + 1 - i) of the rate: the stem is layer
-    0, `blocks_i` layer i + 1, the last norm and the head, which no rule names, layer
-    depth + 1.
+    What lies in layer i of n learns at decay^(n + 1 - i) of the rate: the stem is layer
+    0, the blocks are layers 1 to n, the last norm and the head, which no rule names,
+    layer n + 1. A merge, and its table of positions, belongs to the block before it.
 
     Args:
       decay: in (0, 1]; 0.65 to 0.75 are usual.
-      depth: blocks of the model, a chain of them.
+      depth: blocks of the model, `blocks_i`; or of each stage, `blocks_s_i`.
       stem: regular expression of the paths of layer 0.
 
     Raises:
       UserError: a decay or a depth that is not allowed.
     """
+    stages = (depth,) if isinstance(depth, int) else tuple(depth)
     if not 0 < decay <= 1:
         raise UserError(f"layer_decay: decay must lie in (0, 1], got {decay}")
-    if depth < 1:
+    if not stages or min(stages) < 1:
         raise UserError(f"layer_decay: depth must be at least 1, got {depth}")
-    patterns = [stem, *(f"^blocks_{i}/" for i in range(depth))]
+    patterns = [stem]
+    for stage, count in enumerate(stages):
+        blocks = "blocks" if isinstance(depth, int) else f"blocks_{stage}"
+        patterns += [f"^{blocks}_{i}/" for i in range(count)]
+        if stage < len(stages) - 1:
+            merge = f"merge_{stage + 1}/|^pos_embed_{stage + 1}$"
+            patterns[-1] = f"{patterns[-1]}|^{merge}"
+    total = sum(stages)
     return tuple(
-        {"pattern": pattern, "learning_rate": decay ** (depth + 1 - i)}
+        {"pattern": pattern, "learning_rate": decay ** (total + 1 - i)}
         for i, pattern in enumerate(patterns)
     )

@@ -54,12 +54,14 @@ class Family(NamedTuple):
     Attributes:
       name: its key.
       presets: arguments of models by name.
+      kind: of what they read, "images" or "tokens".
       layouts: rows of published state dicts (see `families.layout`), the family's own
         release first.
       anchors: arrays of which every such file has one, whatever stands before its
         names: the first convolution, or the table of tokens.
       tied: arrays that repeat another one where it serves twice.
       classes: arrays with a row for each class; tokens: for each token.
+      optional: arrays of such files that models of ours may lack: pattern -> why.
       epsilon: of the norms that presets leave open.
       recipes: by variant, the words of a preset's name but the family's own.
       preprocessing: by the beginning of a preset's name, the longest that fits; ""
@@ -70,11 +72,13 @@ class Family(NamedTuple):
 
     name: str
     presets: Mapping[str, Arguments]
+    kind: str = "images"
     layouts: Mapping[str, list[Row]] = {}
     anchors: tuple[str, ...] = ()
     tied: Mapping[str, str] = {}
     classes: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
+    optional: Mapping[str, str] = {}
     epsilon: float = 1e-6
     recipes: Mapping[str, Recipe] = {}
     preprocessing: Mapping[str, Preprocessing] = {}

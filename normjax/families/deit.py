@@ -66,6 +66,11 @@ DEIT = Family(
     anchors=("patch_embed.proj.weight",),
     classes=("head.weight",),
     preprocessing={"": Preprocessing()},
+    optional={
+        "dist_token": "the model has no distillation token",
+        r"head_dist\.(weight|bias)": "the model has no head of distillation",
+        "cls_token": "the model averages its tokens",
+    },
     recipes={name: _recipe(name, rate) for name, rate in _DROP_PATHS.items()},
     config="imagenet_deit.py:variant={variant}",
 )

@@ -8,6 +8,7 @@ _LETTERS = 53  # small and capital ones, and the end
 
 LANGUAGE = Family(
     name="lm",
+    kind="tokens",
     presets={
         "lm_tiny": llama(192, 4, 4, 512, vocab_size=_BYTES),
         "lm_70m": llama(512, 12, 8, 1368, vocab_size=TOKENS),

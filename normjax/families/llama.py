@@ -35,6 +35,7 @@ def llama(dim: int, depth: int, num_heads: int, hidden: int, **other) -> Argumen
 
 LLAMA = Family(
     name="llama",
+    kind="tokens",
     presets={
         "slab_llama_350m": llama(1024, 18, 8, 4096, vocab_size=TOKENS, norm=_PREPBN),
     },

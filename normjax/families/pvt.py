@@ -110,6 +110,7 @@ PVT = Family(
     anchors=("patch_embed1.proj.weight",),
     classes=("head.weight",),
     preprocessing={"": Preprocessing()},
+    optional={"cls_token": "the model averages its tokens"},
     recipes={name: _recipe(name, rate) for name, rate in _DROP_PATHS.items()},
     config="imagenet_pvt.py:variant={variant}",
 )

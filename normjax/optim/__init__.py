@@ -6,7 +6,7 @@
 from normjax.core.layer_decay import layer_decay
 from normjax.optim import optimizers, schedules
 from normjax.optim.base import OPTIMIZERS, SCHEDULES, TRANSFORMATIONS
-from normjax.optim.build import build, learning_rate, updates_made
+from normjax.optim.build import build, learning_rate, roles, updates_made
 from normjax.optim.groups import Group
 from normjax.optim.transformations import (
     adaptive_clip,
@@ -26,6 +26,7 @@ __all__ = [
     "learning_rate",
     "normalize_and_project",
     "optimizers",
+    "roles",
     "schedules",
     "updates_made",
 ]

@@ -35,6 +35,7 @@ OWN: Mapping[str, Any] = {
     "transformations": (),
     "groups": (),
     "trainable": ".*",
+    "frozen_statistics": False,
 }
 """Fields that are arguments of neither, and what they are if absent."""
 
@@ -98,7 +99,8 @@ def build(
         that finds nothing.
     """
     made, own = _factories(config), {**OWN, **_fields(config)}
-    groups, trainable = groups_of(own["groups"]), _trainable(own["trainable"])
+    groups = groups_of(own["groups"])
+    _trainable(own["trainable"])
     rate, decayed = made["schedule"](total_steps), functools.partial(_decayed, scanned)
     optimizer = made["name"](rate, decayed)
     if groups:
@@ -113,20 +115,28 @@ def build(
     if not groups and own["trainable"] == ".*":
         return transformation
 
-    def roles(params):
-        found = labels(groups, params, scanned)
-        check_found(groups, found)
-        chosen = jax.tree_util.tree_map_with_path(
-            functools.partial(_role, groups, trainable), found
-        )
-        if "train" not in jax.tree.leaves(chosen):
-            pattern = f"config.optim.trainable {own['trainable']!r}"
-            beside = " that config.optim.groups leaves trainable" if groups else ""
-            raise UserError(f"{pattern} matches no parameter{beside}")
-        return chosen
-
     parts = {"train": transformation, "freeze": optax.set_to_zero()}
-    return optax.partition(parts, roles)
+    return optax.partition(parts, functools.partial(roles, config, scanned=scanned))
+
+
+def roles(config: Any, params: Any, scanned: tuple[str, ...] = ()) -> Any:
+    """ "train" or "freeze" of every parameter, as `config.optim` says.
+
+    Raises:
+      UserError: a pattern that finds nothing, or nothing that is trained.
+    """
+    own = {**OWN, **_fields(config)}
+    groups, trainable = groups_of(own["groups"]), _trainable(own["trainable"])
+    found = labels(groups, params, scanned)
+    check_found(groups, found)
+    chosen = jax.tree_util.tree_map_with_path(
+        functools.partial(_role, groups, trainable), found
+    )
+    if "train" not in jax.tree.leaves(chosen):
+        pattern = f"config.optim.trainable {own['trainable']!r}"
+        beside = " that config.optim.groups leaves trainable" if groups else ""
+        raise UserError(f"{pattern} matches no parameter{beside}")
+    return chosen
 
 
 def updates_made(opt_state: Any, steps: jax.Array) -> jax.Array:

@@ -21,6 +21,7 @@ from normjax.records.checkpoint import Checkpoints, RunFailed
 from normjax.records.datasets import keep_data, keep_description
 from normjax.records.workdir import check_room, held
 from normjax.train.alike import check_alike
+from normjax.train.begin import beginning, begun_state, tell
 from normjax.train.config import keep_config
 from normjax.train.experiment import Experiment, build_experiment
 from normjax.train.nonfinite import Failure, Guard
@@ -64,7 +65,7 @@ def _train(
     kept = experiment.config.checkpoint
     state = experiment.abstract_state()
     on_first(lambda: check_room(workdir, state, kept.keep_last + kept.keep_best))
-    on_first(lambda: _keep(experiment, workdir))
+    on_first(lambda: _compare(experiment, workdir))
     checkpoints = Checkpoints(
         workdir,
         keep_last=kept.keep_last,
@@ -72,15 +73,25 @@ def _train(
         rank=experiment.task.rank,
     )
     try:
+        # What is wrong with the weights that it begins with must leave no run behind.
+        begin = beginning(experiment) if checkpoints.latest() is None else None
+        on_first(lambda: _keep(experiment, workdir))
+        if begin:
+            tell(begin, workdir)
+            checkpoints.save(begun_state(experiment, begin))
         with _compiled_code(experiment, workdir):
             return Run(experiment, workdir, checkpoints).run(step)
     finally:
         checkpoints.close()
 
 
-def _keep(experiment: Experiment, workdir: Path) -> None:
-    """Compare config and data with what the workdir holds, before any is replaced."""
+def _compare(experiment: Experiment, workdir: Path) -> None:
+    """Compare the config with that of the workdir."""
     keep_config(experiment.config, workdir, write=False)
+
+
+def _keep(experiment: Experiment, workdir: Path) -> None:
+    """Compare the data with what the workdir holds, and keep what the run is."""
     keep_data(experiment.task, workdir)
     keep_config(experiment.config, workdir)
     keep_description(experiment.task.description(), workdir)

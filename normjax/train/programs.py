@@ -15,11 +15,13 @@ from normjax.analysis.layers import make_diagnose
 from normjax.core.collections import BATCH_STATS
 from normjax.core.compiler import compiler_options
 from normjax.core.errors import UserError
+from normjax.core.scanned import scanned_of
 from normjax.devices.mesh import DATA, batch_shards, replicated
 from normjax.devices.per_device import per_device, with_axis_name
 from normjax.devices.votes import with_votes
 from normjax.tasks.scores import make_eval_step
 from normjax.train.experiment import Experiment
+from normjax.train.frozen import Frozen, frozen_modules
 from normjax.train.step import make_gradients, make_train_step
 
 LARGEST_ARRAY = 2**31 - 1
@@ -29,9 +31,10 @@ LARGEST_ARRAY = 2**31 - 1
 def jit_train_step(experiment: Experiment) -> Any:
     """(state, batch) -> (state, metrics); the state that is given is used up."""
     e, objective = experiment, experiment.task.objective
-    model, gradients = e.placed(), None
+    model, gradients = _frozen(e, e.placed()), None
     if e.config.parallelism == "pmap":
         model = with_axis_name(e.model, DATA) if e.config.sync_batch_stats else e.model
+        model = _frozen(e, model)
         share = 1 / batch_shards(e.mesh)
         own = make_gradients(model, objective, e.recipe, share)
         gradients = per_device(own, e.mesh)
@@ -41,6 +44,15 @@ def jit_train_step(experiment: Experiment) -> Any:
     outputs = (e.shardings, replicated(e.mesh))
     step = with_votes(step, e.mesh)
     return _jit(e, step, outputs, donate_argnums=0)
+
+
+def _frozen(experiment: Experiment, model: Any) -> Any:
+    """`model` with norms that keep their statistics, if there are to be any."""
+    config = experiment.config.optim
+    if not config.get("frozen_statistics", False):
+        return model
+    state, scanned = experiment.abstract_state(), scanned_of(experiment.model)
+    return Frozen(model, frozen_modules(config, state, scanned))
 
 
 def jit_eval_step(experiment: Experiment, model: nn.Module | None = None) -> Any:

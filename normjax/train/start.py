@@ -41,6 +41,8 @@ def start_from(
 def _write_start(
     config: Any, variables: dict[str, Any], workdir: Path, scanned: tuple[str, ...]
 ) -> None:
+    if config.get("init", {}).get("path"):
+        raise UserError("config.init.path has no effect: this run begins otherwise")
     keep_config(config, workdir, write=False)
     checkpoints = Checkpoints(workdir)
     try:
@@ -64,6 +66,19 @@ def saved_variables(workdir: Path, like: TrainState | None = None) -> dict[str, 
     Raises:
       UserError: there is none, none that is not damaged, or one of another model.
     """
+    found = saved_state(workdir).eval_variables()
+    if like is not None:
+        what = another_model(f"workdir {workdir}")
+        check_same_arrays(found, like.eval_variables(), what)
+    return found
+
+
+def saved_state(workdir: Path) -> TrainState:
+    """The newest checkpoint of a run, on the host.
+
+    Raises:
+      UserError: there is none, or none that is not damaged.
+    """
     checkpoints = Checkpoints(workdir)
     try:
         state = checkpoints.read_newest()
@@ -71,8 +86,4 @@ def saved_variables(workdir: Path, like: TrainState | None = None) -> dict[str, 
         checkpoints.close()
     if state is None:
         raise UserError(f"workdir {workdir} holds no complete checkpoint")
-    found = TrainState(**state).eval_variables()
-    if like is not None:
-        what = another_model(f"workdir {workdir}")
-        check_same_arrays(found, like.eval_variables(), what)
-    return found
+    return TrainState(**state)

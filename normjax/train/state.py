@@ -36,6 +36,10 @@ class TrainState(flax.struct.PyTreeNode):
     rng: jax.Array
     ema_stats: Any = None
 
+    def variables(self) -> dict[str, Any]:
+        """The variables that are trained, and the other collections of the model."""
+        return {PARAMS: self.params, **self.model_state}
+
     def eval_variables(self) -> dict[str, Any]:
         """Variables to evaluate with: the averages if there are any."""
         params = self.params if self.ema is None else self.ema

@@ -31,7 +31,7 @@ FILES = sorted(
 EVERY = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 LARGE = {"imagenet_swin", "imagenet_pvt", "imagenet_cswin", "lm_text", "lm_llama"}
 LARGE |= {"cifar10", "transduction", "bn_only", "perp", "norm_free", "imagenet_deit"}
-LARGE |= {"digits"}  # other tests train it
+LARGE |= {"digits", "finetune"}  # other tests train them
 TRAINED = [
     pytest.param(path, marks=pytest.mark.slow) if path.stem in LARGE else path
     for path in FILES
