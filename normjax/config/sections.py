@@ -152,6 +152,9 @@ class Text:
     tokenizer: str = machine(
         "bytes", "bytes, or the file of a trained one", "bytes, or a .json or .model"
     )
+    field: str = run(
+        "text", "of JSON lines, Parquet and hf_dataset: what holds a document"
+    )
     train_path: str = machine("", "of a text_file, instead of data.path")
     validation_path: str = machine("", "of a text_file, instead of data.path")
     test_path: str = machine("", "of a text_file, instead of data.path")

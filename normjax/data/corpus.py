@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from normjax.core.errors import UserError
 from normjax.core.paths import local_path
@@ -61,11 +61,13 @@ class Corpus:
     Attributes:
       name: of the data set.  splits: documents by split.
       fingerprint: changes with the text, as far as names, sizes and times tell.
+      field: of lines of JSON and rows of Parquet, that holds a document.
     """
 
     name: str
     splits: dict[str, list[Document]]
     fingerprint: str
+    field: str = "text"
 
     def read(self, split: str) -> Iterator[tuple[str, bytes]]:
         """Name and text of every document that is not empty, see `plain_text`.
@@ -92,16 +94,21 @@ class Corpus:
                         f"{str(document.path)!r} ({error})"
                     ) from None
                 try:
-                    yield from _texts(document, raw)
+                    yield from _texts(document, raw, self.field)
                 except plain_text.NotText as error:
                     raise UserError(f"{self.name}: {document.name!r} {error}") from None
 
 
-def _texts(document: Document, raw: bytes) -> Iterator[tuple[str, bytes]]:
+def _texts(document: Document, raw: bytes, field: str) -> Iterator[tuple[str, bytes]]:
     text, name = plain_text.plain_text(raw, document.name)
-    if document.part and text:
+    whole = plain_text.ending(name) == plain_text.ROWS
+    if document.part and text and not whole:
         text = part_of(text, document.part)
-    texts = plain_text.documents_of(text, name)
+    texts: Iterable[bytes] = plain_text.documents_of(text, name, field)
+    if document.part and whole:
+        texts = list(texts)
+        low, high = (round(len(texts) * share) for share in _HELD_OUT[document.part])
+        texts = texts[low:high]
     return ((document.name, text) for text in texts if text)
 
 
@@ -169,7 +176,7 @@ def scan_pytext(root: str | os.PathLike | None = None) -> Corpus:
     return Corpus("pytext", splits, f"{python}-{digest.hexdigest()[:12]}")
 
 
-def scan_text(path: str, parts: dict[str, str]) -> Corpus:
+def scan_text(path: str, parts: dict[str, str], field: str = "text") -> Corpus:
     """The documents of `text_file`: every file, and every file in a zip, is one.
 
     Args:
@@ -179,6 +186,7 @@ def scan_text(path: str, parts: dict[str, str]) -> Corpus:
         smallest hashes of their names, and copies of these are not trained on. One or
         two are cut, see `part_of`.
       parts: paths of the same kinds by split, instead of `path`.
+      field: see `Corpus`.
 
     Raises:
       UserError: both or neither are given, no such file, no text in it, a damaged zip,
@@ -197,7 +205,8 @@ def scan_text(path: str, parts: dict[str, str]) -> Corpus:
         documents = _list(path, digest)
         splits = _by_name(documents) or _hold_out(documents)
     digest.update(repr({s: [d.name for d in ds] for s, ds in splits.items()}).encode())
-    return Corpus("text_file", splits, digest.hexdigest()[:24])
+    digest.update(field.encode() * (field != "text"))
+    return Corpus("text_file", splits, digest.hexdigest()[:24], field)
 
 
 def _list(pattern: str, digest) -> list[Document]:

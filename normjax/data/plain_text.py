@@ -17,7 +17,10 @@ TABLES = (".csv", ".tsv", ".json", ".ipynb", ".html", ".htm", ".xhtml", ".xml", 
 """Endings of markup, which is more than text."""
 
 LINES = (".jsonl", ".ndjson")
-"""Endings of files with one JSON object a line, whose "text" is a document."""
+"""Endings of files with one JSON object a line, of which a field is a document."""
+
+ROWS = ".parquet"
+"""Ending of tables, of which a column holds a document a row."""
 
 BROKEN = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 """What packed files raise that are cut off or damaged."""
@@ -34,12 +37,10 @@ class _Packing(NamedTuple):
 
 
 def _zstd(raw: bytes) -> bytes:
-    try:
-        from compression import zstd  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        needs = "Python 3.14 reads it; here unpack it by zstd -d first"
-        raise NotText(f"is compressed by zstd: {needs}") from None
-    return zstd.decompress(raw)
+    import pyarrow as pa
+
+    with pa.CompressedInputStream(pa.BufferReader(raw), "zstd") as stream:
+        return stream.read()
 
 
 PACKINGS = {
@@ -57,7 +58,7 @@ _KINDS = {
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
     b"\x1f\x9d": "compressed by compress",
     b"\x04\x22\x4d\x18": "compressed by lz4",
-    b"PAR1": "a Parquet file",
+    b"PAR1": "a Parquet file, which ends in .parquet",
     b"ARROW1": "an Arrow file",
     b"%PDF": "a PDF",
     b"\x89HDF": "an HDF5 file",
@@ -89,7 +90,7 @@ def plain_text(raw: bytes, name: str) -> tuple[bytes, str]:
     """The text in a file that holds `raw`, and the file's name without its packings.
 
     gzip, bzip2, xz and zstd are unpacked, UTF-16 and UTF-32 with a byte order mark
-    become UTF-8, and a mark is left out. Other bytes stay as they are.
+    become UTF-8, and a mark is left out. Other bytes, and Parquet, stay as they are.
 
     Raises:
       NotText: it is something else, or damaged.
@@ -110,6 +111,8 @@ def plain_text(raw: bytes, name: str) -> tuple[bytes, str]:
                 f"is {found.name} that is cut off or damaged ({error})"
             ) from None
         name = name[: -len(ending(name))] if named else name
+    if ending(name) == ROWS and raw.startswith(b"PAR1"):
+        return raw, name
     _refuse(raw, name)
     for mark, encoding in _MARKS:
         if raw.startswith(mark):
@@ -139,12 +142,15 @@ def _refuse(raw: bytes, name: str) -> None:
         raise NotText("is a page of HTML, not its text (a download that failed?)")
 
 
-def documents_of(text: bytes, name: str) -> Iterator[bytes]:
-    """The documents in a text: the "text" of each line of JSON, else all of it.
+def documents_of(text: bytes, name: str, field: str = "text") -> Iterator[bytes]:
+    """The documents: a field of each line of JSON or row of Parquet, else all of it.
 
     Raises:
-      NotText: a line that is no JSON object with a "text".
+      NotText: a line that is no JSON object with such a field, a table without it.
     """
+    if ending(name) == ROWS:
+        yield from _rows(text, field)
+        return
     if ending(name) not in LINES:
         yield text
         return
@@ -155,7 +161,27 @@ def documents_of(text: bytes, name: str) -> Iterator[bytes]:
             record = json.loads(line)
         except ValueError as error:
             raise NotText(f"has no JSON in line {number} ({error})") from None
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        if not isinstance(record, dict) or not isinstance(record.get(field), str):
             held = ", ".join(record) if isinstance(record, dict) else "no object"
-            raise NotText(f'has no "text" in line {number} (has: {held})')
-        yield record["text"].encode("utf-8", "surrogatepass")
+            hint = "config.data.text.field names another"
+            raise NotText(f'has no "{field}" in line {number} (has: {held}); {hint}')
+        yield record[field].encode("utf-8", "surrogatepass")
+
+
+def _rows(raw: bytes, field: str) -> Iterator[bytes]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(pa.BufferReader(raw))
+        schema = file.schema_arrow
+        kind = schema.field(field).type if field in schema.names else None
+        if kind is None or not (
+            pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        ):
+            held, hint = ", ".join(schema.names), "config.data.text.field names another"
+            raise NotText(f'has no text in a column "{field}" (has: {held}); {hint}')
+        for batch in file.iter_batches(1024, columns=[field]):
+            yield from (str(v).encode() for v in batch.column(0).to_pylist() if v)
+    except (pa.ArrowException, OSError) as error:
+        raise NotText(f"is no readable Parquet ({error})") from None

@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,16 @@ from normjax.data import prepared
 from normjax.data.augment import Transform
 from normjax.data.corpus import SPLITS, Corpus, scan_pytext, scan_text
 from normjax.data.rows import Batch
+from normjax.data.text_sets import NamedTexts, scan_hf_text, scan_shard_text
 from normjax.data.vocabulary import Tokenizer, open_tokenizer
 
-EMBEDDED = ("pytext", "text_file")
+SETS: Mapping[str, Callable[[str, str], NamedTexts]] = {
+    "hf_dataset": scan_hf_text,
+    "webdataset": scan_shard_text,
+}
+"""Further sets of people's own, and what finds the texts at a path."""
+
+EMBEDDED = ("pytext", "text_file", *SETS)
 """Text sets that need no TFDS preparation by the user."""
 
 LAYOUTS = ("packed", "padded")
@@ -35,6 +42,8 @@ class Fields:
       length: tokens of a row.
       layout: "packed" or "padded", see `TextSource`.
       tokenizer: "bytes", a .json file of `tokenizers` or a .model of sentencepiece.
+      field: that holds a document, of lines of JSON, of Parquet and hf_dataset, of
+        .json in shards.
       train_path, validation_path, test_path: of text_file, instead of the one path
         that is split.
     """
@@ -42,6 +51,7 @@ class Fields:
     length: int = 256
     layout: str = "packed"
     tokenizer: str = "bytes"
+    field: str = "text"
     train_path: str = ""
     validation_path: str = ""
     test_path: str = ""
@@ -196,13 +206,13 @@ def open_text(
 
     Args:
       name: "pytext" (the standard library's source), "text_file" (the user's own, see
-        `normjax.data.corpus.scan_text`), or a TFDS name such as "lm1b", prepared as
-        array_record before; nothing is ever downloaded.
+        `normjax.data.corpus.scan_text`), a key of `SETS`, or a TFDS name such as
+        "lm1b", prepared as array_record before; nothing is ever downloaded.
       split: "train", "validation" or "test"; of TFDS sets what they have.
       spec: values of `Fields`; fields left out keep their defaults.
       data_dir: where prepared sets lie. Default: for embedded sets the environment
         variable NORMJAX_DATA_DIR, else ~/.cache/normjax; for others TFDS's own.
-      path: the file, zip or glob of "text_file".
+      path: the file, zip or glob of "text_file"; of a set of `SETS`.
 
     Raises:
       UserError: unknown name, split or field, a file or tokenizer that cannot be read,
@@ -211,12 +221,16 @@ def open_text(
     fields = _checked({} if spec is None else spec)
     parts = {part: getattr(fields, f"{part}_path") for part in SPLITS}
     path = os.fspath(path or "")
-    if name != "text_file" and (path or any(parts.values())):
-        fields_of = "path and text.*_path name the files of 'text_file', and only those"
-        raise UserError(f"data set {name!r} with a path: {fields_of}")
+    at_path = path and name not in ("text_file", *SETS)
+    if at_path or (name != "text_file" and any(parts.values())):
+        rule = (
+            "path and text.*_path name the files of 'text_file', and path those of "
+            f"{' and '.join(map(repr, SETS))}"
+        )
+        raise UserError(f"data set {name!r} with a path: {rule}")
     tokenizer = open_tokenizer(fields.tokenizer)
     if name in EMBEDDED:
-        corpus = scan_pytext() if name == "pytext" else scan_text(path, parts)
+        corpus = _corpus(name, path, parts, fields.field)
         documents, fingerprint = _documents(corpus, split), corpus.fingerprint
     else:
         documents, fingerprint = _tfds_documents(name, split, data_dir)
@@ -252,7 +266,19 @@ def _checked(spec: Mapping) -> Fields:
     return fields
 
 
-def _documents(corpus: Corpus, split: str) -> Iterator[tuple[str, bytes]]:
+def _corpus(
+    name: str, path: str, parts: dict[str, str], field: str
+) -> Corpus | NamedTexts:
+    if name == "pytext":
+        return scan_pytext()
+    if name == "text_file":
+        return scan_text(path, parts, field)
+    if not path:
+        raise UserError(f"data set {name!r} needs a path")
+    return SETS[name](path, field)
+
+
+def _documents(corpus: Corpus | NamedTexts, split: str) -> Iterator[tuple[str, bytes]]:
     if split not in corpus.splits:
         raise UserError(one_of(f"split of {corpus.name!r}:", split, corpus.splits))
     return corpus.read(split)

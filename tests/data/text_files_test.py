@@ -9,6 +9,8 @@ import os
 import shutil
 import zipfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from normjax.core.errors import UserError
@@ -80,6 +82,37 @@ def test_lines_of_json_are_documents(tmp_path):
     for name in ("a.jsonl", "b.ndjson.gz"):
         found = texts(tmp_path, train_path=str(tmp_path / name))
         assert found == ["Füße".encode(), b"two\nlines"]
+
+
+def test_a_field_of_lines_and_of_parquet_is_the_document(tmp_path):
+    records = [{"text": "no", "body": f"document {i}"} for i in range(40)]
+    raw = "\n".join(json.dumps(record) for record in records).encode()
+    put(tmp_path, {"a.jsonl": raw})
+    table = pa.table({k: [record[k] for record in records] for k in ("text", "body")})
+    pq.write_table(table, tmp_path / "b.parquet", row_group_size=7)
+    bodies = [record["body"].encode() for record in records]
+    for name in ("a.jsonl", "b.parquet"):
+        given = {"train_path": str(tmp_path / name)}
+        assert texts(tmp_path, **given, field="body") == bodies
+        assert texts(tmp_path, **given) == [b"no"] * 40
+        with pytest.raises(UserError, match=r"config\.data\.text\.field") as error:
+            texts(tmp_path, **given, field="boddy")
+        assert "has: text, body" in str(error.value)
+    parts = [
+        texts(tmp_path, s, tmp_path / "b.parquet", field="body") for s in corpus.SPLITS
+    ]
+    assert [len(part) for part in parts] == [36, 2, 2]
+    assert [text for part in parts for text in part] == bodies
+
+
+def test_zstd_is_unpacked(tmp_path):
+    packed = pa.compress(TEXT, "zstd", asbytes=True)
+    put(tmp_path, {"a.txt.zst": packed, "b.txt.zst": packed + packed})
+    assert texts(tmp_path, train_path=str(tmp_path / "a.txt.zst")) == [TEXT]
+    assert texts(tmp_path, train_path=str(tmp_path / "b.txt.zst")) == [TEXT + TEXT]
+    put(tmp_path, {"c.txt.zst": packed[:-5]})
+    with pytest.raises(UserError, match="cut off or damaged"):
+        texts(tmp_path, train_path=str(tmp_path / "c.txt.zst"))
 
 
 def tar_of(data):
