@@ -20,11 +20,16 @@ import tensorflow_datasets as tfds
 
 from normjax.core.errors import UserError
 from normjax.data import decode, prepared
+from normjax.data.checking import Seen, check
 from normjax.data.folder import UNREADABLE, Folder, counted
+from normjax.data.pipeline import available_cpus
 from normjax.data.prepared import say
 
 VERSION = "1.0.0"
 FOLDER_VERSION = "1.2.0"
+
+QUIET_SECONDS = 30
+"""Between lines of progress where no bar can be."""
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -86,7 +91,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
     - `left_out`: how many images of each split PIL cannot read to their end.
 
     Args:
-      skip: leave such images out and say so on stderr.
+      seen: what is known of images.
+      skip: leave images out that cannot be read, and say so on stderr.
 
     Raises (while preparing):
       UserError: such an image, where they are not left out; a class of a split without
@@ -96,8 +102,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version(FOLDER_VERSION)
     url_infos = None  # as above
 
-    def __init__(self, *, folder: Folder, skip: bool = False, **kwargs):
-        self._folder, self._skip = folder, skip
+    def __init__(self, *, folder: Folder, seen: Seen, skip: bool = False, **kwargs):
+        self._folder, self._seen, self._skip = folder, seen, skip
         self._sizes: set[tuple[int, int]] = set()
         self._all_gray = True
         self._fills = ("", "")
@@ -128,15 +134,15 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split, files):
         labels = []
         with self._folder.reader() as read:
-            for key, (name, label) in enumerate(track(files, f"preparing {split}")):
+            images = check(files, read, self._seen, available_cpus())
+            shown = track(images, f"preparing {split}", len(files))
+            for key, (name, label, encoded, content, found) in enumerate(shown):
                 try:
-                    encoded = read(name)
-                    self._note(name, decode.verify(encoded))
+                    self._note(name, found)
                 except UNREADABLE as error:
                     self._refuse(name, error)
                     continue
                 labels.append(label)
-                content = hashlib.sha256(encoded).hexdigest()
                 self._digest.update(repr((split, name, label, content)).encode())
                 image = io.BytesIO(encoded)
                 yield key, {"image": image, "label": label, "file": os.fsencode(name)}
@@ -146,7 +152,9 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         self._label_runs[split] = [(label, len(list(run))) for label, run in runs]
         self._describe()
 
-    def _note(self, name: str, found: decode.Verified) -> None:
+    def _note(self, name: str, found: decode.Verified | Exception) -> None:
+        if isinstance(found, Exception):
+            raise found
         if found.fills:
             kept, other = self._fills
             if kept and kept != found.fills:
@@ -213,17 +221,29 @@ def _build(make: Callable[..., tfds.core.DatasetBuilder], folder: pathlib.Path):
 
 
 def prepare_folder(folder: Folder, target: pathlib.Path, *, skip: bool) -> None:
-    """`prepare` an `ImageFolder`, and say on stderr that it takes a while."""
+    """`prepare` an `ImageFolder`, and say on stderr that it takes a while.
+
+    Images that a process has decoded which was killed are not decoded again.
+    """
 
     def build(made: pathlib.Path) -> pathlib.Path:
         count, start = sum(map(len, folder.splits.values())), time.monotonic()
-        say(f"preparing {count} images of {str(folder.path)!r} (once)")
+        say(f"preparing {count:,} images of {str(folder.path)!r} (once)")
         if others := counted(folder.left_out):
             say(f"left out: {others}")
         for note in folder.notes:
             say(f"note: {note}")
-        make = functools.partial(ImageFolder, folder=folder, skip=skip)
-        built = _build(make, made)
+        hint = "or read them where they lie by config.data.in_place=true"
+        prepared.check_room(made, folder.num_bytes, f"a copy of {count:,} images", hint)
+        seen, done = Seen(target.with_name(f".{target.name}.seen")), False
+        if seen.known:
+            say(f"{len(seen.known):,} of them were decoded by a process that was ended")
+        try:
+            given = {"folder": folder, "seen": seen, "skip": skip}
+            built = _build(functools.partial(ImageFolder, **given), made)
+            done = True
+        finally:
+            seen.close(keep=not done)
         say(f"prepared in {time.monotonic() - start:.0f} s in {str(target)!r}")
         return built
 
@@ -244,11 +264,20 @@ def _quiet() -> Iterator[None]:
         tfds.display_progress_bar(active)
 
 
-def track(items: list, text: str) -> Iterable:
-    """`items`, with a progress bar on stderr if that is a terminal."""
+def track(items: Iterable, text: str, total: int) -> Iterable:
+    """`items`, with a progress bar on stderr, or a line now and then."""
     if not sys.stderr.isatty():
-        return items
+        return _lines(items, text, total)
     from rich.console import Console
     from rich.progress import track
 
-    return track(items, text, console=Console(stderr=True))
+    return track(items, text, total, console=Console(stderr=True))
+
+
+def _lines(items: Iterable, text: str, total: int) -> Iterator:
+    said = time.monotonic()
+    for number, item in enumerate(items):
+        if time.monotonic() - said > QUIET_SECONDS:
+            said = time.monotonic()
+            say(f"{text}: {number:,} of {total:,}")
+        yield item

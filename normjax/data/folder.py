@@ -46,6 +46,7 @@ class Folder:
       held_out: the part of each class that is `test`; None where splits were there.
       fingerprint: changes with the path, and with any file's name, size or times
         (directory) or checksum (zip).
+      num_bytes: of all images, or of the files around them.
       reader: opens a `Reader` of the names.
     """
 
@@ -57,6 +58,7 @@ class Folder:
     notes: tuple[str, ...]
     held_out: float | None
     fingerprint: str
+    num_bytes: int
     reader: Callable[[], contextlib.AbstractContextManager[Reader]]
 
 
@@ -105,6 +107,7 @@ def scan(path: str | os.PathLike, held_out: float = HELD_OUT) -> Folder:
         notes=tuple(notes),
         held_out=held_out if cut else None,
         fingerprint=digest.hexdigest()[:16],
+        num_bytes=sum(content[0] for content in listing.images.values()),
         reader=functools.partial(_opened, root, listing.tar),
     )
 

@@ -170,7 +170,9 @@ def _iterate(
 
     threads = 0 if workers else prefetch
     if not workers:
-        executor = ThreadPoolExecutor(_cpus(), thread_name_prefix="normjax-rows")
+        executor = ThreadPoolExecutor(
+            available_cpus(), thread_name_prefix="normjax-rows"
+        )
         batches = dataclasses.replace(batches, executor=executor)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     dataset = grain.MapDataset.source(batches)[start:].to_iter_dataset(options)
@@ -196,7 +198,7 @@ def _iterate(
             batches.executor.shutdown(cancel_futures=True)
 
 
-def _cpus() -> int:
+def available_cpus() -> int:
     """CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -92,6 +92,22 @@ def _make(target: pathlib.Path, make: Callable[..., Any], alone: bool) -> None:
                 raise
 
 
+def check_room(folder: pathlib.Path, size: int, what: str, hint: str = "") -> None:
+    """Check that `size` bytes fit where `folder` lies.
+
+    Raises:
+      UserError: they do not; the line names `what` they are, and `hint`.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        needs = f"{what} needs {size / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free"
+        rest = f", {hint}" if hint else ""
+        raise UserError(
+            f"{needs} in {str(folder.parent.parent)!r}: make room (python -m "
+            f"normjax.data clear), name another folder in config.data.data_dir{rest}"
+        )
+
+
 def say(text: str) -> None:
     """On stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -61,6 +61,7 @@ def scan_shards(path: str | os.PathLike, held_out: float = HELD_OUT) -> Folder:
         names=None,
         held_out=held_out,
         fingerprint=digest.hexdigest()[:16],
+        num_bytes=sum(member.size for member in index.values()),
         reader=functools.partial(tar.opened, index),
         left_out=left_out,
     )

@@ -1,6 +1,7 @@
 """Image sources: prepared data sets with random access, decoded by PIL."""
 
 import hashlib
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -99,13 +100,14 @@ class ImageSource(DecodedImages):
         from normjax.data.builders import track
 
         shape = (self.num_examples, *(self.shape or ()))
+        prepared.check_room(folder, math.prod(shape), f"decoded {self.split}")
         images = np.lib.format.open_memmap(folder / "images.npy", "w+", "u1", shape)
         labels = np.empty(self.num_examples, np.int64)
         chunks = [
             np.arange(start, min(start + 256, self.num_examples))
             for start in range(0, self.num_examples, 256)
         ]
-        for chunk in track(chunks, f"decoding {self.name} {self.split}"):
+        for chunk in track(chunks, f"decoding {self.name} {self.split}", len(chunks)):
             decoded, labels[chunk] = self._decode(chunk)
             images[chunk] = np.stack(decoded)
         images.flush()

@@ -60,6 +60,7 @@ def scan_hf(
         fingerprint=f"{found.fingerprint}-{label}"
         if label_field
         else found.fingerprint,
+        num_bytes=sum(f.stat().st_size for fs in found.splits.values() for f in fs),
         reader=functools.partial(read_images, found.splits, image),
         left_out=Counter(),
     )
