@@ -55,7 +55,18 @@ __all__ = [
 def build(spec: Spec, **arguments: Any) -> functools.partial:
     """An activation factory: `build("gelu", approximate=True)()` is a Flax module.
 
+    Args:
+      spec: registry key, a dict with `name` and arguments, or a ready factory.
+      **arguments: arguments of the module where the spec gives none.
+
     Raises:
       UserError: unknown key or argument; the message lists near matches.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> smelu = activations.build("smelu", beta=2.0)
+      >>> print(smelu().apply({}, jnp.array([-2.0, 0.0, 2.0])))
+      [0.  0.5 2. ]
     """
     return ACTIVATIONS.factory(spec, **arguments)

@@ -3,3 +3,14 @@
 from normjax.core.registry import Registry
 
 ACTIVATIONS = Registry("activation")
+"""The activations by key: a row has `name`, `make` (the class) and `tags`.
+
+`build` makes a factory of a key.
+
+Example:
+  >>> from normjax.activations import ACTIVATIONS
+  >>> sorted(e.name for e in ACTIVATIONS if "relu" in e.name)
+  ['prelu', 'relu', 'relu6', 'scaled_relu']
+  >>> ACTIVATIONS["swish"].make.__name__
+  'Swish'
+"""

@@ -17,10 +17,20 @@ def helu(x: jax.Array, alpha: float) -> jax.Array:
     So the gradient is not the derivative: it reaches inputs in (-alpha, 0] as well.
 
     Args:
-      x: [...].
+      x: [...].  alpha: at least 0, not an array.
 
     Returns:
       [...] in the dtype of `x`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> x = jnp.array([-2.0, -0.25, 3.0])
+      >>> print(activations.helu(x, 0.5))
+      [0. 0. 3.]
+      >>> print(jax.grad(lambda x: activations.helu(x, 0.5).sum())(x))
+      [0. 1. 1.]
     """
     del alpha
     return jnp.maximum(x, 0)
@@ -32,6 +42,15 @@ class HeLU(nn.Module):
 
     Attributes:
       alpha: at least 0; 0 is ReLU.
+
+    Raises:
+      UserError: a negative `alpha`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> print(activations.HeLU(alpha=0.1).apply({}, jnp.array([-1.0, 2.0])))
+      [0. 2.]
     """
 
     alpha: float = 0.05

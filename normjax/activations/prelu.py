@@ -16,6 +16,15 @@ class PReLU(nn.Module):
     Attributes:
       per_channel: a `slope` [C] for the last axis; else one, [].
       slope_init: of the slopes.  param_dtype: of the parameter.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> x = jnp.array([[-4.0, 4.0]])
+      >>> y, variables = activations.PReLU().init_with_output(jax.random.key(0), x)
+      >>> print(y, variables["params"]["slope"])
+      [[-1.  4.]] [0.25 0.25]
     """
 
     per_channel: bool = True

@@ -16,10 +16,17 @@ def smelu(x: jax.Array, beta: float) -> jax.Array:
     The derivative is continuous, clip((x + beta) / (2 beta), 0, 1). beta = 0 is ReLU.
 
     Args:
-      x: [...].
+      x: [...].  beta: half the width of the bend, at least 0.
 
     Returns:
       [...] in the dtype of `x`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> x = jnp.array([-4.0, -2.0, 0.0, 2.0, 4.0])
+      >>> print(activations.smelu(x, 2.0))
+      [0.  0.  0.5 2.  4. ]
     """
     wide = at_least_float32(x)
     inner = jnp.square(jnp.clip(wide, -beta, beta) + beta) / (4 * beta or 1.0)
@@ -34,10 +41,20 @@ def _helu_jvp(alpha, primals, tangents):
 
 @ACTIVATIONS.register("smelu")
 class SmeLU(nn.Module):
-    """A ReLU with a smooth kink, see `smelu` (Shamir et al., 2022).
+    """y = (x + beta)**2 / (4 beta) for |x| < beta, else ReLU (Shamir et al., 2022).
 
     Attributes:
       beta: half the width of the smooth part, at least 0.
+
+    Raises:
+      UserError: a negative `beta`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> x = jnp.array([-2.0, 0.0, 2.0])
+      >>> print(activations.SmeLU(beta=1.0).apply({}, x))
+      [0.   0.25 2.  ]
     """
 
     beta: float = 0.5

@@ -21,6 +21,12 @@ def gelu(x: jax.Array) -> jax.Array:
 
     Returns:
       [...] in the dtype of `x`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> print(activations.gelu(jnp.array([-9.0, 0.0, 9.0])).round(3) + 0.0)
+      [0. 0. 9.]
     """
     wide = at_least_float32(x)
     return (0.5 * wide * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
@@ -32,6 +38,15 @@ class GELU(nn.Module):
 
     Attributes:
       approximate: the tanh form instead of the exact one.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> x = jnp.array([-1.0, 0.0, 1.0])
+      >>> y = activations.GELU(approximate=True).apply({}, x)
+      >>> bool(jnp.allclose(y, jax.nn.gelu(x, approximate=True)))
+      True
     """
 
     approximate: bool = False
@@ -42,7 +57,14 @@ class GELU(nn.Module):
 
 @ACTIVATIONS.register("relu")
 class ReLU(nn.Module):
-    """y = max(x, 0); gradient 0 at 0."""
+    """y = max(x, 0); gradient 0 at 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> print(activations.ReLU().apply({}, jnp.array([-1.0, 2.0])))
+      [0. 2.]
+    """
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax.nn.relu(x)
@@ -50,7 +72,14 @@ class ReLU(nn.Module):
 
 @ACTIVATIONS.register("relu6")
 class ReLU6(nn.Module):
-    """y = min(max(x, 0), 6); gradient 0 at 0 and 6 (Krizhevsky, 2010)."""
+    """y = min(max(x, 0), 6); gradient 0 at 0 and 6 (Krizhevsky, 2010).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> print(activations.ReLU6().apply({}, jnp.array([-1.0, 2.0, 9.0])))
+      [0. 2. 6.]
+    """
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax.nn.relu6(x)
@@ -58,7 +87,14 @@ class ReLU6(nn.Module):
 
 @ACTIVATIONS.register("silu")
 class SiLU(nn.Module):
-    """y = x * sigmoid(x) (Hendrycks & Gimpel, 2016; Ramachandran et al., 2017)."""
+    """y = x * sigmoid(x) (Hendrycks & Gimpel, 2016; Ramachandran et al., 2017).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> print(activations.SiLU().apply({}, jnp.array([0.0, 40.0])))
+      [ 0. 40.]
+    """
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax.nn.silu(x)
@@ -66,7 +102,14 @@ class SiLU(nn.Module):
 
 @ACTIVATIONS.register("tanh")
 class Tanh(nn.Module):
-    """y = tanh(x)."""
+    """y = tanh(x).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> print(activations.Tanh().apply({}, jnp.array([-40.0, 0.0, 40.0])))
+      [-1.  0.  1.]
+    """
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax.numpy.tanh(x)
@@ -74,7 +117,14 @@ class Tanh(nn.Module):
 
 @ACTIVATIONS.register("sigmoid")
 class Sigmoid(nn.Module):
-    """y = 1 / (1 + exp(-x))."""
+    """y = 1 / (1 + exp(-x)).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> print(activations.Sigmoid().apply({}, jnp.array([0.0, 40.0])))
+      [0.5 1. ]
+    """
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax.nn.sigmoid(x)
@@ -82,7 +132,14 @@ class Sigmoid(nn.Module):
 
 @ACTIVATIONS.register("identity")
 class Identity(nn.Module):
-    """y = x."""
+    """y = x.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> print(activations.Identity().apply({}, jnp.array([-1.0, 2.0])))
+      [-1.  2.]
+    """
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return x

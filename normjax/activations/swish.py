@@ -17,6 +17,16 @@ class Swish(nn.Module):
       beta: at first, or always where it is not `trainable`.
       trainable: learn `beta`.  per_channel: one for each of the last axis.
       param_dtype: of the parameter.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> swish = activations.Swish(beta=2.0, per_channel=True)
+      >>> x = jnp.array([[0.0, 40.0]])
+      >>> y, variables = swish.init_with_output(jax.random.key(0), x)
+      >>> print(y, variables["params"]["beta"])
+      [[ 0. 40.]] [2. 2.]
     """
 
     beta: float = 1.0

@@ -27,10 +27,19 @@ def nearest_affinity(features: jax.Array, neighbours: int = 5) -> jax.Array:
     """1 for the `neighbours` nearest others of an example, else 0; not symmetric.
 
     Args:
-      features: [N, D].
+      features: [N, D].  neighbours: less than N.
 
     Returns:
       [N, N], rows of the examples whose neighbours they are.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import adapt
+      >>> features = jnp.array([[0.0], [1.0], [5.0]])
+      >>> print(adapt.nearest_affinity(features, neighbours=1))
+      [[0. 1. 0.]
+       [1. 0. 0.]
+       [0. 1. 0.]]
     """
     count = len(features)
     distances = jnp.where(jnp.eye(count, dtype=bool), -1, _distances(features))
@@ -45,10 +54,18 @@ def radial_affinity(features: jax.Array, neighbours: int = 5) -> jax.Array:
     The distance of an example to itself counts as the first one.
 
     Args:
-      features: [N, D].
+      features: [N, D].  neighbours: at most N.
 
     Returns:
       [N, N].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import adapt
+      >>> features = jnp.array([[0.0], [1.0], [5.0]])
+      >>> kernel = adapt.radial_affinity(features, neighbours=2)
+      >>> kernel.shape, bool(kernel[0, 1] > kernel[1, 2]), float(kernel[0, 0])
+      ((3, 3), True, 1.0)
     """
     distances = _distances(features)
     index = min(neighbours, len(features)) - 1
@@ -57,13 +74,20 @@ def radial_affinity(features: jax.Array, neighbours: int = 5) -> jax.Array:
 
 
 def linear_affinity(features: jax.Array, neighbours: int = 5) -> jax.Array:
-    """f f^T. `neighbours` is unused.
+    """f f^T.
 
     Args:
-      features: [N, D].
+      features: [N, D].  neighbours: unused.
 
     Returns:
       [N, N].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import adapt
+      >>> print(adapt.linear_affinity(jnp.array([[1.0, 0.0], [1.0, 2.0]])))
+      [[1. 1.]
+       [1. 5.]]
     """
     del neighbours
     return _inner(features, features)
@@ -74,6 +98,13 @@ AFFINITIES: dict[str, Callable[[jax.Array, int], jax.Array]] = {
     "rbf": radial_affinity,
     "linear": linear_affinity,
 }
+"""How alike examples are, by name: `f(features, neighbours) -> [N, N]`.
+
+Example:
+  >>> from normjax.adapt import AFFINITIES
+  >>> sorted(AFFINITIES)
+  ['knn', 'linear', 'rbf']
+"""
 
 
 def affinity(
@@ -87,7 +118,7 @@ def affinity(
 
     Args:
       features: [N, D], of any length but 0.
-      kind: key of `AFFINITIES`.
+      kind: key of `AFFINITIES`.  neighbours: of an example, where it has some.
       symmetric: take the mean of the matrix and its transpose.
 
     Returns:
@@ -95,6 +126,14 @@ def affinity(
 
     Raises:
       UserError: unknown `kind`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import adapt
+      >>> features = jnp.array([[3.0, 0.0], [0.0, 9.0]])  # scaled to length 1 first
+      >>> print(adapt.affinity(features, "linear"))
+      [[1. 0.]
+       [0. 1.]]
     """
     if kind not in AFFINITIES:
         raise UserError(one_of("affinity", kind, AFFINITIES))
@@ -122,9 +161,19 @@ def laplacian_adjusted(
 
     Args:
       probabilities: p, [N, classes].  kernel: K, [N, N], see `affinity`.
+      weight: of the agreement.  max_steps: iterations at most.
 
     Returns:
       Y, [N, classes] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import adapt
+      >>> probabilities = jnp.array([[0.9, 0.1], [0.45, 0.55]])
+      >>> alike = jnp.ones((2, 2))  # two views of one thing
+      >>> y = adapt.laplacian_adjusted(probabilities, alike)
+      >>> print(y.argmax(-1))
+      [0 0]
     """
     unary = -jnp.log(at_least_float32(probabilities) + 1e-10)
     kernel = at_least_float32(kernel)

@@ -28,6 +28,13 @@ from normjax.core.registry import Registry
 from normjax.norms import BatchNorm, reads_batch
 
 ADAPTATIONS = Registry("adaptation")
+"""The methods by key: a row has `name` and `make`, the class.
+
+Example:
+  >>> from normjax.adapt import ADAPTATIONS
+  >>> sorted(e.name for e in ADAPTATIONS)
+  ['alpha_bn', 'batch_stats', 'lame', 'source', 'tent', 'unmix_tns']
+"""
 
 HEAD = "head"  # the layer whose input are the features, in every image model here
 
@@ -36,7 +43,26 @@ Variables = Mapping[str, Any]
 
 
 class Adaptation(abc.ABC):
-    """See the head of the file."""
+    """A way to adapt a trained image model to a stream of batches, without labels.
+
+    `start` and `predict` are pure functions, to be jitted. What is predicted for a
+    batch may use the whole batch and what came before it, never what comes after.
+
+    Example:
+      >>> import jax
+      >>> from normjax import adapt, models
+      >>> model = models.build("resnet", num_classes=10, depths=(1,), widths=(8,))
+      >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+      >>> variables = model.init(jax.random.key(1), images)
+      >>> method = adapt.ADAPTATIONS["alpha_bn"].make(batch_weight=0.2)
+      >>> isinstance(method, adapt.Adaptation)
+      True
+      >>> state = method.start(variables)
+      >>> predict = jax.jit(method.predict, static_argnums=0)
+      >>> logits, state = predict(model.apply, variables, state, images)
+      >>> logits.shape
+      (4, 10)
+    """
 
     @abc.abstractmethod
     def start(self, variables: Variables) -> Any:
@@ -56,7 +82,21 @@ class Adaptation(abc.ABC):
 @ADAPTATIONS.register("source")
 @dataclasses.dataclass(frozen=True)
 class Source(Adaptation):
-    """The model as it was trained."""
+    """The model as it was trained: the control.
+
+    Example:
+      >>> import jax
+      >>> from normjax import adapt, models
+      >>> model = models.build("resnet", num_classes=10, depths=(1,), widths=(8,))
+      >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+      >>> variables = model.init(jax.random.key(1), images)
+      >>> method = adapt.ADAPTATIONS["source"].make()
+      >>> state = method.start(variables)
+      >>> predict = jax.jit(method.predict, static_argnums=0)
+      >>> logits, _ = predict(model.apply, variables, state, images)
+      >>> logits.shape, state  # nothing is kept
+      ((4, 10), ())
+    """
 
     def start(self, variables):
         del variables
@@ -72,7 +112,20 @@ class AlphaBatchNorm(Adaptation):
     """BatchNorms with (1 - w) source + w batch statistics (You, Li & Zhao, 2021).
 
     Attributes:
-      batch_weight: w.
+      batch_weight: w; 0 is the model as it was trained, 1 test-time BatchNorm.
+
+    Example:
+      >>> import jax
+      >>> from normjax import adapt, models
+      >>> model = models.build("resnet", num_classes=10, depths=(1,), widths=(8,))
+      >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+      >>> variables = model.init(jax.random.key(1), images)
+      >>> method = adapt.ADAPTATIONS["alpha_bn"].make(batch_weight=0.1)
+      >>> state = method.start(variables)
+      >>> predict = jax.jit(method.predict, static_argnums=0)
+      >>> logits, _ = predict(model.apply, variables, state, images)
+      >>> logits.shape
+      (4, 10)
     """
 
     batch_weight: float = 0.1
@@ -92,7 +145,26 @@ class AlphaBatchNorm(Adaptation):
 @ADAPTATIONS.register("batch_stats")
 @dataclasses.dataclass(frozen=True)
 class BatchStatistics(AlphaBatchNorm):
-    """BatchNorms with the statistics of the batch (Nado et al., 2020)."""
+    """BatchNorms with the statistics of the batch (Nado et al., 2020).
+
+    Attributes:
+      batch_weight: of the statistics of the batch.
+
+    Example:
+      >>> import jax
+      >>> from normjax import adapt, models
+      >>> model = models.build("resnet", num_classes=10, depths=(1,), widths=(8,))
+      >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+      >>> variables = model.init(jax.random.key(1), images)
+      >>> method = adapt.ADAPTATIONS["batch_stats"].make()
+      >>> method.batch_weight
+      1.0
+      >>> state = method.start(variables)
+      >>> predict = jax.jit(method.predict, static_argnums=0)
+      >>> logits, _ = predict(model.apply, variables, state, images)
+      >>> logits.shape
+      (4, 10)
+    """
 
     batch_weight: float = 1.0
 
@@ -107,6 +179,19 @@ class UnMixStatistics(Adaptation):
       momentum: of the components for batches of 64; of B it is 1 - (1 - momentum)^(B /
         64).
       seed: of the first components.
+
+    Example:
+      >>> import jax
+      >>> from normjax import adapt, models
+      >>> model = models.build("resnet", num_classes=10, depths=(1,), widths=(8,))
+      >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+      >>> variables = model.init(jax.random.key(1), images)
+      >>> method = adapt.ADAPTATIONS["unmix_tns"].make(components=4)
+      >>> state = method.start(variables)
+      >>> predict = jax.jit(method.predict, static_argnums=0)
+      >>> logits, state = predict(model.apply, variables, state, images)
+      >>> logits.shape  # the components follow the stream in `state`
+      (4, 10)
     """
 
     components: int = 16
@@ -146,6 +231,20 @@ class LaplacianAdjusted(Adaptation):
 
     Attributes:
       kind, neighbours: of `affinity`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import adapt, models
+      >>> model = models.build("resnet", num_classes=10, depths=(1,), widths=(8,))
+      >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+      >>> variables = model.init(jax.random.key(1), images)
+      >>> method = adapt.ADAPTATIONS["lame"].make(neighbours=2)
+      >>> state = method.start(variables)
+      >>> predict = jax.jit(method.predict, static_argnums=0)
+      >>> logits, _ = predict(model.apply, variables, state, images)
+      >>> bool(jnp.allclose(jnp.exp(logits).sum(-1), 1, atol=1e-3))  # log probabilities
+      True
     """
 
     kind: str = "knn"
@@ -181,6 +280,19 @@ class EntropyMinimization(Adaptation):
 
     Attributes:
       learning_rate: of Adam.
+
+    Example:
+      >>> import jax
+      >>> from normjax import adapt, models
+      >>> model = models.build("resnet", num_classes=10, depths=(1,), widths=(8,))
+      >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+      >>> variables = model.init(jax.random.key(1), images)
+      >>> method = adapt.ADAPTATIONS["tent"].make(learning_rate=1e-3)
+      >>> predict = jax.jit(method.predict, static_argnums=0)
+      >>> state = method.start(variables)
+      >>> logits, state = predict(model.apply, variables, state, images)
+      >>> logits.shape  # `state` has trained scales and biases of norms
+      (4, 10)
     """
 
     learning_rate: float = 1e-3

@@ -33,9 +33,21 @@ def alpha_batch_normalize(
       x: [..., C].  mean, var: [C], of the source.  scale, bias: [C].
       batch_weight: w; 1 is test-time BN, 0 the source model.
       unbiased: the batch variance is over n - 1, as in the released code.
+      epsilon: added to the variance.
 
     Returns:
       [..., C] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import adapt
+      >>> x = jnp.array([[8.0], [12.0]])  # mean 10; the source's is 0
+      >>> one, zero = jnp.ones(1), jnp.zeros(1)
+      >>> y = adapt.alpha_batch_normalize(
+      ...     x, zero, one, one, zero, batch_weight=1.0, unbiased=False, epsilon=0.0
+      ... )
+      >>> print(y.ravel().round(3))
+      [-1.  1.]
     """
     statistics = alpha_statistics(
         x, mean, var, batch_weight=batch_weight, unbiased=unbiased
@@ -70,7 +82,17 @@ def split_components(
     the source.
 
     Args:
-      mean, var: [C], of the source.  components: K.
+      key: of jax.random.  mean, var: [C], of the source.  components: K.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import adapt
+      >>> means, variances = adapt.split_components(
+      ...     jax.random.key(0), jnp.zeros(3), jnp.full(3, 4.0), components=8
+      ... )
+      >>> means.shape, float(variances[0, 0])
+      ((8, 3), 2.0)
     """
     shape = (components, len(mean))
     if components == 1:
@@ -105,9 +127,24 @@ def unmix_normalize(
     Args:
       x: [B, ..., C].  means, variances: [K, C].  scale, bias: [C].
       momentum: 1 - 0.9^(batch size / 64) in the paper.
+      temperature: of the softmax over the components.  epsilon: added to v.
 
     Returns:
       (y [B, ..., C] in at least float32, (means, variances) after this batch).
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import adapt
+      >>> x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+      >>> one, zero = jnp.ones(3), jnp.zeros(3)
+      >>> key = jax.random.key(1)
+      >>> components = adapt.split_components(key, zero, one, components=4)
+      >>> y, components = jax.jit(adapt.unmix_normalize)(
+      ...     x, *components, scale=one, bias=zero, momentum=0.01
+      ... )
+      >>> y.shape, components[0].shape
+      ((4, 8, 8, 3), (4, 3))
     """
     statistics, components = unmix_statistics(
         x, means, variances, momentum=momentum, temperature=temperature

@@ -24,6 +24,12 @@ def layer_decay(
 
     Raises:
       UserError: a decay or a depth that is not allowed.
+
+    Example:
+      >>> from normjax import optim
+      >>> rules = optim.layer_decay(0.5, depth=2)
+      >>> [(rule["pattern"][:9], rule["learning_rate"]) for rule in rules[1:]]
+      [('^blocks_0', 0.25), ('^blocks_1', 0.5)]
     """
     stages = (depth,) if isinstance(depth, int) else tuple(depth)
     if not 0 < decay <= 1:

@@ -20,6 +20,16 @@ from normjax.core.errors import UserError, one_of
 from normjax.data import rand_augment as randaugment
 from normjax.data.decode import Images, to_array, to_pil
 
+__all__ = [
+    "Fields",
+    "Transform",
+    "build",
+    "random_crop",
+    "random_flip",
+    "random_resized_crop",
+    "resize_center_crop",
+]
+
 FILLS: dict[str, Any] = {"zero": "constant", "reflect": "reflect"}
 """What random_crop pads with, and NumPy's name of it."""
 

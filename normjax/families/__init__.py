@@ -19,16 +19,41 @@ __all__ = ["FAMILIES", "PRESETS", "Family", "Preprocessing", "Recipe", "family_o
 FAMILIES = {
     family.name: family for family in (DEIT, SWIN, PVT, CSWIN, RESNET, LANGUAGE, LLAMA)
 }
-"""By name."""
+"""What is known of each family, a `Family`, by its name.
+
+Example:
+  >>> from normjax.families import FAMILIES
+  >>> sorted(FAMILIES)
+  ['cswin', 'deit', 'llama', 'lm', 'pvt', 'resnet', 'swin']
+  >>> FAMILIES["deit"].epsilon
+  1e-06
+"""
 
 PRESETS = {
     name: preset
     for family in FAMILIES.values()
     for name, preset in family.presets.items()
 }
-"""Named models: a model of the registry and its arguments, nothing else."""
+"""Named models: a model of the registry and its arguments, nothing else.
+
+Example:
+  >>> from normjax.families import PRESETS
+  >>> PRESETS["deit_tiny"]["dim"], PRESETS["deit_tiny"]["depth"]
+  (192, 12)
+"""
 
 
 def family_of(preset: str) -> Family | None:
-    """The family with a preset of this name."""
+    """The family with a preset of this name; None where none has it.
+
+    Args:
+      preset: a key of `PRESETS`.
+
+    Example:
+      >>> from normjax.families import family_of
+      >>> family_of("slab_swin_tiny").name
+      'swin'
+      >>> print(family_of("my_own_model"))
+      None
+    """
     return next((f for f in FAMILIES.values() if preset in f.presets), None)

@@ -13,9 +13,17 @@ class Recipe(NamedTuple):
 
     Attributes:
       drop_path: rate of stochastic depth of the last layer.
-      batch_size: of all devices.  final_lr_fraction: of the largest learning rate.
+      batch_size: of all devices.  warmup_epochs: of the learning rate.
+      final_lr_fraction: of the largest learning rate.
       clip_norm, ema_decay: 0 is off.
       repeats: augmented copies of an image, one after the other.
+
+    Example:
+      >>> from normjax.families import FAMILIES, Recipe
+      >>> FAMILIES["cswin"].recipes["tiny"].ema_decay
+      0.99984
+      >>> Recipe(drop_path=0.1).warmup_epochs
+      20
     """
 
     drop_path: float = 0.0
@@ -35,6 +43,11 @@ class Preprocessing(NamedTuple):
       crop_ratio: of that side to the short side that an image is resized to first.
       interpolation: of resizing, "bicubic" or "bilinear".
       mean, std: of the pixels scaled to 0..1, by channel.
+
+    Example:
+      >>> from normjax.families import Preprocessing
+      >>> Preprocessing().resized(224), Preprocessing(crop_ratio=0.9).resized(384)
+      (256, 426)
     """
 
     image_size: int = 224
@@ -60,7 +73,7 @@ class Family(NamedTuple):
       anchors: arrays of which every such file has one, whatever stands before its
         names: the first convolution, or the table of tokens.
       tied: arrays that repeat another one where it serves twice.
-      classes: arrays with a row for each class; tokens: for each token.
+      classes: arrays with a row for each class.  tokens: those with one for each token.
       optional: arrays of such files that models of ours may lack: pattern -> why.
       epsilon: of the norms that presets leave open.
       recipes: by variant, the words of a preset's name but the family's own.
@@ -68,6 +81,14 @@ class Family(NamedTuple):
         is that of all others. Empty for models of text.
       config: file and arguments of the config that trains a preset, with {variant}, or
         {size} for its last word; "" where none does.
+
+    Example:
+      >>> from normjax.families import FAMILIES
+      >>> swin = FAMILIES["swin"]
+      >>> swin.preset_of("slab_tiny"), swin.config_of("slab_swin_tiny")
+      ('slab_swin_tiny', 'imagenet_swin.py:variant=slab_tiny')
+      >>> sorted(swin.layouts)
+      ['swin', 'swin_timm']
     """
 
     name: str

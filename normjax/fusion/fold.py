@@ -37,6 +37,16 @@ class Fold(NamedTuple):
         none does.
       decay: (updates it has made, updates that its decay takes) of a norm that is
         still on its way to what it is at evaluation; None of all others.
+
+    Example:
+      >>> import jax
+      >>> from normjax import fusion, models
+      >>> model = models.build("resnet", num_classes=10, depths=(1,), widths=(8,))
+      >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+      >>> variables = model.init(jax.random.key(1), images)
+      >>> fold = fusion.plan(model, variables)[0]
+      >>> fold.path, fold.norm, fold.into, fold.reason
+      ('stem/unit/norm', 'BatchNorm', ('stem/unit/conv',), '')
     """
 
     path: str
@@ -48,11 +58,50 @@ class Fold(NamedTuple):
 
 
 class UnfinishedDecay(UserWarning):
-    """What is folded is not yet what the model trains with."""
+    """What is folded is not yet what the model trains with.
+
+    `fold` warns of a PRepBN before the end of its decay.
+
+    Example:
+      >>> import warnings
+      >>> import jax
+      >>> from normjax import fusion, models
+      >>> model = models.build(
+      ...     "resnet",
+      ...     num_classes=10,
+      ...     depths=(1,),
+      ...     widths=(8,),
+      ...     norm={"name": "prepbn", "decay_steps": 900},
+      ... )
+      >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+      >>> variables = model.init(jax.random.key(1), images)
+      >>> with warnings.catch_warnings(record=True) as caught:
+      ...     warnings.simplefilter("always")
+      ...     folded = fusion.fold(model, variables)
+      >>> caught[0].category is fusion.UnfinishedDecay
+      True
+    """
 
 
 def plan(model: nn.Module, variables: Mapping[str, Any]) -> list[Fold]:
-    """What `fold` does with each reparameterized layer and each norm of `model`."""
+    """What `fold` does with each reparameterized layer and each norm of `model`.
+
+    Args:
+      model: a Flax module with `fold_sites`.
+      variables: its `{"params": ..., "batch_stats": ...}`.
+
+    Raises:
+      ValueError: the model does not say where its norms sit.
+
+    Example:
+      >>> import jax
+      >>> from normjax import fusion, models
+      >>> model = models.build("resnet", num_classes=10, depths=(1,), widths=(8,))
+      >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+      >>> variables = model.init(jax.random.key(1), images)
+      >>> [fold.into for fold in fusion.plan(model, variables)]
+      [('stem/unit/conv',), ('blocks_0_0/unit_0/conv',), ('blocks_0_0/unit_1/conv',)]
+    """
     found = reparameterized(model, variables)
     merges = [Fold(path, kind, (path,), "") for path, kind in found.items()]
     model, variables = unrolled(*merge(model, variables))
@@ -80,6 +129,17 @@ def fold(
 
     Raises:
       ValueError: the model does not say where its norms sit.
+
+    Example:
+      >>> import jax
+      >>> from normjax import fusion, models
+      >>> model = models.build("resnet", num_classes=10, depths=(1,), widths=(8,))
+      >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+      >>> logits, variables = model.init_with_output(jax.random.key(1), images)
+      >>> folded, new = fusion.fold(model, variables)
+      >>> difference = abs(jax.jit(folded.apply)(new, images) - logits).max()
+      >>> sorted(variables), sorted(new), bool(difference < 1e-2)
+      (['batch_stats', 'params'], ['params'], True)
     """
     model, variables = unrolled(*merge(model, variables))
     folded = {name: mutable_tree(tree) for name, tree in variables.items()}

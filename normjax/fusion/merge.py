@@ -20,6 +20,7 @@ def merge(
     returned as it is, so merging twice changes nothing.
 
     Args:
+      model: any Flax module, a `reparam.Reparameterized` one or not.
       variables: of `model`, in the dtype to compute and store in.
 
     Returns:
@@ -27,6 +28,18 @@ def merge(
 
     Raises:
       UserError: the variables are not those of `model`.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> import jax
+      >>> from normjax import fusion, reparam
+      >>> rule = {"pattern": "", "name": "weight_standardization"}
+      >>> model = reparam.reparameterize(nn.Dense(3), rule)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 8))
+      >>> y, variables = model.init_with_output(jax.random.key(1), x)
+      >>> plain, new = fusion.merge(model, variables)
+      >>> type(plain).__name__, bool(abs(plain.apply(new, x) - y).max() < 1e-2)
+      ('Dense', True)
     """
     if not isinstance(model, Reparameterized):
         return model, dict(variables)

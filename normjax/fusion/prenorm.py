@@ -34,6 +34,16 @@ class Change(NamedTuple):
 
     Attributes:
       path: of its variables.  change: in words.
+
+    Example:
+      >>> import jax
+      >>> from normjax import fusion, models
+      >>> lm = models.build("decoder", vocab_size=7, norm="layer_norm", dim=8, depth=1)
+      >>> tokens = jax.numpy.array([[6, 3, 1, 4]])
+      >>> logits, variables = lm.init_with_output(jax.random.key(1), tokens)
+      >>> change = fusion.convert_pre_norm(lm, variables, "rms_norm").report[0]
+      >>> change.path, change.change
+      ('blocks_0/norm1', 'layer_norm -> rms_norm (scale, bias into its readers)')
     """
 
     path: str
@@ -50,6 +60,16 @@ class Conversion(NamedTuple):
         pure and differentiable: `new.apply(transform(old), x)` trains the old
         parameters exactly as the old model would.
       report: every norm, reader and writer of the residual stream.
+
+    Example:
+      >>> import jax
+      >>> from normjax import fusion, models
+      >>> lm = models.build("decoder", vocab_size=7, norm="layer_norm", dim=8, depth=1)
+      >>> tokens = jax.numpy.array([[6, 3, 1, 4]])
+      >>> logits, variables = lm.init_with_output(jax.random.key(1), tokens)
+      >>> conversion = fusion.convert_pre_norm(lm, variables, "crms_norm")
+      >>> conversion.model.model.dim, len(conversion.report)  # one channel less
+      (7, 9)
     """
 
     model: nn.Module
@@ -81,6 +101,16 @@ def convert_pre_norm(
       UserError: unknown `norm`; a norm on the stream that is no LayerNorm; something
         that writes into the stream or reads it is not linear, or is a layer that does
         not say so (see `core.folding`). The message names it.
+
+    Example:
+      >>> import jax
+      >>> from normjax import fusion, models
+      >>> lm = models.build("decoder", vocab_size=7, norm="layer_norm", dim=8, depth=1)
+      >>> tokens = jax.numpy.array([[6, 3, 1, 4]])
+      >>> logits, variables = lm.init_with_output(jax.random.key(1), tokens)
+      >>> new = fusion.convert_pre_norm(lm, variables, "rms_norm")
+      >>> bool(abs(new.model.apply(new.variables, tokens) - logits).max() < 1e-2)
+      True
     """
     if norm not in NORMS:
         raise UserError(one_of("norm to convert to", norm, NORMS))

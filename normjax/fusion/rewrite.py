@@ -23,6 +23,16 @@ class RewrittenModel(nn.Module):
       norms: pairs (path of a norm, the parameterless norm that runs instead).
       biased: paths of the linear layers that got a bias which `model` does not give
         them.
+
+    Example:
+      >>> import jax
+      >>> from normjax import fusion, models
+      >>> model = models.build("resnet", num_classes=10, depths=(1,), widths=(8,))
+      >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+      >>> variables = model.init(jax.random.key(1), images)
+      >>> folded, _ = fusion.fold(model, variables)
+      >>> type(folded).__name__, {type(norm).__name__ for _, norm in folded.norms}
+      ('RewrittenModel', {'NoNorm'})
     """
 
     model: nn.Module

@@ -18,6 +18,14 @@ class Size(NamedTuple):
       multiply_adds: of its matrix products and convolutions.
       operations: additions, multiplications and the like of everything; a
         multiply-add is two.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> import jax
+      >>> from normjax import fusion
+      >>> layer, x = nn.Dense(3, use_bias=False), jax.numpy.ones((1, 8))
+      >>> fusion.size_of(layer, layer.init(jax.random.key(0), x), x)
+      Size(parameters=24, state=0, multiply_adds=24, operations=48)
     """
 
     parameters: int
@@ -32,9 +40,19 @@ def size_of(
     """The size of `model`. Nothing is computed or compiled.
 
     Args:
-      variables: of `model`.
+      model: any Flax module.  variables: of `model`.
       *args, **kwargs: what it is called with. All are arrays or
         `jax.ShapeDtypeStruct`.
+
+    Example:
+      >>> import jax
+      >>> from normjax import fusion, models
+      >>> model = models.build("resnet", num_classes=10, depths=(1,), widths=(8,))
+      >>> images = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+      >>> size = fusion.size_of(model, variables, images)
+      >>> size.parameters, size.multiply_adds
+      (2466, 375376)
     """
 
     def apply(variables, args, kwargs):

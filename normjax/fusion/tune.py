@@ -24,6 +24,17 @@ class TunedModel(nn.Module):
 
     Attributes:
       host: a Flax module with `fold_sites`, trained before.
+
+    Example:
+      >>> import jax
+      >>> from normjax import fusion, models
+      >>> model = models.build("resnet", num_classes=10, depths=(1,), widths=(8,))
+      >>> images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+      >>> logits, variables = model.init_with_output(jax.random.key(1), images)
+      >>> tuned = fusion.TunedModel(model)
+      >>> y = jax.jit(tuned.apply)(variables, images)
+      >>> bool(abs(y - logits).max() < 1e-2)
+      True
     """
 
     host: nn.Module

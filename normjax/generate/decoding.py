@@ -22,7 +22,18 @@ def init_cache(
 
     Args:
       model: called `model(tokens, decode=True)`, such as `models.Decoder`.
-      variables: without a cache.
+      variables: without a cache.  batch_size: rows.  length: tokens of a row at most.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import generate, models
+      >>> size = {"dim": 8, "depth": 1, "num_heads": 2}
+      >>> model = models.build("decoder", vocab_size=11, **size)
+      >>> variables = model.init(jax.random.key(0), jnp.array([[10, 3, 1, 4]]))
+      >>> cache = generate.init_cache(model, variables, batch_size=2, length=16)
+      >>> sorted({leaf.shape for leaf in jax.tree.leaves(cache)})
+      [(2,), (2, 16, 2, 4)]
     """
 
     def first(variables, tokens):
@@ -34,7 +45,19 @@ def init_cache(
 
 
 def cache_bytes(cache: Cache) -> int:
-    """Bytes of a cache, or of its shapes."""
+    """Bytes of a cache, or of its shapes.
+
+    Args:
+      cache: as of `init_cache`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import generate
+      >>> cache = {"keys": jnp.zeros((2, 16, 4)), "length": jnp.zeros((), jnp.int32)}
+      >>> generate.cache_bytes(cache)  # 4 * 128 + 4
+      516
+    """
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
 
 
@@ -48,8 +71,25 @@ def extend(
     """N more tokens of every row: (logits of the next ones [B, N, V], new cache).
 
     Args:
+      model, variables: as given to `init_cache`.
+      cache: of `init_cache` or of the call before.
       tokens: int [B, N].
       mask: bool [B, N]; False is padding, wherever it stands.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import generate, models
+      >>> size = {"dim": 8, "depth": 1, "num_heads": 2}
+      >>> model = models.build("decoder", vocab_size=11, **size)
+      >>> tokens = jnp.array([[10, 3, 1, 4]])
+      >>> whole, variables = model.init_with_output(jax.random.key(0), tokens)
+      >>> cache = generate.init_cache(model, variables, batch_size=1, length=16)
+      >>> extend = jax.jit(generate.extend, static_argnums=0)
+      >>> first, cache = extend(model, variables, cache, tokens[:, :3])
+      >>> last, cache = extend(model, variables, cache, tokens[:, 3:])
+      >>> last.shape, bool(abs(last[:, 0] - whole[:, 3]).max() < 1e-2)
+      ((1, 1, 11), True)
     """
     result: Any = model.apply(
         {**variables, CACHE: cache}, tokens, mask=mask, decode=True, mutable=[CACHE]
@@ -76,8 +116,7 @@ def generate(
     Made for `jax.jit`: no Python between the tokens, one program for all of them.
 
     Args:
-      model, variables: as of `init_cache`.
-      tokens: int [B, P], the prompts, P >= 1.
+      model, variables: as of `init_cache`.  tokens: int [B, P], the prompts, P >= 1.
       length: at least 1.  key: of jax.random; the same key gives the same tokens.
       temperature, top_k, top_p: of `sample`; numbers, not arrays.
       end_token: a row ends behind it; None: no row ends early.
@@ -88,22 +127,23 @@ def generate(
 
     Raises:
       UserError: an empty prompt, a length below 1, or as `sample`.
+
+    Example:
+      >>> import jax
+      >>> from normjax import generate, models
+      >>> model = models.build("decoder", vocab_size=11, dim=8, depth=1, num_heads=2)
+      >>> prompts = jax.numpy.array([[10, 3, 1, 4]])
+      >>> variables = model.init(jax.random.key(0), prompts)
+      >>> run = jax.jit(generate.generate, static_argnums=0, static_argnames="length")
+      >>> run(model, variables, prompts, length=3, key=jax.random.key(1)).shape
+      (1, 3)
     """
     check(temperature, top_k, top_p)
-    rows, prompt = tokens.shape
-    if length < 1 or prompt < 1:
-        raise UserError(f"{prompt} tokens of prompt, {length} new: at least 1 of each")
-    tokens = padding_first(tokens.astype(jnp.int32), mask)
-    mask = None if mask is None else padding_first(mask, mask)
-    cache = init_cache(model, variables, rows, prompt + length - 1)
-    if prompt > 1:  # without the last, so that nobody needs these logits
-        before = None if mask is None else mask[:, :-1]
-        _, cache = extend(model, variables, cache, tokens[:, :-1], before)
+    token, cache = _prompted(model, variables, tokens, length, mask)
     last = 0 if end_token is None else end_token
 
     def unfinished(state):
-        step, _, _, ended, _ = state
-        return (step < length) & ~jnp.all(ended)
+        return (state[0] < length) & ~jnp.all(state[3])
 
     def advance(state):
         step, token, cache, ended, text = state
@@ -115,6 +155,26 @@ def generate(
             ended = ended | (token == end_token)
         return step + 1, token, cache, ended, text.at[:, step].set(token)
 
-    text = jnp.full((rows, length), last, jnp.int32)
-    state = (0, tokens[:, -1], cache, jnp.zeros(rows, bool), text)
+    text = jnp.full((len(tokens), length), last, jnp.int32)
+    state = (0, token, cache, jnp.zeros(len(tokens), bool), text)
     return jax.lax.while_loop(unfinished, advance, state)[-1]
+
+
+def _prompted(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    tokens: jax.Array,
+    length: int,
+    mask: jax.Array | None,
+) -> tuple[jax.Array, Cache]:
+    """The last token of every prompt [B], and the cache of those before."""
+    rows, prompt = tokens.shape
+    if length < 1 or prompt < 1:
+        raise UserError(f"{prompt} tokens of prompt, {length} new: at least 1 of each")
+    tokens = padding_first(tokens.astype(jnp.int32), mask)
+    mask = None if mask is None else padding_first(mask, mask)
+    cache = init_cache(model, variables, rows, prompt + length - 1)
+    if prompt > 1:  # without the last, so that nobody needs these logits
+        before = None if mask is None else mask[:, :-1]
+        _, cache = extend(model, variables, cache, tokens[:, :-1], before)
+    return tokens[:, -1], cache

@@ -41,6 +41,18 @@ def sample(
 
     Raises:
       UserError: a negative temperature, top_k below 1, top_p outside (0, 1].
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import generate
+      >>> logits = jnp.log(jnp.array([[0.1, 0.6, 0.3], [0.5, 0.2, 0.3]]))
+      >>> print(generate.sample(logits, jax.random.key(0), temperature=0))
+      [1 0]
+      >>> print(generate.sample(logits, jax.random.key(0), top_k=1))
+      [1 0]
+      >>> bool((generate.sample(logits, jax.random.key(0), top_p=0.7) < 3).all())
+      True
     """
     check(temperature, top_k, top_p)
     if temperature == 0:

@@ -112,5 +112,16 @@ def build(spec: Spec, **arguments: Any) -> functools.partial:
 
     Raises:
       UserError: unknown key or argument; the message lists near matches.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.build("softmax", num_heads=2, relative_bias="alibi")
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))  # [B, L, D]
+      >>> y, variables = mixer().init_with_output(jax.random.key(1), x)
+      >>> y.shape
+      (2, 6, 8)
+      >>> sorted(variables["params"])
+      ['proj', 'qkv']
     """
     return MIXERS.factory(spec, **arguments)

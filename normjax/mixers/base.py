@@ -11,12 +11,43 @@ from normjax.core.dense import trunc_normal
 from normjax.core.registry import NORMS, Part, Registry
 
 MIXERS = Registry("mixer")
+"""The mixers by key: a row has `name`, `make` (the class) and `tags`.
+
+The tags say what a mixer accepts: `seq` [B, L, D], `grid` [B, H, W, C], `causal`,
+`decode` (one token at a time), `memory` (keys and values of other tokens); and what it
+uses, a `mask`. `build` makes a factory of a key.
+
+Example:
+  >>> from normjax.mixers import MIXERS
+  >>> sorted(MIXERS["sla"].tags)
+  ['grid', 'mask']
+  >>> sorted(e.name for e in MIXERS if "memory" in e.tags)
+  ['differential', 'gated_rela', 'mixture_of_head', 'pattention', 'rela', 'softmax']
+"""
 
 CORES = Registry("core", home="normjax.mixers.cores")
-"""What mixes the positions of a map, or of each part of one."""
+"""What mixes the positions of a map, or of each part of one: `core=` of grid mixers.
+
+By key; a row has `name` and `make`, the class.
+
+Example:
+  >>> from normjax.mixers import CORES
+  >>> sorted(e.name for e in CORES)
+  ['focused_linear', 'relative_softmax', 'sla', 'softmax']
+  >>> CORES["sla"].make.__name__
+  'SimplifiedLinear'
+"""
 
 RELATIVE_BIASES = Registry("relative bias", home="normjax.mixers.relative_bias")
-"""What the distance of two tokens does to their attention score."""
+"""What the distance of two tokens does to their score: `relative_bias=` of softmax.
+
+By key; a row has `name` and `make`, the class.
+
+Example:
+  >>> from normjax.mixers import RELATIVE_BIASES
+  >>> sorted(e.name for e in RELATIVE_BIASES)
+  ['alibi', 'kerple_log', 'kerple_power', 'kerple_power_both', 'kerple_power_gain']
+"""
 
 QK_NORM = Part(NORMS, passes=frozenset({"causal", "decode"}), needs=frozenset({"seq"}))
 """A norm of queries and keys, which it gets as a sequence [B, L, H, K]."""

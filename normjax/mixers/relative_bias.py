@@ -42,7 +42,19 @@ class RelativeBias(nn.Module):
 
 @RELATIVE_BIASES.register("alibi")
 class Alibi(RelativeBias):
-    """x - s_h D with fixed slopes s_h (ALiBi; Press et al., 2022)."""
+    """x - s_h D with fixed slopes s_h (ALiBi; Press et al., 2022).
+
+    Attributes:
+      num_heads: heads H.  param_dtype: of the bias.
+
+    Example:
+      >>> from normjax.mixers.relative_bias import Alibi
+      >>> gain, bias = Alibi(num_heads=2).apply({}, 3, 3)
+      >>> print(gain, bias.shape)
+      None (1, 2, 3, 3)
+      >>> print(16 * bias[0, 0, 2] + 0.0)  # the first slope is 1/16
+      [-2. -1.  0.]
+    """
 
     @nn.compact
     def __call__(self, queries: int, keys: int, positions=None):
@@ -54,7 +66,22 @@ class Alibi(RelativeBias):
 
 @RELATIVE_BIASES.register("kerple_log")
 class KerpleLog(RelativeBias):
-    """x - p log(1 + a D) with learned p and a per head (KERPLE; Chi et al., 2022)."""
+    """x - p log(1 + a D) with learned p and a per head (KERPLE; Chi et al., 2022).
+
+    Attributes:
+      num_heads: heads H.  param_dtype: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax.mixers.relative_bias import KerpleLog
+      >>> (gain, bias), variables = KerpleLog(num_heads=2).init_with_output(
+      ...     jax.random.key(0), 3, 3
+      ... )
+      >>> print(gain, bias.shape, sorted(variables["params"]))
+      None (1, 2, 3, 3) ['bias_a', 'bias_p']
+      >>> bool(bias[0, 0, 2, 0] < bias[0, 0, 2, 1] < 0), float(bias[0, 0, 2, 2]) == 0
+      (True, True)
+    """
 
     @nn.compact
     def __call__(self, queries: int, keys: int, positions=None):
@@ -65,7 +92,20 @@ class KerpleLog(RelativeBias):
 
 @RELATIVE_BIASES.register("kerple_power")
 class KerplePower(RelativeBias):
-    """x - a D**p with learned a and p <= 2 per head (KERPLE; Chi et al., 2022)."""
+    """x - a D**p with learned a and p <= 2 per head (KERPLE; Chi et al., 2022).
+
+    Attributes:
+      num_heads: heads H.  param_dtype: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax.mixers.relative_bias import KerplePower
+      >>> (gain, bias), variables = KerplePower(num_heads=2).init_with_output(
+      ...     jax.random.key(0), 3, 3
+      ... )
+      >>> print(gain, bias.shape, sorted(variables["params"]))
+      None (1, 2, 3, 3) ['bias_a', 'bias_p']
+    """
 
     @nn.compact
     def __call__(self, queries: int, keys: int, positions=None):
@@ -75,7 +115,20 @@ class KerplePower(RelativeBias):
 
 @RELATIVE_BIASES.register("kerple_power_gain")
 class KerplePowerGain(RelativeBias):
-    """x exp(-a D**p) with learned a and p <= 2 per head (KERPLE; Chi et al., 2022)."""
+    """x exp(-a D**p) with learned a and p <= 2 per head (KERPLE; Chi et al., 2022).
+
+    Attributes:
+      num_heads: heads H.  param_dtype: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax.mixers.relative_bias import KerplePowerGain
+      >>> (gain, bias), variables = KerplePowerGain(num_heads=2).init_with_output(
+      ...     jax.random.key(0), 3, 3
+      ... )
+      >>> print(gain.shape, bias, float(gain[0, 0, 0, 0]))  # 1 at no distance
+      (1, 2, 3, 3) None 1.0
+    """
 
     @nn.compact
     def __call__(self, queries: int, keys: int, positions=None):
@@ -86,7 +139,20 @@ class KerplePowerGain(RelativeBias):
 
 @RELATIVE_BIASES.register("kerple_power_both")
 class KerplePowerBoth(RelativeBias):
-    """x exp(-a' D**p') - a D**p, all learned per head (KERPLE; Chi et al., 2022)."""
+    """x exp(-a' D**p') - a D**p, all learned per head (KERPLE; Chi et al., 2022).
+
+    Attributes:
+      num_heads: heads H.  param_dtype: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax.mixers.relative_bias import KerplePowerBoth
+      >>> (gain, bias), variables = KerplePowerBoth(num_heads=2).init_with_output(
+      ...     jax.random.key(0), 3, 3
+      ... )
+      >>> gain.shape, bias.shape, sorted(variables["params"])
+      ((1, 2, 3, 3), (1, 2, 3, 3), ['bias_a', 'bias_p', 'gain_a', 'gain_p'])
+    """
 
     @nn.compact
     def __call__(self, queries: int, keys: int, positions=None):

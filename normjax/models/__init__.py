@@ -33,9 +33,11 @@ from normjax.norms import NORMS
 
 __all__ = [
     "COMPONENTS",
+    "MLPS",
     "MODELS",
     "PLACEMENTS",
     "PRESETS",
+    "STEMS",
     "ConvNorm",
     "ConvPoolStem",
     "ConvUnitStem",
@@ -60,7 +62,17 @@ COMPONENTS = {
     "merge": STEMS,
     "embed_norm": NORMS,
 }
-"""Registries of the component factories that a model takes, by argument name."""
+"""Registries of the component factories that a model takes, by argument name.
+
+`models.build` takes keys of them, and dicts with `name` and arguments.
+
+Example:
+  >>> from normjax import models
+  >>> sorted(models.COMPONENTS)
+  ['activation', 'embed_norm', 'merge', 'mixer', 'mlp', 'norm', 'stem']
+  >>> "swiglu" in models.COMPONENTS["mlp"]
+  True
+"""
 
 
 def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
@@ -73,6 +85,16 @@ def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
     Raises:
       UserError: unknown or missing name or argument, or components that do not fit
         together.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import models
+      >>> model = models.build("deit_tiny", norm="repbn", num_classes=10)
+      >>> images = jnp.zeros((2, 224, 224, 3))
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+      >>> variables["params"]["head"]["kernel"].shape
+      (192, 10)
     """
     given: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     given.update(arguments)

@@ -8,6 +8,17 @@ from normjax.core.errors import UserError
 from normjax.core.registry import Registry
 
 MODELS = Registry("model")
+"""The models by key: a row has `name`, `make` (the class) and `tags`.
+
+`build` makes a model of a key or of a preset (`PRESETS`) and of keys of its components.
+
+Example:
+  >>> from normjax.models import MODELS
+  >>> sorted(e.name for e in MODELS if "causal" in e.tags)
+  ['decoder', 'encoder_decoder']
+  >>> "resnet" in MODELS
+  True
+"""
 
 
 def patterns_of(value: Any, stages: int) -> tuple[tuple[Any, ...], ...]:

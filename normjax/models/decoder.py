@@ -24,9 +24,32 @@ class Decoder(TokenModel):
     The mixer is causal; one that attends by pairs turns queries and keys by their
     position.
 
-    Attributes: those of TokenModel and
+    Attributes:
+      vocab_size: tokens.
+      dim, num_heads: of the transformer.  depth: layers.
+      mlp_hidden: width inside the MLP; None for 4 dim.
+      norm, mixer, activation, mlp: factories (see `models.build`, which takes keys).
+      placement: where the norms sit; a key of `models.PLACEMENTS`, or a `Placement`.
+      rotary_base: queries and keys turn by their position, with frequencies down to
+        1 / rotary_base; None: they do not.
+      tied: the table of embeddings is also the output layer.
+      mask_norms: padding does not count in the statistics of norms.
+      drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
+      dropout_rate: on the embeddings.
+      remat: recompute each block in the backward pass instead of storing it.
+      dtype: of the computation; parameters are float32.
       scan_layers: compile one block and run it `depth` times, on variables `blocks`
         with a first axis of layers; for deep models, whose layers are all alike.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import models
+      >>> model = models.build("decoder", vocab_size=257, dim=16, depth=2, num_heads=2)
+      >>> tokens = jnp.array([[256, 104, 105]])  # END, "h", "i"
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+      >>> jax.eval_shape(model.apply, variables, tokens).shape
+      (1, 3, 257)
     """
 
     scan_layers: bool = False

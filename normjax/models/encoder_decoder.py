@@ -22,7 +22,33 @@ class EncoderDecoder(TokenModel):
     decoder (causal) and the one that reads the encoder's output (tag `memory`), which
     knows no positions.
 
-    Attributes: those of TokenModel.
+    Attributes:
+      vocab_size: tokens.
+      dim, num_heads: of the transformers.  depth: layers of each.
+      mlp_hidden: width inside the MLP; None for 4 dim.
+      norm, mixer, activation, mlp: factories (see `models.build`, which takes keys).
+      placement: where the norms sit; a key of `models.PLACEMENTS`, or a `Placement`.
+      rotary_base: queries and keys turn by their position, with frequencies down to
+        1 / rotary_base; None: they do not.
+      tied: the table of embeddings is also the output layer.
+      mask_norms: padding does not count in the statistics of norms.
+      drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
+      dropout_rate: on the embeddings.
+      remat: recompute each block in the backward pass instead of storing it.
+      dtype: of the computation; parameters are float32.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import models
+      >>> size = {"dim": 16, "depth": 1, "num_heads": 2}
+      >>> model = models.build("encoder_decoder", vocab_size=53, **size)
+      >>> tokens, source = jnp.zeros((2, 5), int), jnp.zeros((2, 7), int)
+      >>> logits, variables = jax.eval_shape(
+      ...     model.init_with_output, jax.random.key(0), tokens, source=source
+      ... )
+      >>> logits.shape
+      (2, 5, 53)
     """
 
     @nn.nowrap

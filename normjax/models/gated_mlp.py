@@ -28,6 +28,16 @@ class GatedMLP(nn.Module):
         parameters as in an MLP; else `hidden` itself.
       features: width of the result; None for that of x.
       use_bias: learn biases.
+      dtype: of the computation.  param_dtype: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import activations, models
+      >>> mlp = models.GatedMLP(hidden=24, activation=activations.build("silu"))
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+      >>> y, variables = mlp.init_with_output(jax.random.key(1), x)
+      >>> y.shape, variables["params"]["fc1"]["kernel"].shape  # [a | v], 16 wide each
+      ((2, 6, 8), (8, 32))
     """
 
     hidden: int
@@ -64,7 +74,26 @@ class GatedMLP(nn.Module):
 
 @MLPS.register("glu", *LAYOUTS)
 class GLU(GatedMLP):
-    """GatedMLP with a sigmoid (Dauphin et al., 2017)."""
+    """y = fc2(sigmoid(a) * v), [a | v] = fc1(x) (Dauphin et al., 2017).
+
+    Attributes:
+      hidden: width inside an MLP of the same size.
+      activation: unused: the gate is fixed.
+      keep_size: a third less inside, so that there are as many parameters as in an
+        MLP; else `hidden` itself.
+      features: width of the result; None for that of x.
+      use_bias: learn biases.
+      dtype: of the computation.  param_dtype: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax.models.gated_mlp import GLU
+      >>> mlp = GLU(hidden=24, activation=None)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+      >>> y, variables = mlp.init_with_output(jax.random.key(1), x)
+      >>> y.shape, variables["params"]["fc1"]["kernel"].shape
+      ((2, 6, 8), (8, 32))
+    """
 
     gate = Sigmoid
 
@@ -72,9 +101,28 @@ class GLU(GatedMLP):
 @MLPS.register("bilinear", *LAYOUTS)
 @MLPS.register("sglu", *LAYOUTS)
 class Bilinear(GatedMLP):
-    """GatedMLP without activation: fc2(a * v) (Shazeer, 2020).
+    """y = fc2(a * v), [a | v] = fc1(x): without activation (Shazeer, 2020).
 
     The "simple" GLU of TransNormerLLM (Qin et al., 2023).
+
+    Attributes:
+      hidden: width inside an MLP of the same size.
+      activation: unused: the gate is fixed.
+      keep_size: a third less inside, so that there are as many parameters as in an
+        MLP; else `hidden` itself.
+      features: width of the result; None for that of x.
+      use_bias: learn biases.
+      dtype: of the computation.  param_dtype: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax.models.gated_mlp import Bilinear
+      >>> mlp = Bilinear(hidden=24, activation=None)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+      >>> y, variables = mlp.init_with_output(jax.random.key(1), x)
+      >>> bool(jnp.allclose(mlp.apply(variables, 2 * x), 4 * y, rtol=1e-2))  # a square
+      True
     """
 
     gate = Identity
@@ -82,21 +130,78 @@ class Bilinear(GatedMLP):
 
 @MLPS.register("reglu", *LAYOUTS)
 class ReGLU(GatedMLP):
-    """GatedMLP with ReLU (Shazeer, 2020)."""
+    """y = fc2(relu(a) * v), [a | v] = fc1(x) (Shazeer, 2020).
+
+    Attributes:
+      hidden: width inside an MLP of the same size.
+      activation: unused: the gate is fixed.
+      keep_size: a third less inside, so that there are as many parameters as in an
+        MLP; else `hidden` itself.
+      features: width of the result; None for that of x.
+      use_bias: learn biases.
+      dtype: of the computation.  param_dtype: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax.models.gated_mlp import ReGLU
+      >>> mlp = ReGLU(hidden=24, activation=None)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+      >>> y, variables = mlp.init_with_output(jax.random.key(1), x)
+      >>> y.shape, variables["params"]["fc2"]["kernel"].shape
+      ((2, 6, 8), (16, 8))
+    """
 
     gate = ReLU
 
 
 @MLPS.register("geglu", *LAYOUTS)
 class GEGLU(GatedMLP):
-    """GatedMLP with GELU (Shazeer, 2020)."""
+    """y = fc2(gelu(a) * v), [a | v] = fc1(x) (Shazeer, 2020).
+
+    Attributes:
+      hidden: width inside an MLP of the same size.
+      activation: unused: the gate is fixed.
+      keep_size: a third less inside, so that there are as many parameters as in an
+        MLP; else `hidden` itself.
+      features: width of the result; None for that of x.
+      use_bias: learn biases.
+      dtype: of the computation.  param_dtype: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax.models.gated_mlp import GEGLU
+      >>> mlp = GEGLU(hidden=24, activation=None, features=3)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+      >>> y, variables = mlp.init_with_output(jax.random.key(1), x)
+      >>> y.shape, variables["params"]["fc2"]["kernel"].shape
+      ((2, 6, 3), (16, 3))
+    """
 
     gate = GELU
 
 
 @MLPS.register("swiglu", *LAYOUTS)
 class SwiGLU(GatedMLP):
-    """GatedMLP with SiLU (Shazeer, 2020)."""
+    """y = fc2(silu(a) * v), [a | v] = fc1(x) (Shazeer, 2020).
+
+    Attributes:
+      hidden: width inside an MLP of the same size.
+      activation: unused: the gate is fixed.
+      keep_size: a third less inside, so that there are as many parameters as in an
+        MLP; else `hidden` itself.
+      features: width of the result; None for that of x.
+      use_bias: learn biases.
+      dtype: of the computation.  param_dtype: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax.models.gated_mlp import SwiGLU
+      >>> mlp = SwiGLU(hidden=24, activation=None, keep_size=False)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+      >>> y, variables = mlp.init_with_output(jax.random.key(1), x)
+      >>> y.shape, variables["params"]["fc1"]["kernel"].shape
+      ((2, 6, 8), (8, 48))
+    """
 
     gate = SiLU
 
@@ -105,7 +210,27 @@ class SwiGLU(GatedMLP):
 class ConvGLU(GatedMLP):
     """y = fc2(activation(dwconv3x3(a)) * v), [a | v] = fc1(x) (TransNeXt; Shi, 2024).
 
-    Zero padding. Attributes: those of GatedMLP.
+    Zero padding.
+
+    Attributes:
+      hidden: width inside an MLP of the same size.
+      activation: factory.
+      keep_size: a third less inside, so that there are as many parameters as in an
+        MLP; else `hidden` itself.
+      features: width of the result; None for that of x.
+      use_bias: learn biases.
+      dtype: of the computation.  param_dtype: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import activations
+      >>> from normjax.models import MLPS
+      >>> gelu = activations.build("gelu")
+      >>> mlp = MLPS.factory("conv_glu", hidden=24, activation=gelu)()
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = mlp.init_with_output(jax.random.key(1), x)
+      >>> y.shape, sorted(variables["params"])
+      ((1, 4, 4, 8), ['dwc_bias', 'dwc_kernel', 'fc1', 'fc2'])
     """
 
     use_bias: bool = True
@@ -163,8 +288,25 @@ class SmoothSwiGLU(SwiGLU):
     it is SwiGLU, exactly.
 
     Attributes:
+      hidden: width inside an MLP of the same size.
+      activation: unused: the gate is fixed.
+      keep_size: a third less inside, so that there are as many parameters as in an
+        MLP; else `hidden` itself.
+      features: width of the result; None for that of x.
+      use_bias: learn biases.
+      dtype: of the computation.  param_dtype: of the parameters.
       quantize: apply Q.
-      Others: as in GatedMLP.
+
+    Example:
+      >>> import jax
+      >>> from normjax.models.gated_mlp import SmoothSwiGLU, SwiGLU
+      >>> mlp = SmoothSwiGLU(hidden=24, activation=None)
+      >>> plain = SwiGLU(hidden=24, activation=None)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+      >>> y, variables = mlp.init_with_output(jax.random.key(1), x)
+      >>> difference = abs(y - plain.apply(variables, x)).max()
+      >>> y.shape, bool(difference < 0.1)  # rounded to 8 bits on the way
+      ((2, 6, 8), True)
     """
 
     quantize: bool = True

@@ -13,14 +13,34 @@ from normjax.mixers.steps import depthwise_layer
 from normjax.models.layers import Factory
 
 MLPS = Registry("mlp")
+"""The layers for each position by key, `mlp=` of models; gated ones among them.
+
+A row has `name`, `make` (the class) and `tags`, the layouts that it accepts.
+
+Example:
+  >>> from normjax.models import MLPS
+  >>> sorted(e.name for e in MLPS if "causal" in e.tags)
+  ['bilinear', 'gated_mlp', 'geglu', 'glu', 'mlp', 'reglu', 'sglu', 'swiglu']
+"""
 
 
 @MLPS.register("mlp", "seq", "grid", "causal", "decode")
 class MLP(nn.Module):
-    """fc2(activation(fc1(x))), the feed-forward layer of transformers.
+    """y = fc2(activation(fc1(x))), the feed-forward layer of transformers.
 
     Attributes:
       hidden: width between the two layers.  activation: factory.
+      dtype: of the computation; parameters are float32.
+
+    Example:
+      >>> import jax
+      >>> from normjax import activations
+      >>> from normjax.models.mlps import MLP
+      >>> mlp = MLP(hidden=32, activation=activations.build("gelu"))
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+      >>> y, variables = mlp.init_with_output(jax.random.key(1), x)
+      >>> y.shape, variables["params"]["fc1"]["kernel"].shape
+      ((2, 6, 8), (8, 32))
     """
 
     hidden: int
@@ -42,11 +62,22 @@ class MLP(nn.Module):
 
 @MLPS.register("depthwise_mlp", "grid")
 class DepthwiseMLP(nn.Module):
-    """fc2(activation(dwconv3x3(fc1(x)))) on a map (PVT v2; Wang et al., 2022).
+    """y = fc2(activation(dwconv3x3(fc1(x)))) on a map (PVT v2; Wang et al., 2022).
 
     Attributes:
       hidden: width between the two layers.  activation: factory.
       rectify: a ReLU before the convolution, as next to linear spatial reduction.
+      dtype: of the computation.  param_dtype: of the convolution's parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import activations
+      >>> from normjax.models.mlps import DepthwiseMLP
+      >>> mlp = DepthwiseMLP(hidden=32, activation=activations.build("gelu"))
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = mlp.init_with_output(jax.random.key(1), x)
+      >>> y.shape, sorted(variables["params"])
+      ((1, 4, 4, 8), ['dwc_bias', 'dwc_kernel', 'fc1', 'fc2'])
     """
 
     hidden: int

@@ -110,6 +110,17 @@ class MobileNetV2(nn.Module):
       drop_path_rate: stochastic depth of the last block; rates rise linearly from 0.
       remat: recompute each block in the backward pass instead of storing it.
       dtype: of the computation; parameters are float32.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import models
+      >>> stages = ((1, 16, 1, 1), (6, 24, 1, 2))
+      >>> model = models.build("mobilenet_v2", num_classes=10, stages=stages)
+      >>> images = jnp.zeros((2, 32, 32, 3))
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+      >>> jax.eval_shape(model.apply, variables, images).shape, len(model.fold_sites())
+      ((2, 10), 7)
     """
 
     num_classes: int

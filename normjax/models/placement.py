@@ -66,20 +66,14 @@ def norm_free(alpha: float) -> Placement:
 
 
 PLACEMENTS: dict[str, Placement] = {
-    # x + F(N(x))
     "pre": Placement(lambda index, depth: BranchPlacement(pre=True)),
-    # the same without a norm at the end (PVT with PRepBN, FLatten-PVT)
     "pre_open": Placement(lambda index, depth: BranchPlacement(pre=True), final=False),
-    # N(x + F(x)) (Vaswani et al., 2017)
     "post": Placement(lambda index, depth: BranchPlacement(post=True), final=False),
-    # x + N(F(N(x))) (Ding et al., 2021)
     "sandwich": Placement(lambda index, depth: BranchPlacement(pre=True, output=True)),
-    # the sandwich with a norm on the embedding (Kim et al., 2025)
     "peri": Placement(
         lambda index, depth: BranchPlacement(pre=True, output=True), embedding=True
     ),
     "mix": mix(0.25),
-    # x + F(N(x) / sqrt(l)), l from 1: LayerNorm Scaling (Sun et al., 2025)
     "scaled": Placement(
         lambda index, depth: BranchPlacement(
             pre=True, input_scale=1 / math.sqrt(index + 1)
@@ -88,6 +82,27 @@ PLACEMENTS: dict[str, Placement] = {
     "none": Placement(lambda index, depth: BranchPlacement(), final=False),
     "norm_free": norm_free(0.2),
 }
+"""Where the norms of a network sit, by name: `placement=` of models.
+
+With F a branch, N a norm and l the layer from 1:
+
+    pre            x + F(N(x))
+    pre_open       the same without a norm at the end (PVT with PRepBN, FLatten-PVT)
+    post           N(x + F(x)) (Vaswani et al., 2017)
+    sandwich       x + N(F(N(x))) (Ding et al., 2021)
+    peri           the sandwich with a norm on the embedding (Kim et al., 2025)
+    mix            post in the first quarter of the layers, then pre (Li et al., 2025)
+    scaled         x + F(N(x) / sqrt(l)): LayerNorm Scaling (Sun et al., 2025)
+    none           x + F(x)
+    norm_free      x + 0.2 F(x / sqrt(1 + 0.08 (l - 1))): no norms (Brock et al., 2021)
+
+Example:
+  >>> from normjax.models import PLACEMENTS
+  >>> PLACEMENTS["sandwich"].layer(0, 12)
+  BranchPlacement(pre=True, output=True, post=False, input_scale=1.0, branch_scale=1.0)
+  >>> [PLACEMENTS["mix"].layer(i, 8).post for i in range(4)]
+  [True, True, False, False]
+"""
 
 
 def placement_of(name: str | Placement) -> Placement:

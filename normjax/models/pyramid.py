@@ -46,6 +46,23 @@ class Pyramid(nn.Module):
       drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
       remat: recompute each block in the backward pass instead of storing it.
       dtype: of the computation; parameters are float32.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import models
+      >>> model = models.build(
+      ...     "pyramid",
+      ...     num_classes=10,
+      ...     depths=(1, 1),
+      ...     dims=(8, 16),
+      ...     num_heads=(2, 2),
+      ...     mixer=("sla", "whole_map"),  # one a stage
+      ... )
+      >>> images = jnp.zeros((2, 32, 32, 3))
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+      >>> jax.eval_shape(model.apply, variables, images).shape
+      (2, 10)
     """
 
     num_classes: int

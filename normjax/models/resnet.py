@@ -138,6 +138,16 @@ class ResNet(nn.Module):
       drop_path_rate: stochastic depth of the last block; rates rise linearly from 0.
       remat: recompute each block in the backward pass instead of storing it.
       dtype: of the computation; parameters are float32.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import models
+      >>> model = models.build("resnet", num_classes=10, depths=(1, 1), widths=(8, 16))
+      >>> images = jnp.zeros((2, 32, 32, 3))
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+      >>> jax.eval_shape(model.apply, variables, images).shape, sorted(variables)
+      ((2, 10), ['batch_stats', 'params'])
     """
 
     num_classes: int

@@ -17,6 +17,15 @@ from normjax.models.layers import Factory
 from normjax.norms.base import includes_activation
 
 STEMS = Registry("stem")
+"""What makes tokens or maps of images, and of larger maps, by key.
+
+`stem=` and `merge=` of models. A row has `name` and `make`, the class.
+
+Example:
+  >>> from normjax.models import STEMS
+  >>> sorted(e.name for e in STEMS)
+  ['conv', 'conv_norm', 'conv_pool', 'conv_unit', 'patch', 'patch_merge']
+"""
 
 
 @STEMS.register("patch", "grid")
@@ -25,6 +34,17 @@ class PatchEmbed(nn.Module):
 
     Attributes:
       dim: width of the tokens.  patch_size: side of a patch in pixels.
+      norm, activation: factories, unused: it is linear.
+      dtype: of the computation.
+
+    Example:
+      >>> import jax
+      >>> from normjax.models.stems import PatchEmbed
+      >>> stem = PatchEmbed(dim=8, norm=None, activation=None, patch_size=4)
+      >>> images = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
+      >>> y, variables = stem.init_with_output(jax.random.key(1), images, train=False)
+      >>> y.shape, variables["params"]["proj"]["kernel"].shape
+      ((1, 2, 2, 8), (4, 4, 3, 8))
     """
 
     dim: int
@@ -74,7 +94,20 @@ class ConvStem(nn.Module):
 
     Attributes:
       dim: width of the tokens.  strides: one per convolution.
+      norm, activation: factories.
       hidden: width of the convolutions before the last; None for dim / 2.
+      dtype: of the computation.
+
+    Example:
+      >>> import jax
+      >>> from normjax import activations, norms
+      >>> from normjax.models.stems import ConvStem
+      >>> relu, batch_norm = activations.build("relu"), norms.build("batch_norm")
+      >>> stem = ConvStem(dim=8, norm=batch_norm, activation=relu, strides=(2, 2))
+      >>> images = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
+      >>> y, variables = stem.init_with_output(jax.random.key(1), images, train=False)
+      >>> y.shape, sorted(variables["params"])
+      ((1, 2, 2, 8), ['conv_0', 'conv_1', 'norm_0'])
     """
 
     dim: int
@@ -129,7 +162,19 @@ class ConvNorm(nn.Module):
     merging of PVT (2, stride 2) and CSwin (3, stride 2, padding 1).
 
     Attributes:
-      dim: width of the result.  kernel_size, stride, padding: of the convolution.
+      dim: width of the result.
+      norm: factory.  activation: factory, unused: there is none.
+      kernel_size, stride, padding: of the convolution.
+      dtype: of the computation.
+
+    Example:
+      >>> import jax
+      >>> from normjax import models, norms
+      >>> stem = models.ConvNorm(dim=8, norm=norms.build("layer_norm"), activation=None)
+      >>> images = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
+      >>> y, variables = stem.init_with_output(jax.random.key(1), images, train=False)
+      >>> y.shape, sorted(variables["params"])
+      ((1, 2, 2, 8), ['norm', 'proj'])
     """
 
     dim: int
@@ -175,6 +220,18 @@ class PatchMerge(nn.Module):
 
     Attributes:
       dim: width of the result.
+      norm: factory.  activation: factory, unused: there is none.
+      dtype: of the computation.
+
+    Example:
+      >>> import jax
+      >>> from normjax import models, norms
+      >>> layer_norm = norms.build("layer_norm")
+      >>> merge = models.PatchMerge(dim=16, norm=layer_norm, activation=None)
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = merge.init_with_output(jax.random.key(1), x, train=False)
+      >>> y.shape, variables["params"]["reduction"]["kernel"].shape
+      ((1, 2, 2, 16), (32, 16))
     """
 
     dim: int
@@ -218,6 +275,18 @@ class ConvUnitStem(nn.Module):
 
     Attributes:
       dim: width of the result.  kernel_size, stride: of the convolution.
+      norm, activation: factories.
+      dtype: of the computation.
+
+    Example:
+      >>> import jax
+      >>> from normjax import activations, models, norms
+      >>> relu, batch_norm = activations.build("relu"), norms.build("batch_norm")
+      >>> stem = models.ConvUnitStem(dim=8, norm=batch_norm, activation=relu)
+      >>> images = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
+      >>> y, variables = stem.init_with_output(jax.random.key(1), images, train=False)
+      >>> y.shape, bool((y >= 0).all()), sorted(variables)
+      ((1, 4, 4, 8), True, ['batch_stats', 'params'])
     """
 
     dim: int
@@ -254,7 +323,20 @@ class ConvUnitStem(nn.Module):
 class ConvPoolStem(ConvUnitStem):
     """max3x3(activation(norm(conv(x)))), the maximum at stride 2 (He et al., 2016).
 
-    Attributes: those of ConvUnitStem.
+    Attributes:
+      dim: width of the result.  kernel_size, stride: of the convolution.
+      norm, activation: factories.
+      dtype: of the computation.
+
+    Example:
+      >>> import jax
+      >>> from normjax import activations, models, norms
+      >>> relu, batch_norm = activations.build("relu"), norms.build("batch_norm")
+      >>> stem = models.ConvPoolStem(dim=8, norm=batch_norm, activation=relu)
+      >>> images = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
+      >>> y, variables = stem.init_with_output(jax.random.key(1), images, train=False)
+      >>> y.shape, bool((y >= 0).all())
+      ((1, 2, 2, 8), True)
     """
 
     kernel_size: int = 7

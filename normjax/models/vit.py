@@ -41,6 +41,17 @@ class ViT(nn.Module):
       dropout_rate: on the embedding.
       remat: recompute each block in the backward pass instead of storing it.
       dtype: of the computation; parameters are float32.
+
+    Example:
+      >>> import jax
+      >>> from normjax import models
+      >>> stem = {"name": "patch", "patch_size": 4}
+      >>> size = {"dim": 8, "depth": 1, "num_heads": 2, "stem": stem}
+      >>> model = models.build("vit", norm="repbn", mixer="sla", num_classes=10, **size)
+      >>> images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+      >>> logits, variables = model.init_with_output(jax.random.key(1), images)
+      >>> logits.shape, sorted(variables["params"])
+      ((2, 10), ['blocks_0', 'head', 'norm', 'pos_embed', 'stem'])
     """
 
     num_classes: int

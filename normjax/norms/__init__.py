@@ -97,5 +97,15 @@ def build(spec: Spec, **arguments: Any) -> functools.partial:
 
     Raises:
       UserError: unknown key or argument; the message lists near matches.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.build("rms_norm", epsilon=1e-5)
+      >>> x = jnp.array([[3.0, 3.0, 1.0, 1.0, 0.0]])  # root mean square 2
+      >>> y, variables = norm().init_with_output(jax.random.key(0), x)
+      >>> print(y.round(3))
+      [[1.5 1.5 0.5 0.5 0.]]
     """
     return NORMS.factory(spec, **arguments)

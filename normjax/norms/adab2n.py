@@ -71,10 +71,22 @@ def weighted_batch_normalize(
 
     Args:
       x: [B, ..., C].  weight: [B], of one position.
-      mask: leading or all dims of x.  axis_name: mesh axis or axes to reduce over.
+      mask: leading or all dims of x; True is valid.  epsilon: added to the variance.
+      axis_name: mesh axis or axes to reduce over.
 
     Returns:
       (y [B, ..., C], mean [C], var [C]) in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> x = jnp.array([[0.0], [4.0]])
+      >>> weight = jnp.array([0.75, 0.25])  # of the two examples
+      >>> y, mean, var = norms.weighted_batch_normalize(x, weight, epsilon=0.0)
+      >>> print(mean, var)  # 0.75 * 0 + 0.25 * 4, 0.75 * 1 + 0.25 * 9
+      [1.] [3.]
+      >>> y.shape
+      (2, 1)
     """
     x, axes = at_least_float32(x), tuple(range(x.ndim - 1))
     valid = True if mask is None else align_mask(mask, x)
@@ -100,6 +112,22 @@ def task_context(task_ids: jax.Array) -> contextlib.AbstractContextManager:
 
     Args:
       task_ids: int [B].
+
+    Example:
+      >>> import flax.linen as nn
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> class Model(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x):  # knows of no tasks
+      ...         return norms.AdaB2N(num_tasks=2, name="norm")(x, train=True)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+      >>> variables = Model().init(jax.random.key(1), x)
+      >>> with norms.task_context(jnp.array([0, 1])):
+      ...     _, state = Model().apply(variables, x, mutable=["batch_stats", "losses"])
+      >>> int(state["batch_stats"]["norm"]["task"])  # the highest that it has seen
+      1
     """
 
     def give(call, args, kwargs, context):
@@ -133,7 +161,28 @@ class AdaB2N(BatchNorm):
     Attributes:
       num_tasks: upper limit of their number.  kappa: from 0 to 1.
       task_weight_init: of psi.
-      Others: as in BatchNorm.
+      use_running_average: overrides `train` at call: True freezes the statistics,
+        False uses those of the batch.
+      momentum: 1 - m.
+      epsilon: added to the variance.
+      unbiased_running_var: without effect.
+      axis_name: mesh axis or axes to reduce over.
+      use_scale, use_bias: learn `scale`, `bias` [C].
+      dtype: of the result; None infers it from input and parameters.
+      param_dtype, scale_init, bias_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.AdaB2N(num_tasks=2, kappa=0.5)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+      >>> tasks = jnp.array([0, 1])
+      >>> y, variables = norm.init_with_output(
+      ...     jax.random.key(1), x, train=True, task_ids=tasks
+      ... )
+      >>> y.shape, sorted(variables["batch_stats"])
+      ((2, 4, 4, 8), ['inverse_rate', 'mean', 'task', 'var'])
     """
 
     ranges: ClassVar[Mapping[str, Range]] = {"num_tasks": POSITIVE, "kappa": FRACTION}

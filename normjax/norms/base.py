@@ -11,6 +11,21 @@ from flax.typing import Initializer
 from normjax.core import registry
 
 NORMS = registry.NORMS
+"""The norms by key: `NORMS["rms_norm"]` is its row, `NORMS` iterates over all.
+
+A row has `name`, `make` (the class) and `tags`, what it uses and accepts (see
+`core.registry`). `build` makes a factory of a key.
+
+Example:
+  >>> from normjax.norms import NORMS
+  >>> entry = NORMS["rms_norm"]
+  >>> entry.make.__name__, sorted(entry.tags)
+  ('RMSNorm', ['causal', 'decode', 'grid', 'seq'])
+  >>> "layer_norm" in NORMS
+  True
+  >>> sorted(e.name for e in NORMS if "rms" in e.name)
+  ['crms_norm', 'rms_norm', 'simple_rms_norm']
+"""
 
 
 class InferenceAffine(NamedTuple):
@@ -23,6 +38,16 @@ class InferenceAffine(NamedTuple):
       scale, shift: [C], float64 NumPy.
       before: module without parameters that x goes through first; None for none. It
         stays where the norm was.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.BatchNorm(epsilon=0.0, scale_init=2.0, bias_init=3.0)
+      >>> variables = norm.init(jax.random.key(0), jnp.ones((1, 4)), train=False)
+      >>> affine = norm.inference_affine(variables)
+      >>> print(affine.scale, affine.shift, affine.before)
+      [2. 2. 2. 2.] [3. 3. 3. 3.] None
     """
 
     scale: np.ndarray
@@ -31,7 +56,18 @@ class InferenceAffine(NamedTuple):
 
 
 def includes_activation(norm: Any) -> bool:
-    """Whether hosts put no activation behind `norm`: `activates` of its class."""
+    """Whether hosts put no activation behind `norm`: `activates` of its class.
+
+    Args:
+      norm: a module, its class or a factory's.
+
+    Example:
+      >>> from normjax import norms
+      >>> norms.includes_activation(norms.EvoNormS0(num_groups=2))
+      True
+      >>> norms.includes_activation(norms.BatchNorm())
+      False
+    """
     return getattr(norm, "activates", False)
 
 
@@ -39,6 +75,18 @@ def reads_batch(module: Any) -> bool:
     """Whether the rows of a batch meet in `module` at evaluation.
 
     `reads_batch` of its class. Rows that only fill a batch must not be in it then.
+
+    Args:
+      module: a norm, or any other module.
+
+    Example:
+      >>> from normjax import norms
+      >>> norms.reads_batch(norms.BatchNorm())
+      False
+      >>> norms.reads_batch(norms.BatchNorm(use_running_average=False))
+      True
+      >>> norms.reads_batch(norms.RegionNorm())
+      True
     """
     return getattr(module, "reads_batch", False)
 

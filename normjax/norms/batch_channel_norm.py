@@ -25,7 +25,7 @@ class EstimatedBatchNorm(BatchNorm):
     m' and v' are constants for the gradient, so a batch of one or two examples will do.
     s is `batch_stats/speed`, 1 - momentum at first; a training loop may write it, as
     the authors do with the schedule of the learning rate. `unbiased_running_var` is
-    without effect. Attributes as in BatchNorm.
+    without effect.
     """
 
     def normalize(self, x, mask, train):
@@ -69,8 +69,26 @@ class BatchChannelNorm(BatchNormWrapper):
       num_groups: divides C.
       statistics: "batch" for an ordinary BatchNorm, "estimate" for running statistics
         in training too (micro-batches; see EstimatedBatchNorm).
-      epsilon, use_scale, use_bias, param_dtype, scale_init, bias_init: of both norms.
-      Others: as in BatchNorm.
+      use_running_average: overrides `train` at call: True freezes the statistics,
+        False uses those of the batch.
+      momentum: weight of the old value in the running averages.
+      epsilon: added to the variances.
+      unbiased_running_var: store var * n / (n - 1), as PyTorch does.
+      axis_name: mesh axis or axes to reduce over.
+      use_scale, use_bias: learn scale and bias, in both norms.
+      dtype: of the result; None infers it from input and parameters.
+      param_dtype, scale_init, bias_init: of the parameters of both.
+
+    Example:
+      >>> import jax
+      >>> from normjax import norms
+      >>> norm = norms.BatchChannelNorm(num_groups=2)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+      >>> y, variables = norm.init_with_output(jax.random.key(1), x, train=True)
+      >>> y.shape, variables["params"]["scale"].shape
+      ((2, 4, 4, 8), (2,))
+      >>> variables["params"]["batch_norm"]["scale"].shape
+      (8,)
     """
 
     num_groups: int = 32

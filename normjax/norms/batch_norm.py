@@ -42,12 +42,24 @@ def batch_normalize(
 
     Args:
       x: [..., C].  scale, bias: [C], or None for none.
-      mask: leading or all dims of x; True is valid.  None: all.
+      mask: leading or all dims of x; True is valid. None: all.
+      epsilon: added to the variance.
       axis_name: mesh axis or axes to reduce over as well.
 
     Returns:
       (y [..., C], mean [C], var [C], count [C]) in at least float32. The moments carry
       no gradient.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+      >>> y, mean, var, count = norms.batch_normalize(x, epsilon=0.0)
+      >>> print(y.round(3))
+      [[-1. -1.]
+       [ 1.  1.]]
+      >>> print(mean, var, count)
+      [ 2. 20.] [  1. 100.] [2. 2.]
     """
     axes = tuple(range(x.ndim - 1))
     y, *moments = pool_normalize(
@@ -149,6 +161,25 @@ class BatchNorm(BatchStatistics):
       use_scale, use_bias: learn `scale`, `bias` [C].
       dtype: of the result; None infers it from input and parameters.
       param_dtype, scale_init, bias_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.BatchNorm(momentum=0.5)
+      >>> x = jnp.array([[0.0], [10.0], [99.0]])
+      >>> mask = jnp.array([True, True, False])
+      >>> variables = norm.init(jax.random.key(0), x, train=True)
+      >>> y, state = norm.apply(
+      ...     variables, x, mask=mask, train=True, mutable="batch_stats"
+      ... )
+      >>> print(y.ravel()[:2].round(3))
+      [-1.  1.]
+      >>> stats = state["batch_stats"]
+      >>> print(stats["mean"], stats["var"].round(3))  # halfway to 5 and 25
+      [2.5] [13.]
+      >>> norm.apply({**variables, **state}, x, train=False).shape  # by the averages
+      (3, 1)
     """
 
     @nn.compact

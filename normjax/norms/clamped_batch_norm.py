@@ -23,9 +23,32 @@ from normjax.norms.batch_norm import BatchNorm
 class ClampedBatchNorm(BatchNorm):
     """y = (x - mean) / sqrt(max(var, epsilon)) * scale + bias (Shen et al., 2020).
 
-    BatchNorm with the variance clamped at `epsilon` where it is added there; mask,
-    state and attributes as there. What the repository does by default, the statistics
-    of the batch at evaluation too, recorded, is `use_running_average=False`.
+    BatchNorm with the variance clamped at `epsilon` where it is added there; mask and
+    state as there. What the repository does by default, the statistics of the batch at
+    evaluation too, recorded, is `use_running_average=False`.
+
+    Attributes:
+      use_running_average: overrides `train` at call: True freezes the statistics,
+        False uses those of the batch.
+      momentum: weight of the old value in the running averages.
+      epsilon: smallest variance that divides.
+      unbiased_running_var: store var * n / (n - 1), as PyTorch does.
+      axis_name: mesh axis or axes to reduce over.
+      use_scale, use_bias: learn `scale`, `bias` [C].
+      dtype: of the result; None infers it from input and parameters.
+      param_dtype, scale_init, bias_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.ClampedBatchNorm(epsilon=4.0)
+      >>> x = jnp.array([[1.0, 0.0], [3.0, 6.0]])  # variances 1 and 9
+      >>> variables = norm.init(jax.random.key(0), x, train=True)
+      >>> y, _ = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+      >>> print(y.round(3))
+      [[-0.5 -1. ]
+       [ 0.5  1. ]]
     """
 
     @nn.nowrap

@@ -16,10 +16,17 @@ def crms_normalize(x: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
     et al., 2023). Gradient as in `layer_normalize`.
 
     Args:
-      x: [..., C].
+      x: [..., C].  epsilon: added inside the root.
 
     Returns:
       [..., C] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> x = jnp.array([[2.0, 2.0, -2.0]])  # stands for 2, 2, -2, -2
+      >>> print(norms.crms_normalize(x).round(3))
+      [[ 1.  1. -1.]]
     """
     return token_normalize(x, None, None, epsilon, False, 1)
 
@@ -35,6 +42,16 @@ class CRMSNorm(nn.Module):
     Attributes:
       epsilon: added inside the root.
       dtype: of the result; None keeps the input's.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.CRMSNorm()
+      >>> x = jnp.array([[2.0, 2.0, -2.0]])  # stands for 2, 2, -2, -2
+      >>> y, variables = norm.init_with_output(jax.random.key(0), x)
+      >>> print(y.round(3), variables)
+      [[ 1.  1. -1.]] {}
     """
 
     epsilon: float = 1e-6

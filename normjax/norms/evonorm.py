@@ -30,14 +30,24 @@ def evonorm_b0(
 ) -> jax.Array:
     """x / max(sqrt(batch_var + epsilon), v * x + sqrt(var_i + epsilon)).
 
-    var_i is the biased variance per example and channel over the valid positions.
+    var_i is the biased variance per example and channel over the valid positions (Liu
+    et al., 2020).
 
     Args:
       x: [B, ..., C].  v, batch_var: [C].
       mask: leading or all dims of x; True feeds var_i.
+      epsilon: added to both variances.
 
     Returns:
       [B, ..., C] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> x = jnp.array([[[1.0], [3.0]]])  # variance 1 in the example
+      >>> y = norms.evonorm_b0(x, jnp.ones(1), batch_var=jnp.array([16.0]), epsilon=0.0)
+      >>> print(y.ravel().round(3))  # 1 / max(4, 1 + 1), 3 / max(4, 3 + 1)
+      [0.25 0.75]
     """
     axes = tuple(range(1, x.ndim - 1))
     _, instance_var, _ = masked_moments(x, axes, mask=mask)
@@ -58,14 +68,23 @@ def evonorm_s0(
     """x * sigmoid(v * x) / sqrt(var + epsilon).
 
     var is the biased variance per example over the channels of a group and the valid
-    positions.
+    positions (Liu et al., 2020).
 
     Args:
-      x: [B, ..., C].  v: [C].
+      x: [B, ..., C].  v: [C].  num_groups: divides C.
       mask: leading or all dims of x; True feeds var.
+      epsilon: added to the variance.
 
     Returns:
       [B, ..., C] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> x = jnp.array([[[1.0], [3.0]]])  # variance 1
+      >>> y = norms.evonorm_s0(x, jnp.zeros(1), num_groups=1, epsilon=0.0)
+      >>> print(y.ravel().round(3))  # x * sigmoid(0)
+      [0.5 1.5]
     """
     view, mask = grouped(at_least_float32(x), num_groups, mask)
     _, var, _ = masked_moments(view, (1, 3), mask=mask)
@@ -84,7 +103,27 @@ class EvoNormB0(BatchStatistics):
 
     Attributes:
       v_init: of `v`.
-      Others: as in BatchNorm; the authors' epsilon is 1e-3.
+      use_running_average: overrides `train` at call: True freezes the statistics,
+        False uses those of the batch.
+      momentum: weight of the old value in the running average.
+      epsilon: added to both variances; 1e-3 is the authors'.
+      unbiased_running_var: store var * n / (n - 1), as PyTorch does.
+      axis_name: mesh axis or axes to reduce over.
+      use_scale, use_bias: learn `scale`, `bias` [C].
+      dtype: of the result; None infers it from input and parameters.
+      param_dtype, scale_init, bias_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import norms
+      >>> norm = norms.EvoNormB0()
+      >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+      >>> variables = norm.init(jax.random.key(1), x, train=True)
+      >>> y, state = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+      >>> y.shape, sorted(variables["params"]), sorted(state["batch_stats"])
+      ((2, 4, 4, 8), ['bias', 'scale', 'v'], ['var'])
+      >>> bool((y < 1.01).all())  # no larger than 1 / v while scale is 1 and bias 0
+      True
     """
 
     epsilon: float = 1e-3
@@ -137,6 +176,17 @@ class EvoNormS0(nn.Module):
       epsilon: added to the variance.  use_scale, use_bias: learn `scale`, `bias` [C].
       dtype: of the result; None infers it from input and parameters.
       param_dtype, scale_init, bias_init, v_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import norms
+      >>> norm = norms.EvoNormS0(num_groups=2)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+      >>> y, variables = norm.init_with_output(jax.random.key(1), x)
+      >>> y.shape, sorted(variables["params"])
+      ((2, 4, 4, 8), ['bias', 'scale', 'v'])
+      >>> bool((y > -0.5).all())  # as silu has it: no activation is needed behind
+      True
     """
 
     num_groups: int = 32

@@ -49,10 +49,29 @@ class FilledBatchNorm(BatchNormWrapper):
     without a valid position leaves the state as it is.
 
     Attributes:
-      momentum: 0.95 in the repository.
       token_scaling: divide by the root mean square first.
       token_epsilon: added inside that root.
-      Others: as in BatchNorm.
+      use_running_average: overrides `train` at call: True freezes the statistics,
+        False uses those of the batch.
+      momentum: weight of the old value in the running averages; 0.95 in the repository.
+      epsilon: added to the variance.
+      unbiased_running_var: store var * n / (n - 1), as PyTorch does.
+      axis_name: mesh axis or axes to reduce over.
+      use_scale, use_bias: learn `scale`, `bias` [C].
+      dtype: of the result; None infers it from input and parameters.
+      param_dtype, scale_init, bias_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.FilledBatchNorm(token_scaling=False)
+      >>> x = jnp.array([[[1.0], [3.0]], [[8.0], [50.0]]])
+      >>> mask = jnp.array([[True, True], [True, False]])
+      >>> variables = norm.init(jax.random.key(0), x, train=True)
+      >>> y, _ = norm.apply(variables, x, mask=mask, train=True, mutable="batch_stats")
+      >>> print(y.shape, y[1, 1])  # padding lies at the mean of the real tokens
+      (2, 2, 1) [0.]
     """
 
     momentum: float = 0.95

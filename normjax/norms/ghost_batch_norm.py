@@ -62,13 +62,27 @@ def ghost_batch_normalize(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """`batch_normalize` of every `group_size` successive examples by themselves.
 
+    (x - mean_k) / sqrt(var_k + epsilon) * scale + bias for group k (Hoffer et al.,
+    2017).
+
     Args:
       x: [B, ..., C].  scale, bias: [C], shared by the groups, or None for none.
-      mask, epsilon, axis_name: as there; examples are numbered across `axis_name`.
+      group_size: examples in a group; the last one may be smaller.
+      mask: leading or all dims of x; True is valid. None: all.
+      epsilon: added to the variances.
+      axis_name: mesh axis or axes across which the examples are numbered.
 
     Returns:
       (y [B, ..., C]; mean, var, count [K, C] of the K = ceil(B / group_size) groups) in
       at least float32. The moments carry no gradient.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> x = jnp.array([[0.0], [2.0], [10.0], [14.0]])
+      >>> y, mean, var, _ = norms.ghost_batch_normalize(x, group_size=2, epsilon=0.0)
+      >>> print(y.ravel().round(3), mean.ravel(), var.ravel())
+      [-1.  1. -1.  1.] [ 1. 12.] [1. 4.]
     """
     axes = tuple(range(1, x.ndim - 1))
     pool = GhostPool(axes, axis_name, group_size)
@@ -106,7 +120,28 @@ class GhostBatchNorm(BatchNorm):
 
     Attributes:
       group_size: examples in a group.
-      Others: as in BatchNorm.
+      use_running_average: overrides `train` at call: True freezes the statistics,
+        False uses those of the batch.
+      momentum: weight of the old value in the running averages, once a group.
+      epsilon: added to the variance.
+      unbiased_running_var: store var * n / (n - 1), as PyTorch does.
+      axis_name: mesh axis or axes to reduce over.
+      use_scale, use_bias: learn `scale`, `bias` [C].
+      dtype: of the result; None infers it from input and parameters.
+      param_dtype, scale_init, bias_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.GhostBatchNorm(group_size=2, momentum=0.5)
+      >>> x = jnp.array([[0.0], [2.0], [10.0], [14.0]])
+      >>> variables = norm.init(jax.random.key(0), x, train=True)
+      >>> y, state = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+      >>> print(y.ravel().round(3))
+      [-1.  1. -1.  1.]
+      >>> print(state["batch_stats"]["mean"])  # (0 + 1) / 2, then (0.5 + 12) / 2
+      [6.25]
     """
 
     group_size: int = 32

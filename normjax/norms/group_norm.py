@@ -81,10 +81,23 @@ def group_normalize(
     Args:
       x: [B, ..., C].
       scale, bias: [C], or [num_groups] for one a group; None for none.
+      num_groups: divides C.
       mask: leading or all dims of x; True feeds the moments.
+      per_token: moments over the channels alone.  epsilon: added to the variance.
 
     Returns:
       [B, ..., C] in at least float32.
+
+    Raises:
+      UserError: C is no multiple of `num_groups`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> x = jnp.array([[1.0, 3.0, 10.0, 30.0]])
+      >>> scale = jnp.array([1.0, 2.0])  # one a group
+      >>> print(norms.group_normalize(x, scale, num_groups=2, epsilon=0.0).round(3))
+      [[-1.  1. -2.  2.]]
     """
     group = group_of_channels(x.shape[-1], num_groups)
     per_channel = (
@@ -110,7 +123,21 @@ class GroupNorm(InstanceNorm):
       per_token: moments over the channels of one position only, as language models
         (and the PowerNorm repository) have it; `mask` then changes nothing and no
         position sees another.
-      Others: as in InstanceNorm.
+      epsilon: added to the variance.
+      use_scale, use_bias: learn `scale`, `bias` [C].
+      dtype: of the result; None infers it from input and parameters.
+      param_dtype, scale_init, bias_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.GroupNorm(num_groups=2)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+      >>> y, variables = norm.init_with_output(jax.random.key(1), x)
+      >>> mean = y[..., :4].mean((1, 2, 3))  # of the first group, per example
+      >>> y.shape, variables["params"]["scale"].shape, bool((abs(mean) < 1e-5).all())
+      ((2, 4, 4, 8), (8,), True)
     """
 
     num_groups: int = 32

@@ -20,8 +20,25 @@ class IBNa(BatchNormWrapper):
 
     Attributes:
       ratio: share of the channels with instance norm, between 0 and 1.
-      epsilon, use_scale, use_bias, param_dtype, scale_init, bias_init: of both norms.
-      Others: as in BatchNorm.
+      use_running_average: overrides `train` at call: True freezes the statistics,
+        False uses those of the batch.
+      momentum: weight of the old value in the running averages.
+      epsilon: added to the variances.
+      unbiased_running_var: store var * n / (n - 1), as PyTorch does.
+      axis_name: mesh axis or axes to reduce over, of the BatchNorm.
+      use_scale, use_bias: learn scale and bias, in both norms.
+      dtype: of the result; None infers it from input and parameters.
+      param_dtype, scale_init, bias_init: of the parameters of both.
+
+    Example:
+      >>> import jax
+      >>> from normjax import norms
+      >>> norm = norms.IBNa(ratio=0.25)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+      >>> y, variables = norm.init_with_output(jax.random.key(1), x, train=True)
+      >>> params = variables["params"]
+      >>> y.shape, {name: params[name]["scale"].shape for name in sorted(params)}
+      ((2, 4, 4, 8), {'batch_norm': (6,), 'instance_norm': (2,)})
     """
 
     ratio: float = 0.5
@@ -69,5 +86,24 @@ class IBNb(InstanceNorm):
 
     IBN-b is a placement: blocks keep BatchNorm inside, and in the first two stages the
     sum of stream and branch is normalised by this norm before the activation, as is the
-    output of the stem. It computes what `instance_norm` does; attributes as there.
+    output of the stem. It computes what `instance_norm` does:
+
+        y = (x - mean) / sqrt(var + epsilon) * scale + bias
+
+    Attributes:
+      epsilon: added to the variance.
+      use_scale, use_bias: learn `scale`, `bias` [C].
+      dtype: of the result; None infers it from input and parameters.
+      param_dtype, scale_init, bias_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.IBNb()
+      >>> x = jnp.array([[[1.0], [3.0]], [[10.0], [30.0]]])
+      >>> y, _ = norm.init_with_output(jax.random.key(0), x)
+      >>> print(y[..., 0].round(3))  # every example by itself
+      [[-1.  1.]
+       [-1.  1.]]
     """

@@ -26,9 +26,18 @@ def instance_normalize(
     Args:
       x: [B, ..., C].  scale, bias: [C], or None for none.
       mask: leading or all dims of x; True feeds the moments.
+      epsilon: added to the variance.
 
     Returns:
       [B, ..., C] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> x = jnp.array([[[1.0], [3.0]], [[10.0], [30.0]]])
+      >>> print(norms.instance_normalize(x, epsilon=0.0)[..., 0].round(3))
+      [[-1.  1.]
+       [-1.  1.]]
     """
     pool = Pool(tuple(range(1, x.ndim - 1)))
     return pool_normalize(x, scale, bias, pool=pool, mask=mask, epsilon=epsilon)[0]
@@ -45,6 +54,16 @@ class InstanceNorm(nn.Module):
       epsilon: added to the variance.  use_scale, use_bias: learn `scale`, `bias` [C].
       dtype: of the result; None infers it from input and parameters.
       param_dtype, scale_init, bias_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.InstanceNorm(epsilon=0.0, use_scale=False, use_bias=False)
+      >>> x = jnp.array([[[1.0], [3.0], [50.0]]])
+      >>> mask = jnp.array([[True, True, False]])
+      >>> print(norm.apply({}, x, mask=mask)[..., 0].round(3))
+      [[-1. 1. 48.]]
     """
 
     epsilon: float = 1e-5

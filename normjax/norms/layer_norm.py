@@ -29,9 +29,19 @@ def layer_normalize(
 
     Args:
       x: [..., C].  scale, bias: [C], or None for none.
+      epsilon: added to the variance.
 
     Returns:
       [..., C] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> x = jnp.array([[1.0, 3.0], [10.0, 30.0]])
+      >>> y = norms.layer_normalize(x, scale=jnp.array([1.0, 2.0]), epsilon=0.0)
+      >>> print(y.round(3))
+      [[-1.  2.]
+       [-1.  2.]]
     """
     return token_normalize(*match_varying(x, scale, bias), epsilon, True, 0)
 
@@ -87,6 +97,16 @@ class LayerNorm(nn.Module):
       epsilon: added to the variance.  use_scale, use_bias: learn `scale`, `bias` [C].
       dtype: of the result; None infers it from input and parameters.
       param_dtype, scale_init, bias_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.LayerNorm()
+      >>> x = jnp.array([[5.0, 2.0, 2.0, 3.0, 3.0, 3.0]])  # mean 3, variance 1
+      >>> variables = norm.init(jax.random.key(0), x)
+      >>> print(norm.apply(variables, x).round(3))
+      [[ 2. -1. -1.  0.  0.  0.]]
     """
 
     epsilon: float = 1e-6

@@ -13,6 +13,12 @@ class NoNorm(nn.Module):
 
     Attributes:
       dtype: of the result; None keeps the input's.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> print(norms.NoNorm().apply({}, jnp.array([1.0, 2.0])))
+      [1. 2.]
     """
 
     dtype: Dtype | None = None

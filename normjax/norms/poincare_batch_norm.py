@@ -71,23 +71,30 @@ def poincare_batch_normalize(
 
     Args:
       x: [..., C], tangent vectors at the origin.  mean: [C].  variance, c: scalars.
-      mask: leading dims of x; True feeds mu and v.
+      mask: leading dims of x; True feeds mu and v.  epsilon: added to v.
       margin: points stay within (1 - margin) / sqrt(c) of the origin.
       axis_name: mesh axis or axes to reduce over as well.
 
     Returns:
       [..., C] in the dtype of x.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> x, zero = jnp.array([[0.1, 0.2], [0.3, 0.2]]), jnp.zeros(2)
+      >>> y = norms.poincare_batch_normalize(x, zero, variance=0.25, c=1.0)
+      >>> print(jnp.linalg.norm(y, axis=-1).round(3))  # half a distance of 0.5
+      [0.25 0.25]
     """
     axes, root = tuple(range(x.ndim - 1)), jnp.sqrt(c)
-    valid = True if mask is None else align_mask(mask, x)
 
     def total(v):
+        valid = True if mask is None else align_mask(mask, x)
         v = jnp.sum(v, axes, keepdims=True, where=valid)
         return v if axis_name is None else jax.lax.psum(v, axis_name)
 
     points = project(_radial(jnp.tanh, x, root), c, margin)
-    target = along_channels(mean, x.ndim)
-    target = project(_radial(jnp.tanh, target, root), c, margin)
+    target = project(_radial(jnp.tanh, along_channels(mean, x.ndim), root), c, margin)
     gamma = conformal(points, c) / 2
     count = total(jnp.ones_like(gamma))
     # At least 1 wherever a point is valid: gamma >= 1.
@@ -102,8 +109,7 @@ def poincare_batch_normalize(
     moved *= jnp.sqrt(variance / (spread + epsilon))
     step = _radial(jnp.tanh, moved, root * conformal(target, c) / 2)
     step *= conformal(target, c) / 2
-    points = project(mobius_add(target, step, c), c, margin)
-    return _radial(jnp.arctanh, points, root)
+    return _radial(jnp.arctanh, project(mobius_add(target, step, c), c, margin), root)
 
 
 def _half(x: jax.Array, c: jax.Array) -> jax.Array:
@@ -129,6 +135,16 @@ class PoincareBatchNorm(nn.Module):
       axis_name: mesh axis or axes to reduce over.
       dtype: of the result; None infers it from input and parameters.
       param_dtype, mean_init, variance_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.PoincareBatchNorm(curvature=0.5)
+      >>> x = jnp.array([[0.1, 0.2], [0.3, 0.2]])
+      >>> y, variables = norm.init_with_output(jax.random.key(1), x)
+      >>> y.shape, {k: v.shape for k, v in sorted(variables["params"].items())}
+      ((2, 2), {'mean': (2,), 'variance': ()})
     """
 
     curvature: float = 1.0

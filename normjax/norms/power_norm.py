@@ -45,12 +45,20 @@ def group_scale(x: jax.Array, num_groups: int, *, epsilon: float = 1e-5) -> jax.
 
     Args:
       x: [..., C]; C divides by `num_groups`.
+      num_groups: parts of the channels.  epsilon: added inside the root.
 
     Returns:
       [..., C] in at least float32. The gradient is exact.
 
     Raises:
       UserError: C does not divide by `num_groups`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> x = jnp.array([[4.0, -4.0, 2.0, 2.0]])  # root mean squares 4 and 2
+      >>> print(norms.group_scale(x, 2, epsilon=0.0).round(3))
+      [[ 1. -1.  1.  1.]]
     """
     if x.shape[-1] % num_groups:
         raise UserError(f"{x.shape[-1]} channels do not split into {num_groups} groups")
@@ -98,10 +106,27 @@ def power_normalize(
       x: [..., C].  scale, bias: [C], or None for none.  nu: [C], at least float32.
       square, gradient_square: [C], quadratic means; they carry no gradient.
       moving: bool, [C] or scalar; where nu moves.
+      epsilon: added inside the roots.  backward_decay: weight of the old value in nu.
       axis_name: mesh axis or axes to average p * z over as well.
 
     Returns:
       [..., C] in at least float32.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> x, nu, square = jnp.array([[2.0], [4.0]]), jnp.zeros(1), jnp.full(1, 4.0)
+      >>> def loss(x, nu):
+      ...     y = norms.power_normalize(
+      ...         x, None, None, nu, square=square, gradient_square=square, epsilon=0.0
+      ...     )
+      ...     return y.sum(), y
+      >>> (_, y), (dx, new_nu) = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, nu)
+      >>> print(y.ravel().round(3), dx.ravel().round(3))
+      [1. 2.] [0.5 0.5]
+      >>> print(new_nu.round(3))  # 0 + mean(1 * y)
+      [1.5]
     """
     roots = [
         along_channels(jax.lax.rsqrt(jax.lax.stop_gradient(s) + epsilon), x.ndim)
@@ -181,8 +206,20 @@ class PowerNorm(nn.Module):
       forward_decay, backward_decay: weights of the old value in phi and nu.
       floor: phi counts as at least this much where it divides; 0 is the released code.
       epsilon: added inside the roots.
-      axis_name, use_scale, use_bias, dtype, param_dtype, scale_init, bias_init: as in
-        BatchNorm.
+      axis_name: mesh axis or axes to reduce over.
+      use_scale, use_bias: learn `scale`, `bias` [C].
+      dtype: of the result; None infers it from input and parameters.
+      param_dtype, scale_init, bias_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import norms
+      >>> norm = norms.PowerNorm(warmup_steps=100)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+      >>> variables = norm.init(jax.random.key(1), x, train=True)
+      >>> y, state = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+      >>> y.shape, sorted(variables), int(state["batch_stats"]["step"])
+      ((2, 4, 4, 8), ['_overwrite_with_gradient', 'batch_stats', 'params'], 1)
     """
 
     num_groups: int | None = 1

@@ -36,10 +36,18 @@ def progressive_weight(
 
     Args:
       step: int, number of optimizer updates made so far.
+      warmup_steps, decay_steps: in optimizer updates.  start: first lam of the decay.
 
     Returns:
       float of the shape of `step`. The first update after warmup has lam = start, the
       one `decay_steps` later has 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> steps = jnp.array([0, 99, 100, 300, 500, 900])
+      >>> print(norms.progressive_weight(steps, warmup_steps=100, decay_steps=400))
+      [1.  1.  1.  0.5 0.  0. ]
     """
     done = (step - warmup_steps).astype(float) / max(decay_steps, 1)
     return jnp.where(step < warmup_steps, 1.0, start * jnp.clip(1.0 - done, 0.0, 1.0))
@@ -68,6 +76,19 @@ class PRepBN(nn.Module):
       eval_mix: "end" evaluates as after the decay (as published), "current" with the
         present lam.
       axis_name, dtype, param_dtype: passed to both, where they take it.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.PRepBN(decay_steps=900, warmup_steps=100)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+      >>> variables = norm.init(jax.random.key(1), x, train=True)
+      >>> y, state = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+      >>> bool(jnp.allclose(y, norms.layer_normalize(x), atol=1e-4))  # in warmup
+      True
+      >>> int(state["batch_stats"]["step"]), norm.decay({**variables, **state})
+      (1, (1, 1000))
     """
 
     decay_steps: int

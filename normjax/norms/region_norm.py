@@ -28,10 +28,19 @@ def region_normalize(
 
     Args:
       x: [..., C].  region: bool, leading or all dims of x; no gradient goes to it.
+      epsilon: added to the variances.
       axis_name: mesh axis or axes to reduce over as well.
 
     Returns:
       [..., C] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> x = jnp.array([[[1.0], [3.0], [10.0], [30.0]]])
+      >>> region = jnp.array([[True, True, False, False]])
+      >>> print(norms.region_normalize(x, region, epsilon=0.0).ravel().round(3))
+      [-1.  1. -1.  1.]
     """
     axes = tuple(range(x.ndim - 1))
     region = align_mask(region, x)
@@ -77,6 +86,19 @@ class RegionNorm(nn.Module):
       axis_name: mesh axis or axes to reduce over.
       dtype: of the result; None infers it from input and parameters.
       param_dtype, scale_init, bias_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.RegionNorm()
+      >>> x = jnp.array([[[1.0], [3.0], [10.0], [30.0]]])
+      >>> kept = jnp.array([[True, True, False, False]])
+      >>> y, variables = norm.init_with_output(jax.random.key(0), x, mask=kept)
+      >>> print(y.ravel().round(3))
+      [-1.  1. -1.  1.]
+      >>> sorted(variables["params"])
+      ['background_bias', 'background_scale', 'foreground_bias', 'foreground_scale']
     """
 
     epsilon: float = 1e-5
@@ -151,6 +173,15 @@ class LearnableRegionNorm(nn.Module):
       epsilon: added to the variance.  axis_name: mesh axis or axes to reduce over.
       dtype: of the result; None infers it from input and parameters.
       param_dtype: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import norms
+      >>> norm = norms.LearnableRegionNorm(kernel_size=3)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+      >>> y, variables = norm.init_with_output(jax.random.key(1), x)
+      >>> y.shape, variables["params"]["attention"]["kernel"].shape
+      ((2, 4, 4, 8), (3, 3, 2, 1))
     """
 
     threshold: float = 0.8

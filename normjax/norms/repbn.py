@@ -32,7 +32,28 @@ class RepBN(BatchNorm):
         bias_init zeros there, so that the layer starts by giving 0).
       skip_masked: in training give x + alpha * x at masked positions, as the released
         language code does, instead of normalising them.
-      Others: as in BatchNorm.
+      use_running_average: overrides `train` at call: True freezes the statistics,
+        False uses those of the batch.
+      momentum: weight of the old value in the running averages.
+      epsilon: added to the variance.
+      unbiased_running_var: store var * n / (n - 1), as PyTorch does.
+      axis_name: mesh axis or axes to reduce over.
+      use_scale, use_bias: learn `scale`, `bias` [C].
+      dtype: of the result; None infers it from input and parameters.
+      param_dtype, scale_init, bias_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.RepBN(epsilon=0.0, alpha_init=0.5)
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> variables = norm.init(jax.random.key(0), x, train=True)
+      >>> y, _ = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+      >>> print(y.ravel().round(3))  # -1 + 0.5 * 1, 1 + 0.5 * 3
+      [-0.5  2.5]
+      >>> norm.inference_affine(variables).scale.tolist()  # by the statistics 0 and 1
+      [1.5]
     """
 
     alpha_init: Initializer | float = nn.initializers.ones

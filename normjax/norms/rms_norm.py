@@ -20,9 +20,18 @@ def rms_normalize(
 
     Args:
       x: [..., C].  scale: [C], or None for none.
+      epsilon: added inside the root.
 
     Returns:
       [..., C] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> x = jnp.array([[3.0, 3.0, 1.0, 1.0, 0.0]])  # root mean square 2
+      >>> scale = jnp.array([1.0, 2.0, 1.0, 2.0, 1.0])
+      >>> print(norms.rms_normalize(x, scale).round(3))
+      [[1.5 3. 0.5 1. 0.]]
     """
     return token_normalize(*match_varying(x, scale), None, epsilon, False, 0)
 
@@ -37,6 +46,18 @@ class RMSNorm(nn.Module):
       epsilon: added inside the root.  use_scale: learn `scale` [C].
       dtype: of the result; None infers it from input and parameters.
       param_dtype, scale_init: of the parameter.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> norm = norms.RMSNorm()
+      >>> x = jnp.array([[3.0, 3.0, 1.0, 1.0, 0.0]])  # root mean square 2
+      >>> variables = norm.init(jax.random.key(0), x)
+      >>> print(norm.apply(variables, x).round(3))
+      [[1.5 1.5 0.5 0.5 0.]]
+      >>> variables["params"]["scale"].shape
+      (5,)
     """
 
     epsilon: float = 1e-6
@@ -60,7 +81,19 @@ class RMSNorm(nn.Module):
 class SimpleRMSNorm(RMSNorm):
     """y = x / sqrt(mean(x**2) + epsilon): no parameters (Qin et al., 2023).
 
-    RMSNorm under the name that TransNormerLLM gives it; attributes as there.
+    RMSNorm under the name that TransNormerLLM gives it.
+
+    Attributes:
+      epsilon: added inside the root.  use_scale: learn `scale` [C] after all.
+      dtype: of the result; None infers it from input and parameters.
+      param_dtype, scale_init: of the parameter.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> x = jnp.array([[3.0, 3.0, 1.0, 1.0, 0.0]])  # root mean square 2
+      >>> print(norms.SimpleRMSNorm().apply({}, x).round(3))
+      [[1.5 1.5 0.5 0.5 0.]]
     """
 
     use_scale: bool = False

@@ -86,11 +86,32 @@ def unified_normalize(
 
     Args:
       x: [..., C].  scale, bias: [C], or None for none.
+      state: a `GradientState`.  phase: a `Phase`, where in the schedule this batch is.
       square, rescale: [C]; they carry no gradient.
+      epsilon: added inside the root.  momentum: weight of the old value in nu.
       axis_name: mesh axis or axes to average q * z over as well.
 
     Returns:
       [..., C] in at least float32.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import norms
+      >>> from normjax.norms.unified_norm import GradientState, Phase
+      >>> x, square = jnp.array([[2.0], [4.0]]), jnp.full(1, 4.0)
+      >>> state = GradientState(window=jnp.zeros((4, 1)), nu=jnp.zeros(1))
+      >>> phase = Phase(*(jnp.array(v) for v in (0, True, False, True)))
+      >>> def loss(x, state):
+      ...     y = norms.unified_normalize(
+      ...         x, None, None, state, phase, square=square, rescale=jnp.ones(1)
+      ...     )
+      ...     return y.sum(), y
+      >>> (_, y), (_, new) = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, state)
+      >>> print(y.ravel().round(3))
+      [1. 2.]
+      >>> print(new.window.ravel().round(3))  # mean(1 * y) in the first slot
+      [1.5 0. 0. 0.]
     """
     root, rescale = (
         along_channels(jax.lax.stop_gradient(v), x.ndim)
@@ -189,8 +210,20 @@ class UnifiedNorm(nn.Module):
       rescale_after: r is 1 until this many updates, and in warmup.
       momentum: weight of the old value in phi and nu.
       epsilon: added inside the roots.
-      axis_name, use_scale, use_bias, dtype, param_dtype, scale_init, bias_init: as in
-        BatchNorm.
+      axis_name: mesh axis or axes to reduce over.
+      use_scale, use_bias: learn `scale`, `bias` [C].
+      dtype: of the result; None infers it from input and parameters.
+      param_dtype, scale_init, bias_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import norms
+      >>> norm = norms.UnifiedNorm(window=4, warmup_steps=0)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+      >>> variables = norm.init(jax.random.key(1), x, train=True)
+      >>> y, state = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+      >>> y.shape, state["batch_stats"]["window"].shape, sorted(variables)
+      ((2, 4, 4, 8), (4, 8), ['_overwrite_with_gradient', 'batch_stats', 'params'])
     """
 
     window: int = 4

@@ -12,19 +12,40 @@ from normjax.core.registry import Registry
 _Make = TypeVar("_Make", bound=Callable[..., Any])
 
 OPTIMIZERS = Registry("optimizer", home="normjax.optim")
-"""`make(rate, decayed, /, **arguments)` -> `optax.GradientTransformation`.
+"""The optimizers by key: `make(rate, decayed, /, **arguments)` of a row.
 
-rate: the learning rate, a schedule.  decayed: the tree of bools by parameter that
-says which decay, as a function of the parameters; None: all.
+It gives an `optax.GradientTransformation`. `rate` is the learning rate, a schedule,
+`decayed` the tree of bools by parameter that says which decay, as a function of the
+parameters, or None for all.
+
+Example:
+  >>> from normjax.optim import OPTIMIZERS
+  >>> sorted(e.name for e in OPTIMIZERS)
+  ['adamw', 'lion', 'sgd']
 """
 
 SCHEDULES = Registry("schedule", home="normjax.optim")
-"""`make(total_steps, /, **arguments)` -> the learning rate by update."""
+"""The schedules by key: `make(total_steps, /, **arguments)` of a row.
+
+It gives the learning rate by update.
+
+Example:
+  >>> from normjax.optim import SCHEDULES
+  >>> schedule = SCHEDULES["cosine"].make(100, lr=0.5, warmup_fraction=0.1)
+  >>> float(schedule(0)), float(schedule(10))
+  (0.0, 0.5)
+"""
 
 TRANSFORMATIONS = Registry("transformation", home="normjax.optim")
-"""`make(**arguments)` -> `optax.GradientTransformation`, of gradients or of updates.
+"""The transformations by key: `make(**arguments)` of a row.
 
-One that treats scanned layers apart has an argument `scanned`, which `build` gives it.
+It gives an `optax.GradientTransformation`, of gradients or of updates. One that treats
+scanned layers apart has an argument `scanned`, which `build` gives it.
+
+Example:
+  >>> from normjax.optim import TRANSFORMATIONS
+  >>> sorted(e.name for e in TRANSFORMATIONS)
+  ['adaptive_clip', 'clip_by_global_norm', 'normalize_and_project']
 """
 
 

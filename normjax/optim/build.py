@@ -68,6 +68,13 @@ def learning_rate(config: Any, total_steps: int) -> optax.Schedule:
 
     Raises:
       UserError: an unknown schedule, or arguments that it does not take.
+
+    Example:
+      >>> from normjax import optim
+      >>> config = {"schedule": "cosine", "lr": 0.5, "warmup_fraction": 0.1}
+      >>> rate = optim.learning_rate(config, total_steps=100)
+      >>> float(rate(0)), float(rate(5)), float(rate(10))
+      (0.0, 0.25, 0.5)
     """
     return _factories(config)["schedule"](total_steps)
 
@@ -97,6 +104,18 @@ def build(
       UserError: an unknown name or argument, a pattern that is no regular expression,
         or a warmup that leaves nothing of the run; when the state is made, a pattern
         that finds nothing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import optim
+      >>> config = {"name": "lion", "warmup_fraction": 0.0, "trainable": "norm"}
+      >>> transformation = optim.build(config, total_steps=100)
+      >>> params = {"fc": {"kernel": jnp.ones((1, 1))}, "norm": {"scale": jnp.ones(1)}}
+      >>> state = transformation.init(params)
+      >>> grads = params  # of 1
+      >>> updates, state = transformation.update(grads, state, params)
+      >>> print(updates["fc"]["kernel"], updates["norm"]["scale"])
+      [[0.]] [-0.001]
     """
     made, own = _factories(config), {**OWN, **_fields(config)}
     groups = groups_of(own["groups"])
@@ -122,8 +141,19 @@ def build(
 def roles(config: Any, params: Any, scanned: tuple[str, ...] = ()) -> Any:
     """ "train" or "freeze" of every parameter, as `config.optim` says.
 
+    Args:
+      config: as of `build`.  params: a tree of parameters.
+      scanned: names at the root of parameters with a first axis of layers.
+
     Raises:
       UserError: a pattern that finds nothing, or nothing that is trained.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import optim
+      >>> params = {"fc": {"kernel": jnp.ones((1, 1))}, "norm": {"scale": jnp.ones(1)}}
+      >>> optim.roles({"trainable": "norm"}, params)
+      {'fc': {'kernel': 'freeze'}, 'norm': {'scale': 'train'}}
     """
     own = {**OWN, **_fields(config)}
     groups, trainable = groups_of(own["groups"]), _trainable(own["trainable"])
@@ -144,6 +174,16 @@ def updates_made(opt_state: Any, steps: jax.Array) -> jax.Array:
 
     Args:
       opt_state: of the optimizer.  steps: given where its rate has no schedule.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import optim
+      >>> transformation = optim.build({"name": "adamw"}, total_steps=100)
+      >>> params = {"kernel": jnp.ones((2, 2))}
+      >>> state = transformation.init(params)
+      >>> _, state = transformation.update(params, state, params)
+      >>> int(optim.updates_made(state, steps=jnp.array(7)))
+      1
     """
     scheduled = optax.ScaleByScheduleState
 

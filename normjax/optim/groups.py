@@ -28,6 +28,14 @@ class Group:
       trainable: whether they are; None: as `config.optim.trainable` says.
       transformation: of their gradients or updates alone: a key of `TRANSFORMATIONS`,
         or a dict with its `name` and arguments.
+
+    Example:
+      >>> from normjax import optim
+      >>> group = optim.Group("norm|bias", weight_decay=0.0)
+      >>> group.finds("blocks_0/norm1/scale"), group.finds("head/kernel")
+      (True, False)
+      >>> config = {"groups": ({"pattern": "norm|bias", "weight_decay": 0.0},)}
+      >>> transformation = optim.build(config, total_steps=100)
     """
 
     pattern: str

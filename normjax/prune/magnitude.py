@@ -19,6 +19,14 @@ class Pruned(NamedTuple):
     Attributes:
       params: NumPy, the tree that was given.
       zeros: by path of a kernel, (its zeros, its size).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import prune
+      >>> params = {"fc": {"kernel": jnp.array([[1.0, -4.0], [3.0, 2.0]])}}
+      >>> pruned = prune.magnitude_pruned(params, sparsity=0.5)
+      >>> pruned.zeros
+      {'fc/kernel': (2, 4)}
     """
 
     params: dict[str, Any]
@@ -36,12 +44,21 @@ def magnitude_pruned(
     norms and biases among it, stays.
 
     Args:
+      params: a tree of parameters, by layer and name.
       sparsity: in [0, 1).
       scanned: of the model; each of its layers has a kernel of its own (see
         `core.scanned`).
 
     Raises:
       UserError: a sparsity outside, or parameters without kernels.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import prune
+      >>> params = {"fc": {"kernel": jnp.array([[1.0, -4.0], [3.0, 2.0]])}}
+      >>> print(prune.magnitude_pruned(params, sparsity=0.5).params["fc"]["kernel"])
+      [[ 0. -4.]
+       [ 3.  0.]]
     """
     if not 0 <= sparsity < 1:
         raise UserError(f"sparsity must lie in [0, 1), got {sparsity}")

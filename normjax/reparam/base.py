@@ -11,6 +11,17 @@ import jax.numpy as jnp
 from normjax.core.registry import Registry
 
 REPARAMS = Registry("reparameterization")
+"""The reparameterizations by key: a row has `name` and `make`, the class.
+
+`rules_of` reads rules with such keys.
+
+Example:
+  >>> from normjax.reparam import REPARAMS
+  >>> "sigma_reparam" in REPARAMS
+  True
+  >>> sorted(e.name for e in REPARAMS if "weight_s" in e.name)
+  ['scaled_weight_standardization', 'weight_standardization']
+"""
 
 KERNEL, BIAS, SCALE = "kernel", "bias", "scale"
 
@@ -29,6 +40,20 @@ class Reparameterization(abc.ABC):
     Attributes:
       own: names of the parameters that it adds.  held: names of its state.
       on_norms: whether norms are taken as well, not only layers with a kernel.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> class Halved(reparam.Reparameterization):  # of one's own
+      ...     def effective(self, layer, own, state, *, train):
+      ...         return {**layer, "kernel": layer["kernel"] / 2}, state
+      >>> rule = reparam.Rule("fc", Halved())
+      >>> variables = {"params": {"fc1": {"kernel": jnp.full((1, 2), 4.0)}}}
+      >>> variables = reparam.attach([rule], variables, jax.random.key(0))
+      >>> result = reparam.effective([rule], variables, train=False)
+      >>> print(result.params["fc1"]["kernel"])
+      [[2. 2.]]
     """
 
     own: ClassVar[tuple[str, ...]] = ()

@@ -25,9 +25,25 @@ def tuned_conv_bn(
     Args:
       kernel: W, [..., in, out].  bias: c, [out], or None for 0.
       scale, shift, mean, var: [out], of the norm; the last two are its statistics.
+      epsilon: added to the variance.
 
     Returns:
       (kernel [..., in, out], bias [out]) in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> kernel, bias = reparam.tuned_conv_bn(
+      ...     jnp.ones((3, 1)),
+      ...     None,
+      ...     scale=jnp.array([2.0]),
+      ...     shift=jnp.array([5.0]),
+      ...     mean=jnp.array([1.0]),
+      ...     var=jnp.array([4.0]),
+      ...     epsilon=0.0,
+      ... )
+      >>> print(kernel.ravel(), bias)  # k = 2 / sqrt(4)
+      [1. 1. 1.] [4.]
     """
     factor = scale * jax.lax.rsqrt(at_least_float32(var) + epsilon)
     centre = -mean if bias is None else bias - mean

@@ -17,7 +17,25 @@ def reparameterize(model: nn.Module, spec: Any) -> nn.Module:
     """`model` with its layers reparameterized; `model` itself if there are no rules.
 
     Args:
+      model: any Flax module; it takes `train` if a reparameterization has a state.
       spec: as of `rules_of`.
+
+    Returns:
+      A `Reparameterized` model with the arguments and the result of `model`.
+
+    Raises:
+      UserError: as `rules_of`.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> import jax
+      >>> from normjax import reparam
+      >>> rule = {"pattern": "", "name": "weight_normalization"}
+      >>> model = reparam.reparameterize(nn.Dense(3), rule)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 8))
+      >>> y, variables = model.init_with_output(jax.random.key(1), x)
+      >>> y.shape, sorted(variables["params"])
+      ((2, 3), ['bias', 'gain', 'kernel'])
     """
     rules = rules_of(spec, scanned_of(model))
     return Reparameterized(model, rules) if rules else model
@@ -34,6 +52,18 @@ class Reparameterized(nn.Module):
     Attributes:
       host: any Flax module; it takes `train` if a reparameterization has a state.
       rules: which layers, and how; see `rules.sites`.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> import jax
+      >>> from normjax import reparam
+      >>> rule = {"pattern": "layers", "name": "weight_normalization"}
+      >>> rules = reparam.rules_of(rule)
+      >>> model = reparam.Reparameterized(nn.Sequential([nn.Dense(3)]), rules)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 8))
+      >>> y, variables = model.init_with_output(jax.random.key(1), x)
+      >>> y.shape, sorted(variables["params"]["layers_0"])
+      ((2, 3), ['bias', 'gain', 'kernel'])
     """
 
     host: nn.Module

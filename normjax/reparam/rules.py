@@ -34,6 +34,14 @@ class Rule:
       reparam: what is done with the layers that it finds and that this can take.
       scanned: names at the root of what holds several layers, each treated by itself
         (see `core.scanned`); a path is one for all of them, "blocks/mlp/fc1".
+
+    Example:
+      >>> import jax
+      >>> from normjax import reparam
+      >>> rule = reparam.Rule("mlp/fc", reparam.WeightNormalization())
+      >>> params = {"mlp": {"fc1": {"kernel": jax.numpy.ones((2, 3))}}}
+      >>> [site.path for site in reparam.sites([rule], params)]
+      [('mlp', 'fc1')]
     """
 
     pattern: str
@@ -47,6 +55,14 @@ class Site(NamedTuple):
     Attributes:
       path: names from the root of the parameters.  layer: its raw weights.
       reparam: what is done with them.
+
+    Example:
+      >>> import jax
+      >>> from normjax import reparam
+      >>> rules = reparam.rules_of({"pattern": "fc", "name": "weight_normalization"})
+      >>> (site,) = reparam.sites(rules, {"fc": {"kernel": jax.numpy.ones((2, 3))}})
+      >>> site.path, sorted(site.layer), site.reparam
+      (('fc',), ['kernel'], WeightNormalization())
     """
 
     path: Path
@@ -61,6 +77,17 @@ class Effective(NamedTuple):
       params: of the plain model; layers may have a `bias` that it does not give them.
       state: next value of the collection `spectral_stats`.
       biased: paths of the layers with such a bias, "blocks_0/mlp/fc1".
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> rules = reparam.rules_of({"pattern": "fc", "name": "scale_and_shift"})
+      >>> variables = {"params": {"fc": {"kernel": jnp.ones((2, 3))}}}  # no bias
+      >>> variables = reparam.attach(rules, variables, jax.random.key(0))
+      >>> result = reparam.effective(rules, variables, train=False)
+      >>> sorted(result.params["fc"]), result.biased
+      (['bias', 'kernel'], frozenset({'fc'}))
     """
 
     params: dict[str, Any]
@@ -79,6 +106,14 @@ def rules_of(spec: Any, scanned: tuple[str, ...] = ()) -> tuple[Rule, ...]:
     Raises:
       UserError: no pattern, or one that is no regular expression; unknown name or
         argument.
+
+    Example:
+      >>> from normjax import reparam
+      >>> (rule,) = reparam.rules_of({"pattern": "mlp", "name": "sigma_reparam"})
+      >>> rule.pattern, rule.reparam
+      ('mlp', SigmaReparam(gamma_init='one'))
+      >>> reparam.rules_of(None)
+      ()
     """
     specs = (spec,) if isinstance(spec, Mapping) else tuple(spec or ())
     rules = (s if isinstance(s, Rule) else _rule_of(s) for s in specs if s)
@@ -102,10 +137,20 @@ def sites(rules: Sequence[Rule], params: Any) -> list[Site]:
     """The layers that the rules find, each with the first rule that takes it.
 
     Args:
+      rules: as of `rules_of`.
       params: of a plain or of the reparameterized model.
 
     Raises:
       UserError: a rule finds no layer, or others took all of them.
+
+    Example:
+      >>> import jax
+      >>> from normjax import reparam
+      >>> rules = reparam.rules_of({"pattern": "fc", "name": "weight_normalization"})
+      >>> kernel = jax.numpy.ones((2, 3))
+      >>> params = {"fc1": {"kernel": kernel}, "head": {"kernel": kernel}}
+      >>> [site.path for site in reparam.sites(rules, params)]
+      [('fc1',)]
     """
     found, idle = [], set(rules)
     for path, node in _nodes(params, ()):
@@ -159,10 +204,21 @@ def attach(
     effective weights equal them at first is said by each reparameterization.
 
     Args:
+      rules: as of `rules_of`.
       variables: of the model; they are not changed.  key: for random initial values.
 
     Raises:
       UserError: a rule finds no layer.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> rules = reparam.rules_of({"pattern": "fc", "name": "weight_normalization"})
+      >>> trained = {"params": {"fc": {"kernel": jnp.array([[3.0], [4.0]])}}}
+      >>> variables = reparam.attach(rules, trained, jax.random.key(0))
+      >>> print(variables["params"]["fc"]["gain"])  # the norm of the kernel
+      [5.]
     """
     params, state = _flat(variables.get(PARAMS, {})), {}
     scanned = _scanned(rules)
@@ -184,10 +240,21 @@ def effective(rules: Sequence[Rule], variables: Variables, *, train: bool) -> Ef
     Weights are made in at least float32 and get the dtype of the raw ones.
 
     Args:
+      rules: as of `rules_of`.
       variables: of the reparameterized model.  train: whether the state moves.
 
     Raises:
       UserError: a rule finds no layer, or a layer lacks its own parameters or state.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> rules = reparam.rules_of({"pattern": "fc", "name": "weight_standardization"})
+      >>> variables = {"params": {"fc": {"kernel": jnp.array([[1.0], [2.0], [3.0]])}}}
+      >>> result = reparam.effective(rules, variables, train=False)
+      >>> print(result.params["fc"]["kernel"].ravel().round(3))
+      [-1.  0.  1.]
     """
     params, stored = (
         _flat(variables.get(PARAMS, {})),

@@ -21,6 +21,16 @@ def scale_and_shift(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Arr
 
     Args:
       x: [..., C].  scale, shift: [C].
+
+    Returns:
+      [..., C].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> x, scale = jnp.array([[1.0, 2.0]]), jnp.array([10.0, 100.0])
+      >>> print(reparam.scale_and_shift(x, scale, jnp.array([0.5, 0.0])))
+      [[ 10.5 200. ]]
     """
     return x * per_unit(scale, x) + per_unit(shift, x)
 
@@ -36,6 +46,15 @@ class ScaleAndShift(Reparameterization):
 
     Attributes:
       std: of the initial values, `ssf_scale` about 1 and `ssf_shift` about 0.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> ssf = reparam.ScaleAndShift()
+      >>> own, state = ssf.create({"kernel": jnp.ones((2, 3))}, jax.random.key(0))
+      >>> {name: array.shape for name, array in sorted(own.items())}
+      {'ssf_scale': (3,), 'ssf_shift': (3,)}
     """
 
     std: float = 0.02

@@ -33,6 +33,18 @@ def sigma_reparameterize(
 
     Returns:
       (kernel [..., in, out] in at least float32, right [n], sigma).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> kernel = jnp.diag(jnp.array([4.0, 1.0]))  # spectral norm 4
+      >>> gamma, right = jnp.array(1.0), jnp.array([1.0, 0.0])
+      >>> new, right, sigma = reparam.sigma_reparameterize(kernel, gamma, right)
+      >>> print(new)
+      [[1.   0.  ]
+       [0.   0.25]]
+      >>> float(sigma)
+      4.0
     """
     matrix = jax.lax.stop_gradient(as_matrix(kernel))
     left = unit(times(matrix, at_least_float32(right)))
@@ -54,6 +66,17 @@ class SigmaReparam(Reparameterization):
     Attributes:
       gamma_init: "one" (the paper), or "spectral" (the released code for vision): the
         spectral norm of the initial kernel, which then is the effective one.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> sigma = reparam.SigmaReparam()
+      >>> layer = {"kernel": jnp.diag(jnp.array([4.0, 1.0]))}
+      >>> own, state = sigma.create(layer, jax.random.key(0))
+      >>> new, state = sigma.effective(layer, own, state, train=True)
+      >>> print(jnp.diag(new["kernel"]), sorted(own), sorted(state))
+      [1.   0.25] ['gamma'] ['right', 'sigma']
     """
 
     gamma_init: str = "one"

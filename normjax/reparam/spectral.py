@@ -31,13 +31,40 @@ def unit(vector: jax.Array) -> jax.Array:
 
 
 def leading_vectors(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Left [out] and right [n] singular vectors of the largest singular value."""
+    """Left [out] and right [n] singular vectors of the largest singular value.
+
+    Args:
+      kernel: [..., in, out]; M [out, n] is its matrix, n the product of the others.
+
+    Returns:
+      (left [out], right [n]), of length 1, up to a common sign.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> kernel = jnp.diag(jnp.array([1.0, 4.0]))
+      >>> left, right = reparam.leading_vectors(kernel)
+      >>> print(abs(left), abs(right))
+      [0. 1.] [0. 1.]
+    """
     left, _, right = jnp.linalg.svd(as_matrix(kernel), full_matrices=False)
     return left[:, 0], right[0]
 
 
 def spectral_norm(kernel: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
-    """left^T M right, a scalar: the spectral norm if these are its singular vectors."""
+    """left^T M right, a scalar: the spectral norm if these are its singular vectors.
+
+    Args:
+      kernel: [..., in, out]; M [out, n] is its matrix, n the product of the others.
+      left, right: [out] and [n], of length 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> kernel = jnp.diag(jnp.array([1.0, 4.0]))
+      >>> float(reparam.spectral_norm(kernel, *reparam.leading_vectors(kernel)))
+      4.0
+    """
     return jnp.vdot(left, times(as_matrix(kernel), right), precision=EXACT)
 
 
@@ -47,10 +74,19 @@ def iterate_left_right(
     """right = M^T left / |.|, left = M right / |.|, `iterations` times; constants.
 
     Args:
-      kernel: [..., in, out].  left: [out].
+      kernel: [..., in, out]; M [out, n] is its matrix, n the product of the others.
+      left: [out].  iterations: of the power method.
 
     Returns:
       (left [out], right [n]).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> kernel = jnp.diag(jnp.array([1.0, 4.0]))
+      >>> left, right = reparam.iterate_left_right(kernel, jnp.array([0.6, 0.8]), 8)
+      >>> print(left.round(3), right.round(3))
+      [0. 1.] [0. 1.]
     """
     matrix, left = jax.lax.stop_gradient((as_matrix(kernel), at_least_float32(left)))
 

@@ -34,6 +34,15 @@ def stable_rank_normalize(
 
     Returns:
       [..., in, out] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> kernel = jnp.diag(jnp.array([4.0, 2.0, 2.0]))
+      >>> first = jnp.array([1.0, 0.0, 0.0])
+      >>> new = reparam.stable_rank_normalize(kernel, first, first, stable_rank=1.125)
+      >>> print(jnp.diag(new))  # squares add up to 1.125
+      [1.   0.25 0.25]
     """
     left, right = jax.lax.stop_gradient((left, right))
     matrix = as_matrix(kernel) / spectral_norm(kernel, left, right)
@@ -61,6 +70,17 @@ class StableRankNormalization(Reparameterization):
       rank_ratio: c; above 0.9999, spectral normalisation alone.
       iterations: of the power method in a training call.
       keep_scale: multiply by the spectral norm again (not in the paper).
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> srn = reparam.StableRankNormalization(rank_ratio=1.0)  # spectral norm alone
+      >>> layer = {"kernel": jnp.diag(jnp.array([4.0, 2.0]))}
+      >>> own, state = srn.create(layer, jax.random.key(0))
+      >>> new, _ = srn.effective(layer, own, state, train=False)
+      >>> print(jnp.diag(new["kernel"]), sorted(state))
+      [1.  0.5] ['left', 'right']
     """
 
     rank_ratio: float = 0.7

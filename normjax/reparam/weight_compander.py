@@ -26,6 +26,14 @@ def compand_weight(
 
     Returns:
       the shape of `kernel` in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> v = jnp.array([[-2.0, 0.0, 2.0]])
+      >>> amplitude, width = jnp.array(4 / jnp.pi), jnp.array(2.0)
+      >>> print(reparam.compand_weight(v, amplitude, width).round(3))
+      [[-1.  0.  1.]]
     """
     wide, width = at_least_float32(kernel), at_least_float32(width)
     return at_least_float32(amplitude) * jnp.arctan(wide / width)
@@ -42,6 +50,16 @@ class WeightCompander(Reparameterization):
     Attributes:
       amplitude, width: these multiples. Small weights start as they are where both are
         equal.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> compander = reparam.WeightCompander()
+      >>> layer = {"kernel": jnp.array([[1.0, 7.0]])}  # root mean square 5
+      >>> own, state = compander.create(layer, jax.random.key(0))
+      >>> {name: float(value) for name, value in sorted(own.items())}
+      {'amplitude': 5.0, 'width': 5.0}
     """
 
     amplitude: float = 1.0

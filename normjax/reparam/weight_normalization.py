@@ -30,6 +30,13 @@ def weight_normalize(kernel: jax.Array, gain: jax.Array) -> jax.Array:
 
     Returns:
       [..., in, out] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> kernel = jnp.array([[3.0], [4.0]])  # one output, of norm 5
+      >>> print(reparam.weight_normalize(kernel, jnp.array([10.0])).ravel())
+      [6. 8.]
     """
     length = at_least_float32(gain) / unit_norms(kernel)
     return at_least_float32(kernel) * per_unit(length, kernel)
@@ -43,6 +50,17 @@ class WeightNormalization(Reparameterization):
     See `weight_normalize`. Learns `gain` [out], which starts at the norms of the
     initial kernel: the effective kernel then is that one. The paper's initialisation
     from a batch of data is left out.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> wn = reparam.WeightNormalization()
+      >>> layer = {"kernel": jnp.array([[3.0], [4.0]])}
+      >>> own, state = wn.create(layer, jax.random.key(0))
+      >>> new, _ = wn.effective(layer, own, state, train=True)
+      >>> print(own["gain"], new["kernel"].ravel())
+      [5.] [3. 4.]
     """
 
     own: ClassVar[tuple[str, ...]] = ("gain",)

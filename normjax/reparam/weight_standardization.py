@@ -39,11 +39,19 @@ def standardize_weight(
     (w - mean) / epsilon.
 
     Args:
-      kernel: [..., in, out].
+      kernel: [..., in, out].  epsilon: added to the standard deviation.
+      epsilon_inside: add it to the variance instead.
       unbiased: the variance is the sum of squares over n - 1, not n.
 
     Returns:
       [..., in, out] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> kernel = jnp.array([[1.0], [2.0], [3.0]])
+      >>> print(reparam.standardize_weight(kernel).ravel().round(3))
+      [-1.  0.  1.]
     """
     centred, squares, count = _centred(kernel)
     var = squares / max(count - unbiased, 1)
@@ -60,10 +68,17 @@ def scaled_standardize_weight(
     n is the fan-in and var biased. Below the floor the variance gets no gradient.
 
     Args:
-      kernel: [..., in, out].  gain: [out].
+      kernel: [..., in, out].  gain: [out].  epsilon: smallest n var that divides.
 
     Returns:
       [..., in, out] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> kernel = jnp.array([[1.0], [3.0], [1.0], [3.0]])  # n var = 4
+      >>> print(reparam.scaled_standardize_weight(kernel, jnp.array([2.0])).ravel())
+      [-1.  1. -1.  1.]
     """
     centred, squares, _ = _centred(kernel)
     root = jax.lax.rsqrt(jnp.maximum(squares, epsilon))
@@ -83,6 +98,15 @@ class WeightStandardization(Reparameterization):
     Attributes:
       epsilon: added to the standard deviation, or inside the root.
       epsilon_inside: which of the two.  unbiased: n - 1 in the variance.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> ws = reparam.WeightStandardization(unbiased=False)
+      >>> layer = {"kernel": jnp.array([[1.0], [3.0]])}
+      >>> new, _ = ws.effective(layer, {}, {}, train=True)
+      >>> print(new["kernel"].ravel().round(3))
+      [-1.  1.]
     """
 
     epsilon: float = 1e-5
@@ -108,6 +132,17 @@ class ScaledWeightStandardization(Reparameterization):
 
     Attributes:
       epsilon: smallest n var that divides.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import reparam
+      >>> ws = reparam.ScaledWeightStandardization()
+      >>> layer = {"kernel": jnp.array([[1.0], [3.0], [1.0], [3.0]])}
+      >>> own, state = ws.create(layer, jax.random.key(0))
+      >>> new, _ = ws.effective(layer, own, state, train=True)
+      >>> print(own["gain"], new["kernel"].ravel())
+      [1.] [-0.5  0.5 -0.5  0.5]
     """
 
     epsilon: float = 1e-4

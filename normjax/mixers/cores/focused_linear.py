@@ -30,6 +30,18 @@ class FocusedLinear(nn.Module):
       kernel_size: of the depthwise convolution.
       epsilon: added to the denominator.
       dtype: of the computation.  param_dtype: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax.mixers import cores
+      >>> core = cores.FocusedLinear(num_heads=2)
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, D]
+      >>> key = jax.random.key(1)
+      >>> o, variables = jax.eval_shape(core.init_with_output, key, x, x, x)
+      >>> o.shape
+      (1, 4, 4, 8)
+      >>> sorted(variables["params"])
+      ['dwc_bias', 'dwc_kernel', 'positional_encoding', 'scale']
     """
 
     num_heads: int

@@ -29,6 +29,15 @@ class RelativeSoftmax(nn.Module):
       num_heads: heads.
       dtype: unused: the result has the type of the queries.
       param_dtype: of the table.
+
+    Example:
+      >>> import jax
+      >>> from normjax.mixers import cores
+      >>> core = cores.RelativeSoftmax(num_heads=2)
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, D]
+      >>> o, variables = core.init_with_output(jax.random.key(1), x, x, x)
+      >>> o.shape, [p.shape for p in jax.tree.leaves(variables)]  # 7 * 7 offsets
+      ((1, 4, 4, 8), [(7, 7, 2)])
     """
 
     num_heads: int

@@ -33,6 +33,17 @@ class SimplifiedLinear(nn.Module):
       num_heads: heads.  kernel_size: of the depthwise convolution.
       epsilon: added to the denominator.
       dtype: of the computation.  param_dtype: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax.mixers import cores
+      >>> core = cores.SimplifiedLinear(num_heads=2, kernel_size=3)
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, D]
+      >>> o, variables = core.init_with_output(jax.random.key(1), x, x, x)
+      >>> o.shape
+      (1, 4, 4, 8)
+      >>> sorted(variables["params"])
+      ['dwc_bias', 'dwc_kernel', 'positional_encoding']
     """
 
     num_heads: int

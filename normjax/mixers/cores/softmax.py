@@ -19,6 +19,14 @@ class Softmax(nn.Module):
     Attributes:
       num_heads: heads.
       dtype, param_dtype: unused: the result has the type of the queries.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax.mixers import cores
+      >>> q = k = jnp.zeros((1, 1, 2, 1))  # [B, H, W, D]: all keys alike
+      >>> v = jnp.array([2.0, 4.0]).reshape(1, 1, 2, 1)
+      >>> print(cores.Softmax(num_heads=1).apply({}, q, k, v).ravel())
+      [3. 3.]
     """
 
     num_heads: int

@@ -72,7 +72,21 @@ class CrossShapedWindowAttention(Mixer):
         "focused_linear"), a dict with `name` and arguments, or a factory.
       split_size: width of a stripe.
       qkv_bias: bias of the projection of queries, keys and values.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.CrossShapedWindowAttention(num_heads=2, split_size=2)
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(1), x)
+      >>> y.shape
+      (1, 4, 4, 8)
+      >>> sorted(variables["params"])
+      ['horizontal', 'proj', 'qkv', 'vertical']
     """
 
     core: Spec = "softmax"
@@ -135,7 +149,21 @@ class CrossShapedWindowSimplifiedLinearAttention(CrossShapedWindowAttention):
       epsilon: added to the denominator.
       split_size: width of a stripe.
       qkv_bias: bias of the projection of queries, keys and values.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.build("cross_shaped_window_sla", num_heads=2, split_size=2)()
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(1), x)
+      >>> type(mixer) is mixers.CrossShapedWindowSimplifiedLinearAttention
+      True
+      >>> y.shape, variables["params"]["qkv"]["kernel"].shape
+      ((1, 4, 4, 8), (8, 24))
     """
 
     kernel_size: int = 5
@@ -157,7 +185,21 @@ class CrossShapedWindowFocusedLinearAttention(CrossShapedWindowAttention):
       epsilon: added to the denominator.
       split_size: width of a stripe.
       qkv_bias: bias of the projection of queries, keys and values.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.build("cross_shaped_window_focused_linear", num_heads=2)()
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(1), x)
+      >>> type(mixer) is mixers.CrossShapedWindowFocusedLinearAttention
+      True
+      >>> y.shape, variables["params"]["qkv"]["kernel"].shape
+      ((1, 4, 4, 8), (8, 24))
     """
 
     focusing_factor: float = 3

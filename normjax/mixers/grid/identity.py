@@ -15,6 +15,12 @@ class IdentityMixer(nn.Module):
 
     Attributes:
       dtype: of the result; None keeps the input's.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import mixers
+      >>> print(mixers.IdentityMixer().apply({}, jnp.array([[1.0, 2.0]])))
+      [[1. 2.]]
     """
 
     dtype: Dtype | None = None

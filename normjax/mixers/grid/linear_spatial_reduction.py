@@ -34,7 +34,21 @@ class LinearSpatialReductionAttention(Mixer):
         epsilon 1e-5. A model gives its own.
       pool_size: side of the pooled map.
       qkv_bias: bias of the projections of queries and of keys and values.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.LinearSpatialReductionAttention(num_heads=2, pool_size=2)
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(1), x)
+      >>> y.shape
+      (1, 4, 4, 8)
+      >>> sorted(variables["params"])
+      ['kv', 'norm', 'proj', 'q', 'sr']
     """
 
     reduction_norm: Callable[..., nn.Module] | None = None

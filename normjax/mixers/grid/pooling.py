@@ -23,6 +23,13 @@ class Pooling(nn.Module):
     Attributes:
       pool_size: side of the window, odd.
       dtype: of the result; None keeps the input's.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import mixers
+      >>> x = jnp.array([0.0, 3.0, 6.0]).reshape(1, 1, 3, 1)  # [B, H, W, C]
+      >>> print(mixers.Pooling(pool_size=3).apply({}, x).ravel())  # means 1.5, 3, 4.5
+      [ 1.5  0.  -1.5]
     """
 
     pool_size: int = 3

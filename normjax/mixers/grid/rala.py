@@ -32,8 +32,21 @@ class RankAugmentedLinearAttention(Mixer):
 
     Attributes:
       qkv_bias: bias of the projection of queries, keys, values and gate.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`;
-        K is a multiple of 4.
+      num_heads: heads; each has K = D / num_heads channels, a multiple of 4.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.RankAugmentedLinearAttention(num_heads=2)
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(1), x)
+      >>> y.shape
+      (1, 4, 4, 8)
+      >>> sorted(variables["params"])
+      ['lepe_bias', 'lepe_kernel', 'proj', 'qkvo']
     """
 
     qkv_bias: bool = True
@@ -70,8 +83,21 @@ class GatedSoftmaxAttention(Mixer):
 
     Attributes:
       qkv_bias: bias of the projection of queries, keys, values and gate.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`;
-        K is a multiple of 4.
+      num_heads: heads; each has K = D / num_heads channels, a multiple of 4.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.GatedSoftmaxAttention(num_heads=2)
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(1), x)
+      >>> y.shape
+      (1, 4, 4, 8)
+      >>> sorted(variables["params"])
+      ['lepe_bias', 'lepe_kernel', 'proj', 'qkvo']
     """
 
     qkv_bias: bool = True

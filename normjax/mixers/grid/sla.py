@@ -23,7 +23,21 @@ class SimplifiedLinearAttention(WholeMapAttention):
       kernel_size: of the depthwise convolution.
       epsilon: added to the denominator.
       qkv_bias: bias of the projection of queries, keys and values.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.SimplifiedLinearAttention(num_heads=2)
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = mixer.init_with_output(jax.random.key(1), x)
+      >>> y.shape
+      (1, 4, 4, 8)
+      >>> sorted(variables["params"])
+      ['dwc_bias', 'dwc_kernel', 'positional_encoding', 'proj', 'qkv']
     """
 
     kernel_size: int = 5

@@ -70,7 +70,19 @@ class SpatialReductionAttention(Mixer):
         epsilon 1e-5. A model gives its own.
       sr_ratio: size and stride of the convolution; at 1 there is none and no norm.
       qkv_bias: bias of the projections of queries and of keys and values.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.SpatialReductionAttention(num_heads=2, sr_ratio=2)
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(1), x)
+      >>> y.shape, variables["params"]["sr"]["kernel"].shape
+      ((1, 4, 4, 8), (2, 2, 8, 8))
     """
 
     core: Spec = "softmax"
@@ -154,7 +166,21 @@ class SpatialReductionSimplifiedLinearAttention(SpatialReductionAttention):
         epsilon 1e-5. A model gives its own.
       sr_ratio: size and stride of the convolution; at 1 there is none and no norm.
       qkv_bias: bias of the projections of queries and of keys and values.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.build("spatial_reduction_sla", num_heads=2, sr_ratio=2)()
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(1), x)
+      >>> type(mixer) is mixers.SpatialReductionSimplifiedLinearAttention
+      True
+      >>> y.shape, variables["params"]["q"]["kernel"].shape
+      ((1, 4, 4, 8), (8, 8))
     """
 
     kernel_size: int = 5
@@ -179,7 +205,21 @@ class SpatialReductionFocusedLinearAttention(SpatialReductionAttention):
         epsilon 1e-5. A model gives its own.
       sr_ratio: size and stride of the convolution; at 1 there is none and no norm.
       qkv_bias: bias of the projections of queries and of keys and values.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.build("spatial_reduction_focused_linear", num_heads=2)()
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(1), x)
+      >>> type(mixer) is mixers.SpatialReductionFocusedLinearAttention
+      True
+      >>> y.shape, variables["params"]["q"]["kernel"].shape
+      ((1, 4, 4, 8), (8, 8))
     """
 
     focusing_factor: float = 3

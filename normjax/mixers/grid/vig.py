@@ -46,6 +46,17 @@ class BidirectionalGatedLinearAttention(nn.Module):
       qk_norm: factory of a norm applied to queries and keys per head, or None.
       epsilon: of the norms.
       dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.BidirectionalGatedLinearAttention(num_heads=2)
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(1), x)
+      >>> y.shape
+      (1, 4, 4, 8)
+      >>> sorted(variables["params"])
+      ['conv_kernel', 'local_norm', 'log_decay', 'norm', 'proj', 'qk', 'share', 'v']
     """
 
     num_heads: int

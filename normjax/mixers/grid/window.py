@@ -36,7 +36,21 @@ class WindowAttention(Mixer):
         a window in odd layers and 0 in even ones.
       layer: number of the layer, which a model gives.
       qkv_bias: bias of the projection of queries, keys and values.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.WindowAttention(num_heads=2, window_size=2, shift=1)
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = mixer.init_with_output(jax.random.key(1), x)
+      >>> y.shape
+      (1, 4, 4, 8)
+      >>> sorted(variables["params"])
+      ['proj', 'qkv', 'relative_position_bias']
     """
 
     core: Spec = "relative_softmax"
@@ -112,7 +126,21 @@ class WindowSimplifiedLinearAttention(WindowAttention):
         a window in odd layers and 0 in even ones.
       layer: number of the layer, which a model gives.
       qkv_bias: bias of the projection of queries, keys and values.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.build("window_sla", num_heads=2, window_size=2)()
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(1), x)
+      >>> type(mixer) is mixers.WindowSimplifiedLinearAttention
+      True
+      >>> y.shape, variables["params"]["qkv"]["kernel"].shape
+      ((1, 4, 4, 8), (8, 24))
     """
 
     kernel_size: int = 5
@@ -139,7 +167,21 @@ class WindowFocusedLinearAttention(WindowAttention):
         a window in odd layers and 0 in even ones.
       layer: number of the layer, which a model gives.
       qkv_bias: bias of the projection of queries, keys and values.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.build("window_focused_linear", num_heads=2, window_size=2)()
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(1), x)
+      >>> type(mixer) is mixers.WindowFocusedLinearAttention
+      True
+      >>> y.shape, variables["params"]["qkv"]["kernel"].shape
+      ((1, 4, 4, 8), (8, 24))
     """
 
     focusing_factor: float = 3

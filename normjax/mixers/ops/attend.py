@@ -34,10 +34,21 @@ def softmax_attention(
         [B, H, N, M]; None for 0 and 1.
       mask: bool, broadcastable to [B, H, N, M]; False hides a key from a query. A query
         that sees no key gets the mean of all values.
-      causal: query i sees the keys up to i.  scale: None for 1 / sqrt(K).
+      causal: query i sees the keys up to i.
+      scale: of the logits; None for 1 / sqrt(K).
 
     Returns:
       [B, N, H, V] in the dtype of q.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import mixers
+      >>> q = k = jnp.zeros((1, 3, 1, 2))  # [B, L, H, K]: all keys alike
+      >>> v = jnp.array([2.0, 4.0, 9.0]).reshape(1, 3, 1, 1)
+      >>> print(mixers.softmax_attention(q, k, v).ravel().round(3))
+      [5. 5. 5.]
+      >>> print(mixers.softmax_attention(q, k, v, causal=True).ravel().round(3))
+      [2. 3. 5.]
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
 

@@ -10,6 +10,13 @@ position, with `step` for one).
 Gated linear attention (Yang et al., 2024) has one decay per key channel and position,
 Mamba-2 one per head and position, RetNet (Sun et al., 2023) and Lightning Attention
 (Qin et al., 2024) one per head, linear attention (Katharopoulos et al., 2020) none.
+
+Example:
+  >>> import jax.numpy as jnp
+  >>> from normjax.mixers import decay
+  >>> x = jnp.ones((1, 4, 1, 1))  # [B, L, H, K]
+  >>> print(decay.parallel(x, x, x)[0].ravel())
+  [1. 2. 3. 4.]
 """
 
 import functools
@@ -20,6 +27,16 @@ import jax.numpy as jnp
 from normjax.core.accumulate import EXACT, einsum, precision_of
 from normjax.core.moments import align_mask
 from normjax.mixers.ops import decay_narrow
+
+__all__ = [
+    "causal_linear_attention",
+    "chunked",
+    "diagonal",
+    "parallel",
+    "recurrent",
+    "step",
+    "within_documents",
+]
 
 CHUNK = 64
 _CACHED = 1 << 16  # elements of all states
@@ -41,6 +58,16 @@ def step(
 
     Returns:
       o [B, H, V] and the state, in the dtype of the state.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax.mixers import decay
+      >>> state = jnp.full((1, 1, 1, 1), 8.0)  # [B, H, K, V]
+      >>> q = k = v = jnp.ones((1, 1, 1))
+      >>> half = jnp.log(jnp.full((1, 1, 1), 0.5))
+      >>> o, state = decay.step(state, q, k, v, half)
+      >>> print(o.ravel(), state.ravel())  # 8 / 2 + 1
+      [5.] [5.]
     """
     q, k, v = (t.astype(state.dtype) for t in (q, k, v))
     if log_decay is not None:
@@ -56,7 +83,24 @@ def recurrent(
     log_decay: jax.Array | None = None,
     state: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Position by position; arguments and results as of `chunked`."""
+    """Position by position.
+
+    Args:
+      q, k: [B, L, H, K].  v: [B, L, H, V].
+      log_decay: at most 0: [B, L, H, K], [B, L, H, 1] or [H]; None for no decay.
+      state: [B, H, K, V] before the first position; None for zeros.
+
+    Returns:
+      o [B, L, H, V] and the last state, in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax.mixers import decay
+      >>> q = k = v = jnp.ones((1, 4, 1, 1))  # [B, L, H, K]
+      >>> o, state = decay.recurrent(q, k, v)  # no decay: a running sum
+      >>> print(o.ravel(), state.ravel())
+      [1. 2. 3. 4.] [4.]
+    """
     return _steps(*_prepared(q, k, v, log_decay, state))
 
 
@@ -89,7 +133,24 @@ def parallel(
     log_decay: jax.Array | None = None,
     state: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """All positions in one block, O(L**2 (K + V)); as `chunked` otherwise."""
+    """All positions in one block, O(L**2 (K + V)).
+
+    Args:
+      q, k: [B, L, H, K].  v: [B, L, H, V].
+      log_decay: at most 0: [B, L, H, K], [B, L, H, 1] or [H]; None for no decay.
+      state: [B, H, K, V] before the first position; None for zeros.
+
+    Returns:
+      o [B, L, H, V] and the last state, in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax.mixers import decay
+      >>> q = k = v = jnp.ones((1, 4, 1, 1))  # [B, L, H, K]
+      >>> o, state = decay.parallel(q, k, v, state=jnp.full((1, 1, 1, 1), 10.0))
+      >>> print(o.ravel(), state.ravel())
+      [11. 12. 13. 14.] [14.]
+    """
     return chunked(q, k, v, log_decay, state, chunk=q.shape[1])
 
 
@@ -120,6 +181,15 @@ def chunked(
 
     Returns:
       o [B, L, H, V] and the state after the last position.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax.mixers import decay
+      >>> q = k = v = jnp.ones((1, 4, 1, 1))  # [B, L, H, K]
+      >>> half = jnp.log(jnp.array([0.5]))  # one decay a head
+      >>> o, state = decay.chunked(q, k, v, half, chunk=2)
+      >>> print(o.ravel().round(3))  # 1, 1/2 + 1, ...
+      [1. 1.5 1.75 1.875]
     """
     precision = precision_of(q, k, v)
     operands = _prepared(q, k, v, log_decay, state)
@@ -183,10 +253,24 @@ def causal_linear_attention(
     """o_i = (q_i . sum_{j <= i} k_j v_j^T) / (q_i . sum_{j <= i} k_j + epsilon).
 
     The causal form of `linear_attention` (Katharopoulos et al., 2020), with decays of
-    both sums where given. Arguments as of `chunked`; q and k are not negative.
+    both sums where given.
+
+    Args:
+      q, k: [B, L, H, K], not negative.  v: [B, L, H, V].
+      log_decay: at most 0: [B, L, H, K], [B, L, H, 1] or [H]; None for no decay.
+      epsilon: added to the denominator.
 
     Returns:
       [B, L, H, V] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax.mixers import decay
+      >>> q = k = jnp.ones((1, 4, 1, 1))  # [B, L, H, K]
+      >>> v = jnp.array([2.0, 4.0, 0.0, 2.0]).reshape(1, 4, 1, 1)
+      >>> o = decay.causal_linear_attention(q, k, v, epsilon=0.0)
+      >>> print(o.ravel())  # running means
+      [2. 3. 2. 2.]
     """
     ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
     o, _ = chunked(q, k, jnp.concatenate((v, ones), -1), log_decay)
@@ -208,6 +292,15 @@ def within_documents(
 
     Returns:
       [H] as given if there is neither, otherwise [B, L, H, K or 1].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax.mixers import decay
+      >>> half = jnp.log(jnp.array([0.5]))
+      >>> positions = jnp.array([[0, 1, 0, 1]])  # two documents of two tokens
+      >>> inside = decay.within_documents(half, (1, 4), positions=positions)
+      >>> print(jnp.exp(inside).ravel())
+      [0.  0.5 0.  0.5]
     """
     if mask is None and positions is None:
         return log_decay
@@ -230,6 +323,14 @@ def diagonal(
     Args:
       decay, added: [B, L, D] in at least float32.
       state: [B, D], the h before the first position; None for zeros.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax.mixers import decay
+      >>> factors = jnp.full((1, 4, 1), 0.5)  # [B, L, D]
+      >>> h, last = decay.diagonal(factors, jnp.ones((1, 4, 1)))
+      >>> print(h.ravel(), last)
+      [1.    1.5   1.75  1.875] [[1.875]]
     """
     if state is not None:
         added = added.at[:, 0].add(decay[:, 0] * state.astype(added.dtype))

@@ -23,6 +23,15 @@ def linear_attention(
 
     Returns:
       [B, N, H, V] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import mixers
+      >>> q = jnp.array([[1.0, 0.0], [1.0, 1.0]]).reshape(1, 2, 1, 2)  # [B, L, H, K]
+      >>> k = jnp.array([[1.0, 0.0], [0.0, 1.0]]).reshape(1, 2, 1, 2)
+      >>> v = jnp.array([2.0, 4.0]).reshape(1, 2, 1, 1)
+      >>> print(mixers.linear_attention(q, k, v, epsilon=0.0).ravel())
+      [2. 3.]
     """
     # Heads first: one transposition here, fused with what made q, k and v, where the
     # products would each make their own.

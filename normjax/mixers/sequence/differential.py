@@ -44,7 +44,21 @@ class DifferentialAttention(Mixer):
       qkv_bias: bias of the joint query-key-value projection.
       proj_bias: bias of the output projection.
       layer: number of the layer, from 0.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.DifferentialAttention(num_heads=2, causal=True)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))  # [B, L, D]
+      >>> y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(1), x)
+      >>> y.shape
+      (2, 6, 8)
+      >>> sorted(variables["params"])
+      ['lambda_k1', 'lambda_k2', 'lambda_q1', 'lambda_q2', 'norm', 'proj', 'qkv']
     """
 
     causal: bool = False

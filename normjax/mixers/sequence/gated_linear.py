@@ -37,7 +37,21 @@ class GatedLinearAttention(Mixer):
       expand_k, expand_v: widths of the keys and values as parts of D.
       gate_rank: channels between W1 and W2.
       epsilon: of the norm.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.GatedLinearAttention(num_heads=2, gate_rank=4)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))  # [B, L, D]
+      >>> y, variables = mixer.init_with_output(jax.random.key(1), x)
+      >>> y.shape
+      (2, 6, 8)
+      >>> sorted(variables["params"])
+      ['log_decay', 'norm', 'proj', 'qk', 'vg']
     """
 
     num_heads: int = 4

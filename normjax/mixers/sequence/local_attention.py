@@ -28,7 +28,20 @@ class LocalAttention(Mixer):
 
     Attributes:
       window: how far back a token sees.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.LocalAttention(num_heads=2, window=2)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))  # [B, L, D]
+      >>> y, variables = mixer.init_with_output(jax.random.key(1), x)
+      >>> changed = jax.jit(mixer.apply)(variables, x.at[:, 0].set(0.0))
+      >>> y.shape, bool(abs(y - changed)[:, 3:].max() < 1e-3)  # it is too far back
+      ((2, 6, 8), True)
     """
 
     window: int = 1024

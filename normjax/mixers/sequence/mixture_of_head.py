@@ -52,7 +52,19 @@ class MixtureOfHeadAttention(Mixer):
       proj_bias: bias of the output projection.
       shared_heads: S.
       active_heads: k; None for half of the routed heads, rounded up.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.MixtureOfHeadAttention(num_heads=4, active_heads=2)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))  # [B, L, D]
+      >>> y, variables = mixer.init_with_output(jax.random.key(1), x, train=True)
+      >>> y.shape, sorted(variables["params"]), sorted(variables["losses"])
+      ((2, 6, 8), ['proj', 'qkv', 'routed_gate'], ['load'])
     """
 
     causal: bool = False

@@ -61,8 +61,17 @@ class Pattention(nn.Module):
     Attributes:
       features: width of y.  num_tokens: M.
       scores: name of Theta.
-      dtype, param_dtype: as in nn.Dense.
+      dtype: of the result; None infers it.  param_dtype: of the parameters.
       key_init, value_init: of K and V.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> layer = mixers.Pattention(features=3, num_tokens=16)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+      >>> y, variables = layer.init_with_output(jax.random.key(1), x)
+      >>> y.shape, jax.tree.map(jax.numpy.shape, variables["params"])
+      ((2, 6, 3), {'key': {'kernel': (8, 16)}, 'value': {'kernel': (16, 3)}})
     """
 
     features: int
@@ -103,8 +112,20 @@ class PattentionMixer(Mixer):
       num_tokens: M of each projection; None for the width D of queries, keys and
         values.
       scores: what becomes of the scores, one of SCORES.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype: of the parameters.
       kernel_init: unused: learned tokens have their own.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.PattentionMixer(num_heads=2, num_tokens=16)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))  # [B, L, D]
+      >>> y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(1), x)
+      >>> y.shape, variables["params"]["q"]["key"]["kernel"].shape
+      ((2, 6, 8), (8, 16))
     """
 
     causal: bool = False

@@ -39,7 +39,22 @@ class RectifiedLinearAttention(Mixer):
       qkv_bias: bias of the joint query-key-value projection.
       proj_bias: bias of the output projection.
       epsilon: added to the mean square.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.RectifiedLinearAttention(num_heads=2)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))  # [B, L, D]
+      >>> memory = jax.random.normal(jax.random.key(1), (2, 3, 8))  # cross-attention
+      >>> y, variables = mixer.init_with_output(jax.random.key(2), x, memory=memory)
+      >>> y.shape
+      (2, 6, 8)
+      >>> sorted(variables["params"])
+      ['kv', 'norm', 'proj', 'q']
     """
 
     causal: bool = False
@@ -94,7 +109,21 @@ class GatedRectifiedLinearAttention(Mixer):
       qkv_bias: bias of the joint query-key-value projection.
       proj_bias: bias of the output projection.
       epsilon: added to the mean square.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.GatedRectifiedLinearAttention(num_heads=2)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))  # [B, L, D]
+      >>> y, variables = mixer.init_with_output(jax.random.key(1), x)
+      >>> y.shape
+      (2, 6, 8)
+      >>> sorted(variables["params"])
+      ['gate', 'norm', 'proj', 'qkv']
     """
 
     causal: bool = False

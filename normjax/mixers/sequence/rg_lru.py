@@ -35,6 +35,15 @@ class RGLRU(nn.Module):
       num_heads: blocks of W.
       param_dtype: of the parameters; A is drawn so that exp(-softplus(A)) lies in
         [0.9, 0.999].
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> layer = mixers.RGLRU(num_heads=2)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))  # [B, L, D]
+      >>> (h, last), variables = layer.init_with_output(jax.random.key(1), x)
+      >>> h.shape, bool((h[:, -1] == last).all())
+      ((2, 6, 8), True)
     """
 
     num_heads: int
@@ -110,6 +119,17 @@ class RecurrentBlock(nn.Module):
       features: width of the recurrence; None for that of x.
       conv_width: positions of the depthwise convolution.
       dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.RecurrentBlock(num_heads=2, features=16)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))  # [B, L, D]
+      >>> y, variables = mixer.init_with_output(jax.random.key(1), x)
+      >>> y.shape
+      (2, 6, 8)
+      >>> sorted(variables["params"])
+      ['branches', 'conv_bias', 'conv_kernel', 'proj', 'rg_lru']
     """
 
     num_heads: int

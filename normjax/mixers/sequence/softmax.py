@@ -39,7 +39,21 @@ class SoftmaxAttention(Mixer):
       relative_bias: what the distance of tokens does to their scores: a key of
         `mixers.RELATIVE_BIASES` ("alibi", "kerple_log", ...), a dict with `name` and
         arguments, or a factory; None for nothing.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import mixers
+      >>> mixer = mixers.SoftmaxAttention(num_heads=2)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))  # [B, L, D]
+      >>> mask = jnp.array([[True] * 6, [True] * 4 + [False] * 2])  # padding behind
+      >>> y, variables = mixer.init_with_output(jax.random.key(1), x, mask=mask)
+      >>> y.shape, variables["params"]["qkv"]["kernel"].shape
+      ((2, 6, 8), (8, 24))
     """
 
     causal: bool = False

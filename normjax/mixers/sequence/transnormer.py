@@ -34,7 +34,21 @@ class TransNormerAttention(Mixer):
       layer, num_layers: number of the layer, from 0, and how many there are.
       lrpe: whether queries and keys carry their position; None: in layer 0.
       epsilon: added to the mean square.
-      num_heads, qkv_features, qk_norm, dtype, param_dtype, kernel_init: see `Mixer`.
+      num_heads: heads; each has K = D / num_heads channels.
+      qkv_features: width D of queries, keys and values; None for that of x.
+      qk_norm: factory of a norm applied to queries and keys per head, or None.
+      dtype: of the computation.  param_dtype, kernel_init: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import mixers
+      >>> mixer = mixers.TransNormerAttention(num_heads=2, layer=0, num_layers=4)
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))  # [B, L, D]
+      >>> y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(1), x)
+      >>> y.shape
+      (2, 6, 8)
+      >>> sorted(variables["params"])
+      ['proj', 'qkvu', 'theta']
     """
 
     layer: int = 0

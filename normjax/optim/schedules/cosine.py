@@ -17,11 +17,22 @@ def cosine(
 ) -> optax.Schedule:
     """Linear from 0 to `lr`, then a cosine to `lr * final_lr_fraction` at the end.
 
+    As of SGDR without restarts (Loshchilov & Hutter, 2017).
+
     Args:
       total_steps: optimizer updates of the whole run.
+      lr: the largest rate.  warmup_fraction: share of the updates that are linear.
+      final_lr_fraction: of the largest rate.
 
     Raises:
       UserError: a warmup that leaves nothing of the run.
+
+    Example:
+      >>> from normjax.optim import schedules
+      >>> shape = {"warmup_fraction": 0.2, "final_lr_fraction": 0.5}
+      >>> rate = schedules.cosine(100, lr=0.5, **shape)
+      >>> [float(rate(step)) for step in (0, 10, 20, 60, 100)]
+      [0.0, 0.25, 0.5, 0.375, 0.25]
     """
     warmup = round(warmup_fraction * total_steps)
     if not 0 <= warmup < total_steps:

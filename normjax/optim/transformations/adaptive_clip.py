@@ -52,8 +52,20 @@ def adaptive_clip(
       epsilon: smallest norm that weights count with, so that those at 0 can move.
       exclude: regular expression, searched in the path of a parameter, of those that
         are left alone: the weights of the classifier.
-      multihead: see `unit_norm`.
-      scanned: of the model; see `core.scanned`.
+      multihead: arrays of three dims are [in, heads, width] and have one unit per head
+        and channel, instead of [k, k, C].
+      scanned: names at the root of parameters with a first axis of layers, each of
+        which is treated by itself (see `core.scanned`).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import optim
+      >>> transformation = optim.adaptive_clip(clip=0.5)
+      >>> params = {"fc": {"kernel": jnp.array([[3.0], [4.0]])}}  # one unit, of norm 5
+      >>> grads = {"fc": {"kernel": jnp.array([[30.0], [40.0]])}}
+      >>> clipped, _ = transformation.update(grads, transformation.init(params), params)
+      >>> print(clipped["fc"]["kernel"].ravel())  # of norm 2.5
+      [1.5 2. ]
     """
     left_alone = re.compile(exclude)
 

@@ -130,10 +130,25 @@ def normalize_and_project(
         that a norm reads; otherwise it is left alone.
       pattern: regular expression, searched in the path of a layer or norm, of those
         that are treated.
-      scanned: of the model; see `core.scanned`.
+      scanned: names at the root of parameters with a first axis of layers, each of
+        which is treated by itself (see `core.scanned`).
 
     Raises:
       UserError: unknown `affine`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from normjax import optim
+      >>> transformation = optim.normalize_and_project()
+      >>> params = {"fc": {"kernel": jnp.array([[3.0], [4.0]])}}  # of norm 5
+      >>> state = transformation.init(params)
+      >>> updates = {"fc": {"kernel": jnp.array([[3.0], [4.0]])}}
+      >>> updates, state = transformation.update(updates, state, params)
+      >>> kernel = optax.apply_updates(params, updates)["fc"]["kernel"]
+      >>> print(kernel.ravel().round(3))  # not of norm 10
+      [3. 4.]
     """
     if affine not in AFFINES:
         raise UserError(one_of("treatment of scale and offset", affine, AFFINES))
