@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from normjax import convert
 from normjax.config.overrides import Override, override
 from normjax.config.recipes import RECIPES, load_config
 from normjax.convert.layouts import SIZES
+from normjax.convert.names import abstract_variables
 from normjax.convert.settings import Change, published_settings, settle
 from normjax.convert.wrappers import Found
 from normjax.core.errors import UserError, one_of
@@ -21,6 +23,9 @@ from normjax.evaluation.run import scores_of, show_scores
 from normjax.families import FAMILIES, Preprocessing, family_of
 from normjax.records import report
 from normjax.train.experiment import Experiment, build_experiment, build_model
+from normjax.transfer.match import match
+from normjax.transfer.source import of_file, schedule_end
+from normjax.transfer.wanted import Wanted
 
 LIKELY = ("validation", "test", "train")
 """Splits to evaluate, the first that is there."""
@@ -58,11 +63,14 @@ def recipe_of(preset: str) -> str:
     return str(RECIPES / family.config_of(preset))
 
 
-def open_published(config: Any, path: Path, *, averaged: bool = False) -> Published:
+def open_published(
+    config: Any, path: Path, *, averaged: bool = False, resample: bool = False
+) -> Published:
     """The weights of a file in the model of `config`, which is settled in place.
 
     Args:
       averaged: the average of the weights that lies beside them.
+      resample: tables of positions to the size of the images, see `transfer.resample`.
 
     Raises:
       UserError: a file that cannot be read, or does not hold this model.
@@ -78,8 +86,28 @@ def open_published(config: Any, path: Path, *, averaged: bool = False) -> Publis
     model, shape = build_model(config, **sizes), ()
     if convert.reads_images(model):
         shape = (*image_size(config), convert.channels_of(weights.state))
-    converted = convert.from_torch(model, weights.state, shape)
+    if resample:
+        converted = _resampled(config, path, model, sizes, shape)
+    else:
+        converted = convert.from_torch(model, weights.state, shape)
     return Published(config, changes, weights, model, converted, sizes, shape)
+
+
+def _resampled(
+    config: Any, path: Path, model: Any, sizes: Any, shape: tuple[int, ...]
+) -> convert.Converted:
+    """Every array of the model from the file, tables of positions for another size."""
+    source = of_file(path, config, lambda config: build_model(config, **sizes), shape)
+    flat: Any = flatten_dict(abstract_variables(model, shape), sep="/")
+    shapes = {name: tuple(leaf.shape) for name, leaf in flat.items()}
+    found = match(source, Wanted(shapes, schedule_end(model)))
+    if found.new:
+        raise UserError(
+            f"{path} has nothing for {found.new[0]} ({len(found.new)} such)"
+        )
+    filled = {name: how for name, how in found.how.items() if how != "same"}
+    variables = unflatten_dict(found.arrays, sep="/")
+    return convert.Converted(variables, "", len(found.arrays), found.left, filled)
 
 
 def image_size(config: Any) -> tuple[int, int]:
@@ -118,7 +146,9 @@ def published_model(
         preprocess(config.data, found, side)
         config.data.name = "image_folder"
         config.batch_size, config.microbatches = 128, 1
-    return open_published(override(config, overrides), path)
+    config = override(config, overrides)
+    resample = config.data.augment.image_size != found.image_size
+    return open_published(config, path, resample=resample)
 
 
 def preprocess(data: Any, given: Preprocessing, side: int = 0) -> None:
@@ -217,6 +247,7 @@ def _rows(
     """What was done to the images, and how fast."""
     data, counts = experiment.config.data, source.class_counts
     augment, changes = data.augment, published.changes
+    fitted = convert.grouped(published.converted.filled)
     speed = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items() if rate)
     held, every = int((counts > 0).sum()), len(counts)
     of = f"all {every:,} classes" if held == every else f"{held:,} of {every:,} classes"
@@ -230,7 +261,8 @@ def _rows(
             f"{augment.image_size} x {augment.image_size}",
         ),
         ("mean, std", f"{tuple(data.mean)}, {tuple(data.std)}"),
-        ("arrays", f"{published.converted.used:,} ({published.converted.layout})"),
+        ("arrays", f"{published.converted.used:,}"),
+        ("made to fit", "; ".join(f"{n} {name}: {why}" for name, n, why in fitted)),
         ("set by the file", ", ".join(f"{c.field}={c.value}" for c in changes)),
         ("images a second", speed),
     ]

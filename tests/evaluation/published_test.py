@@ -94,6 +94,14 @@ def test_scores_are_those_of_the_model_by_hand(published, capfd, preset):
     assert f"short side to {int(SIDE / 0.875)}, bicubic" in words
 
 
+def test_tables_of_positions_are_resampled(published, capfd):
+    root, _, _ = published
+    scores = evaluate(root, side=48)["unfolded"]
+    assert 0 < scores["nll"] < 100
+    words = " ".join(capfd.readouterr().out.split())
+    assert "1 + 2x2 positions to 1 + 3x3" in words and "center 48 x 48" in words
+
+
 def test_the_order_of_classes_from_a_file(published, tmp_path):
     root, models, images = published
     order = [2, 0, 3, 1]  # class i of the model is the folder order[i]
