@@ -262,6 +262,7 @@ class Checkpoint:
     every: int = start(500, "steps from one to the next", POSITIVE)
     keep_last: int = start(2, "the newest ones", POSITIVE)
     keep_best: int = start(1, "those of the best scores", COUNT)
+    best_by: str = start("", "the score that counts; empty: the task's own")
 
 
 @dataclass(frozen=True)
@@ -312,6 +313,9 @@ class Run:
         0, "steps from one look into the layers to the next; 0: never", COUNT
     )
     eval_every: int = start(500, "steps from one evaluation to the next", POSITIVE)
+    patience: int = start(
+        0, "evaluations without a better score after which a run ends; 0: never", COUNT
+    )
     checkpoint: Checkpoint = Checkpoint()
 
 

@@ -131,7 +131,7 @@ def restored(
     Raises:
       UserError: there is none.
     """
-    checkpoints = Checkpoints(workdir, rank=experiment.task.rank)
+    checkpoints = Checkpoints(workdir, rank=experiment.task.ranking())
     try:
         like = experiment.abstract_state()
         step = checkpoints.best() if best else None

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from normjax import data
+from normjax.core.errors import UserError, one_of
 from normjax.core.registry import Registry
 from normjax.data import order
 
@@ -28,11 +29,13 @@ class Column(NamedTuple):
 
     Attributes:
       score: its name.  title: of the column.  show: value to cell.
+      less: whether less of it is better.
     """
 
     score: str
     title: str
     show: Callable[[float], Any] = float
+    less: bool = False
 
 
 class Objective(Protocol):
@@ -115,6 +118,7 @@ class Task(abc.ABC):
             None, (fields.train_split, fields.eval_split, fields.get("test_split"))
         ):
             self.source(split)
+        self.ranking()
 
     @property
     def main_split(self) -> str:
@@ -194,6 +198,21 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def rank(scores: Mapping[str, float]) -> float:
         """How good a checkpoint with these scores is; more is better."""
+
+    def ranking(self) -> Callable[[Mapping[str, float]], float]:
+        """`rank`, or by the score that `config.checkpoint.best_by` names.
+
+        Raises:
+          UserError: the task has no such score.
+        """
+        name = self._config.checkpoint.get("best_by", "")
+        if not name:
+            return self.rank
+        columns = {column.score: column for column in self.columns}
+        if name not in columns:
+            raise UserError(one_of("config.checkpoint.best_by", name, columns))
+        sign = -1 if columns[name].less else 1
+        return lambda scores: sign * scores[name]
 
     @abc.abstractmethod
     def describe(self) -> str:

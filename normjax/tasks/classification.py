@@ -143,8 +143,8 @@ class ImageClassification(Task):
     columns = (
         Column("top1", "top-1", percent),
         Column("top5", "top-5", percent),
-        Column("nll", "NLL"),
-        Column("ece", "ECE"),
+        Column("nll", "NLL", less=True),
+        Column("ece", "ECE", less=True),
     )
     curves = (
         ("nats", True, ("loss", "eval_nll")),

@@ -89,9 +89,9 @@ class LanguageModeling(Task):
     unit = "tokens"
     described_as = Text
     columns = (
-        Column("bits_per_byte", "bits per byte"),
-        Column("perplexity", "perplexity"),
-        Column("nll", "nats a token"),
+        Column("bits_per_byte", "bits per byte", less=True),
+        Column("perplexity", "perplexity", less=True),
+        Column("nll", "nats a token", less=True),
         Column("accuracy", "next token right", percent),
     )
     curves = (

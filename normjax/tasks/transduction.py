@@ -66,7 +66,7 @@ class Transduction(Task):
     columns = (
         Column("exact", "sequences right", percent),
         Column("accuracy", "next token right", percent),
-        Column("nll", "nats a token"),
+        Column("nll", "nats a token", less=True),
     )
     curves = (
         ("nats a token", True, ("loss", "eval_nll")),

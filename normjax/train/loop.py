@@ -70,7 +70,7 @@ def _train(
         workdir,
         keep_last=kept.keep_last,
         keep_best=kept.keep_best,
-        rank=experiment.task.rank,
+        rank=experiment.task.ranking(),
     )
     try:
         # What is wrong with the weights that it begins with must leave no run behind.
@@ -133,6 +133,7 @@ class Run:
         step_fn, flops = self.compile(step)
         self._print_summary(flops)
         log = self._open_log()
+        self.scoring.remember(self.step)
         try:
             with self.interrupt as interrupt:
                 until = self.config.total_steps
@@ -143,7 +144,7 @@ class Run:
                     ):
                         log.close()
                         log = self._roll_back(failed)
-                    if self.step == until:
+                    if self.step == until or self.scoring.stalled:
                         return self._finish(log)
                 if self.checkpoints.latest() != self.step:
                     self.checkpoints.save(self.state)
@@ -174,6 +175,7 @@ class Run:
           the log, from there on.
         """
         self.restore()
+        self.scoring.remember(self.step)
         if self.looks:
             self.looks.close()
             self.looks = LayerLog(self.workdir, self.step)
@@ -192,6 +194,8 @@ class Run:
         """Train up to step `until`, or until a signal."""
         config, total, votes = self.config, self.config.total_steps, self.votes
         pending: collections.deque[tuple[int, Any]] = collections.deque()
+        if self.scoring.stalled:
+            return
         batches: Any = self.experiment.train_batches(self.guard.batch(self.step))
         bar = report.ProgressBar(total, self.step)
         begin = time.monotonic()
@@ -218,10 +222,10 @@ class Run:
                         self._record(*pending.popleft(), log, bar, begin)
                     self.seconds += time.monotonic() - begin
                     scores = self.scoring.evaluate(self.state, log) if due else None
-                    if save:
+                    if save and not self.scoring.stalled:
                         self.checkpoints.save(self.state, scores)
                     begin = time.monotonic()
-                if votes.stop(interrupt):
+                if votes.stop(interrupt) or self.scoring.stalled:
                     break
             self.profile.at(self.step, self.state)
             while pending:
@@ -261,6 +265,11 @@ class Run:
     def _finish(self, log) -> dict[str, float]:
         data = self.config.data
         batch = self.guard.batch(self.step)
+        if self.step < self.config.total_steps:
+            console.print(
+                f"ended at step {self.step}: no better score in "
+                f"{self.config.patience} evaluations (config.patience)"
+            )
         rows = self.scoring.finish(self.state, log, batch)
         results = dict(rows[data.eval_split])
         if data.test_split:

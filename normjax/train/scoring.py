@@ -43,6 +43,7 @@ class Scoring:
         self._checkpoints, self._watch = checkpoints, watch
         self._config = experiment.config
         self._eval_step = jit_eval_step(experiment)
+        self._rank, self._ranks = experiment.task.ranking(), list[float]()
 
     def evaluate(
         self, state: TrainState, log: Any = None, prefix: str = "eval_", split: str = ""
@@ -54,7 +55,26 @@ class Scoring:
         if log is not None:
             found = {prefix + name: value for name, value in scores.items()}
             log.write(int(state.step), found)
+            self._ranks.append(self._rank(scores))
         return scores
+
+    def remember(self, step: int) -> None:
+        """Take the evaluations up to a step from the log, for `stalled`."""
+        records = report.read_metrics(self._workdir) if is_first() else []
+        kept = [
+            {k.removeprefix("eval_"): v for k, v in record.items()}
+            for record in records
+            if record["step"] <= step and any(k.startswith("eval_") for k in record)
+        ]
+        self._ranks = from_first([self._rank(scores) for scores in kept])
+
+    @property
+    def stalled(self) -> bool:
+        """Whether as many evaluations as `config.patience` brought no better score."""
+        patience, ranks = self._config.get("patience", 0), self._ranks
+        if not patience or not ranks:
+            return False
+        return len(ranks) - 1 - ranks.index(max(ranks)) >= patience
 
     def catch_up(self, state: TrainState, log: Any) -> None:
         """The evaluation of the step of `state`, if a signal came before its end."""
@@ -90,18 +110,18 @@ class Scoring:
             test = self.evaluate(state, split=config.data.test_split)
             rows[config.data.test_split] = found["test_"] = test
         if not ended:
-            if not self._is_logged(step):
-                for prefix, values in found.items():
+            for prefix, values in found.items():
+                if not self._is_logged(step, prefix):
                     log.write(step, {prefix + k: v for k, v in values.items()})
             self._checkpoints.replace(state, scores)
             forget(self._workdir)
         return rows
 
-    def _is_logged(self, step: int) -> bool:
+    def _is_logged(self, step: int, prefix: str = "eval_") -> bool:
         """Whether the log has the evaluation of a step."""
         records = report.read_metrics(self._workdir) if is_first() else []
         names = (name for r in records if r["step"] == step for name in r)
-        return bool(from_first(any(name.startswith("eval_") for name in names)))
+        return bool(from_first(any(name.startswith(prefix) for name in names)))
 
     def _recalibrated(self, state: TrainState, batch: int) -> TrainState:
         """`state`, recalibrated from where a signal stopped it, if one did."""
