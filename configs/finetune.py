@@ -46,7 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.init.path = choice["weights"]
     config.total_steps, config.batch_size = choice["steps"], 64
     config.eval_every = config.checkpoint.every = max(choice["steps"] // 10, 1)
-    _images(config.data, choice)
+    _images(config.data, choice, family.preprocessing_of(name))
     config.optim.lr = 5e-4 if choice["train"] == "all" else 2e-3
     config.optim.weight_decay = 0.05 if choice["train"] == "all" else 0.0
     config.optim.trainable = TRAINED[choice["train"]]
@@ -96,10 +96,11 @@ def _sized(name: str, size: int) -> dict[str, Any]:
 WINDOWS = ("window_size", "split_size")
 
 
-def _images(data: Any, choice: dict[str, Any]) -> None:
+def _images(data: Any, choice: dict[str, Any], published: Any) -> None:
     data.name, data.path = "image_folder", choice["path"]
-    data.mean, data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    data.mean, data.std = published.mean, published.std
     data.label_smoothing = 0.1
     size = choice["size"]
-    data.augment.update(image_size=size, eval_resize=size * 8 // 7, flip=True)
+    resized = {"image_size": size, "eval_resize": published.resized(size)}
+    data.augment.update(interpolation=published.interpolation, flip=True, **resized)
     data.augment.resized_crop_min_scale = 0.25

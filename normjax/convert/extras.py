@@ -153,8 +153,8 @@ _UNREAD = "nothing reads it"
 ROWS = (
     Row(
         "",
-        r"(.*)bn\.running_mean",
-        r"\1bn.num_batches_tracked",
+        r"(.*)running_mean",
+        r"\1num_batches_tracked",
         lambda *_: np.zeros((), np.int64),
         "counts batches; the momentum is fixed",
     ),

@@ -14,7 +14,9 @@ ANCHORS = tuple(dict.fromkeys(name for f in FAMILIES.values() for name in f.anch
 """Arrays of which every model has one, whatever stands before its names."""
 
 STEMS = tuple(
-    dict.fromkeys(name for f in FAMILIES.values() if f.classes for name in f.anchors)
+    dict.fromkeys(
+        name for f in FAMILIES.values() if f.classes for name in f.stems or f.anchors
+    )
 )
 """First convolutions."""
 

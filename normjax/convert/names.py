@@ -14,7 +14,14 @@ from normjax.convert import layouts
 from normjax.convert.transforms import Transform, named
 from normjax.core.collections import TRANSIENT
 from normjax.core.errors import UserError, one_of
-from normjax.families.layout import LAYER_NORM, NORM, REPBN, Kind, prepbn
+from normjax.families.layout import (
+    BATCH_NORM,
+    LAYER_NORM,
+    NORM,
+    REPBN,
+    Kind,
+    prepbn,
+)
 from normjax.models import MODELS
 from normjax.norms import PRepBN
 
@@ -135,7 +142,7 @@ def _norm_kinds(model: Any) -> list[Kind]:
         given = {"warmup_steps": 0, **norm.keywords}
         schedule = {k: given[k] for k in ("warmup_steps", "decay_steps")}
     last = [prepbn(**schedule)] if schedule else []
-    return [LAYER_NORM, REPBN, *last]
+    return [LAYER_NORM, BATCH_NORM, REPBN, *last]
 
 
 def _match(path, paths, ours, theirs, kind, norms):

@@ -82,6 +82,8 @@ def settle(config: Any, model: Any, given: Mapping) -> list[Change]:
     Raises:
       UserError: a network that no setting of the model is.
     """
+    if getattr(model, "pool", None) == "distilled":
+        given = {**given, "distilled": None}
     _check(given, text=not reads_images(model))
     changes = []
     for theirs, ours in FIELDS.items():

@@ -18,7 +18,7 @@ from normjax.devices.mesh import AXES, FSDP
 
 LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)embed$", ("vocab", "embed")),
-    (r"(^|/)head/kernel$", ("embed", "vocab")),
+    (r"(^|/)head(_dist)?/kernel$", ("embed", "vocab")),
     # Convolutions; the dims of the window come before these two.
     (r"(^|/)stem/.*kernel$", (None, "embed")),
     (r"(^|/)(conv|sr|merge_\d+/(proj|reduction))/kernel$", ("embed", "mlp")),

@@ -56,9 +56,8 @@ def recipe_of(preset: str) -> str:
       UserError: no preset of this name, or none with a recipe.
     """
     family = family_of(preset)
-    if family is None or not family.config or family.name not in preset.split("_"):
-        with_config = [f for f in FAMILIES.values() if f.config]
-        known = [n for f in with_config for n in f.presets if f.name in n.split("_")]
+    if family is None or not family.trains(preset):
+        known = [n for f in FAMILIES.values() for n in f.presets if f.trains(n)]
         raise UserError(one_of("model", preset, known))
     return str(RECIPES / family.config_of(preset))
 

@@ -10,6 +10,7 @@ from normjax.families.cswin import CSWIN
 from normjax.families.deit import DEIT
 from normjax.families.language import LANGUAGE
 from normjax.families.llama import LLAMA
+from normjax.families.mobilenet import MOBILENET
 from normjax.families.pvt import PVT
 from normjax.families.resnet import RESNET
 from normjax.families.swin import SWIN
@@ -17,7 +18,8 @@ from normjax.families.swin import SWIN
 __all__ = ["FAMILIES", "PRESETS", "Family", "Preprocessing", "Recipe", "family_of"]
 
 FAMILIES = {
-    family.name: family for family in (DEIT, SWIN, PVT, CSWIN, RESNET, LANGUAGE, LLAMA)
+    family.name: family
+    for family in (DEIT, SWIN, PVT, CSWIN, RESNET, MOBILENET, LANGUAGE, LLAMA)
 }
 """What is known of each family, a `Family`, by its name.
 

@@ -72,6 +72,7 @@ class Family(NamedTuple):
         release first.
       anchors: arrays of which every such file has one, whatever stands before its
         names: the first convolution, or the table of tokens.
+      stems: first convolutions, where they are not the anchors.
       tied: arrays that repeat another one where it serves twice.
       classes: arrays with a row for each class.  tokens: those with one for each token.
       optional: arrays of such files that models of ours may lack: pattern -> why.
@@ -79,8 +80,8 @@ class Family(NamedTuple):
       recipes: by variant, the words of a preset's name but the family's own.
       preprocessing: by the beginning of a preset's name, the longest that fits; ""
         is that of all others. Empty for models of text.
-      config: file and arguments of the config that trains a preset, with {variant}, or
-        {size} for its last word; "" where none does.
+      config: file and arguments of the config that trains a preset, with {variant},
+        {size} for its last word, or {preset}; "" where none does.
 
     Example:
       >>> from normjax.families import FAMILIES
@@ -96,6 +97,7 @@ class Family(NamedTuple):
     kind: str = "images"
     layouts: Mapping[str, list[Row]] = {}
     anchors: tuple[str, ...] = ()
+    stems: tuple[str, ...] = ()
     tied: Mapping[str, str] = {}
     classes: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
@@ -120,7 +122,12 @@ class Family(NamedTuple):
         """The config of a preset, "FILE:ARGUMENTS"."""
         words = preset.split("_")
         variant = "_".join(word for word in words if word != self.name)
-        return self.config.format(variant=variant, size=words[-1])
+        return self.config.format(variant=variant, size=words[-1], preset=preset)
+
+    def trains(self, preset: str) -> bool:
+        """Whether `config` has a run of this preset."""
+        of_all = "{preset}" in self.config
+        return bool(self.config) and (of_all or self.name in preset.split("_"))
 
 
 def layer_norm(epsilon: float) -> Arguments:

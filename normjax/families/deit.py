@@ -10,7 +10,7 @@ from normjax.families.base import (
     is_original,
     prepbn,
 )
-from normjax.families.layout import CONV, CORE, END, block
+from normjax.families.layout import CONV, CORE, END, LINEAR, block
 
 _SLAB = {"norm": {"name": "prepbn", "decay_steps": 60_000}, "mixer": "sla"}
 _BLOCK = "blocks_{i}", "blocks.{i}"
@@ -18,6 +18,9 @@ _DROP_PATHS = {
     "tiny": 0.1,
     "small": 0.1,
     "base": 0.1,
+    "tiny_distilled": 0.1,
+    "small_distilled": 0.1,
+    "base_distilled": 0.1,
     "tiny_prepbn": 0.0,
     "small_prepbn": 0.0,
     "slab_tiny": 0.0,
@@ -42,6 +45,9 @@ DEIT = Family(
         "deit_tiny": _deit(192, 3, pool="cls"),
         "deit_small": _deit(384, 6, pool="cls"),
         "deit_base": _deit(768, 12, pool="cls"),
+        "deit_tiny_distilled": _deit(192, 3, pool="distilled"),
+        "deit_small_distilled": _deit(384, 6, pool="distilled"),
+        "deit_base_distilled": _deit(768, 12, pool="distilled"),
         "deit_tiny_prepbn": _deit(192, 3, pool="cls", norm=prepbn(300_000, 1e-6)),
         "deit_small_prepbn": _deit(384, 6, pool="cls", norm=prepbn(300_000, 1e-6)),
         "slab_deit_tiny": _deit(192, 3, pool="mean", **_SLAB),
@@ -54,6 +60,7 @@ DEIT = Family(
                 "",
                 {
                     "cls_token": ("cls_token", "same"),
+                    "dist_token": ("dist_token", "same"),
                     "pos_embed": ("pos_embed", "tokens"),
                 },
             ),
@@ -61,6 +68,7 @@ DEIT = Family(
             *block(*_BLOCK),
             (f"{_BLOCK[0]}/mixer", f"{_BLOCK[1]}.attn", CORE),
             *END,
+            ("head_dist", "head_dist", LINEAR),
         ]
     },
     anchors=("patch_embed.proj.weight",),

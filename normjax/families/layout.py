@@ -8,7 +8,8 @@ a name and its arguments. Names of several families differ by the rows only.
 Sources: the released code of DeiT (Touvron et al., 2021; timm has the same names), Swin
 (Liu et al., 2021; timm 1.x under `swin_timm`), PVT (Wang et al., 2021), CSwin (Dong et
 al., 2022), FLatten (Han et al., 2023), SLAB (Guo et al., 2024) and LLaMA (Touvron et
-al., 2023) as Hugging Face's transformers keeps it.
+al., 2023) as Hugging Face's transformers keeps it; ResNet and MobileNetV2 are those of
+torchvision, and of timm where that has other names.
 """
 
 from typing import Any
@@ -18,6 +19,7 @@ Row = tuple[str, str, Any]
 
 LINEAR: Kind = {"kernel": ("weight", "linear"), "bias": ("bias", "same")}
 CONV: Kind = {"kernel": ("weight", "conv"), "bias": ("bias", "same")}
+DEPTHWISE: Kind = {"kernel": ("weight", "depthwise")}
 Q_KV: Kind = {
     "kernel": (("q.weight", "kv.weight"), "q_kv_weight"),
     "bias": (("q.bias", "kv.bias"), "q_kv_bias"),
@@ -44,6 +46,11 @@ CORE: Kind = {
 }
 
 LAYER_NORM: Kind = {"scale": ("weight", "same"), "bias": ("bias", "same")}
+BATCH_NORM: Kind = {
+    **LAYER_NORM,
+    "mean": ("running_mean", "same"),
+    "var": ("running_var", "same"),
+}
 REPBN: Kind = {
     "alpha": ("alpha", "same"),
     "scale": ("bn.weight", "same"),

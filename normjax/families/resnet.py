@@ -3,11 +3,26 @@
 from typing import Any
 
 from normjax.families.base import Arguments, Family, Preprocessing
+from normjax.families.layout import CONV, LINEAR, NORM, Row
 
 
 def _resnet(*depths: int, **other: Any) -> Arguments:
     return {"name": "resnet", "depths": depths, **other}
 
+
+def _unit(ours: str, conv: str, norm: str) -> list[Row]:
+    return [(f"{ours}/conv", conv, CONV), (f"{ours}/norm", norm, NORM)]
+
+
+_BLOCK = "blocks_{s}_{i}", "layer{next}.{i}"
+_UNITS = [
+    row
+    for i in range(3)
+    for row in _unit(
+        f"{_BLOCK[0]}/unit_{i}", f"{_BLOCK[1]}.conv{i + 1}", f"{_BLOCK[1]}.bn{i + 1}"
+    )
+]
+_SHORTCUT = f"{_BLOCK[1]}.downsample"
 
 RESNET = Family(
     name="resnet",
@@ -25,8 +40,20 @@ RESNET = Family(
             shortcut="pad",
         ),
     },
+    layouts={
+        "resnet": [
+            *_unit("stem/unit", "conv1", "bn1"),
+            *_UNITS,
+            *_unit(f"{_BLOCK[0]}/shortcut", f"{_SHORTCUT}.0", f"{_SHORTCUT}.1"),
+            ("head", "fc", LINEAR),
+        ]
+    },
+    anchors=("layer1.0.conv1.weight",),
+    stems=("conv1.weight",),
+    classes=("fc.weight",),
     preprocessing={
         "": Preprocessing(interpolation="bilinear"),
         "resnet20": Preprocessing(image_size=32, crop_ratio=1.0),
     },
+    config="finetune.py:{preset}",
 )

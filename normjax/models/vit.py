@@ -20,7 +20,9 @@ from normjax.models.layers import Factory
 from normjax.models.placement import Placement, placement_of, stream_obstacle
 
 _SHARED = "layers with other norms share the weights next to it"
-POOLS = {"cls": "seq", "mean": "grid"}
+POOLS = {"cls": "seq", "distilled": "seq", "mean": "grid"}
+TOKENS = {"cls": ("cls_token",), "distilled": ("cls_token", "dist_token"), "mean": ()}
+"""Learned tokens before those of the image."""
 
 
 @MODELS.register("vit", "seq", "grid")
@@ -32,8 +34,10 @@ class ViT(nn.Module):
       dim, depth, num_heads, mlp_ratio: of the transformer.
       norm, mixer, activation, mlp, stem: factories (see `models.build`, which takes
         keys). Several mixers are those of the layers in turn.
-      pool: "cls" reads a class token, so that tokens form a sequence; "mean" averages
-        the tokens, which stay a grid [B, H, W, C].
+      pool: "cls" reads a class token, so that tokens form a sequence; "distilled" a
+        second token beside it, whose own head gives logits that are averaged with
+        those of the first (DeiT); "mean" averages the tokens, which stay a grid
+        [B, H, W, C].
       placement: where the norms sit; a key of `models.placement.PLACEMENTS`.
       share_layers: all layers have the weights of one mixer and one MLP, and each its
         own norms (WideNet; Xue et al., 2022).
@@ -97,10 +101,17 @@ class ViT(nn.Module):
             x = self._block(i, name=f"blocks_{i}", **shared)(x, train)
         if placement.final:
             x = self.norm(name="norm", dtype=self.dtype)(x, train=train)
-        x = x[:, 0] if self.pool == "cls" else mean_over_positions(x)
         init = {"kernel_init": trunc_normal, "dtype": self.dtype}
-        logits = Dense(self.num_classes, name="head", **init)(x)
+        heads = [Dense(self.num_classes, name=n, **init) for n in self._heads()]
+        read = [x[:, i] for i in range(len(TOKENS[self.pool]))]
+        read = read or [mean_over_positions(x)]
+        each = [head(x) for head, x in zip(heads, read, strict=True)]
+        logits = each[0] if len(each) == 1 else sum(each) / len(each)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    @nn.nowrap
+    def _heads(self) -> tuple[str, ...]:
+        return ("head", "head_dist") if self.pool == "distilled" else ("head",)
 
     @nn.nowrap
     def _stem(self, **where) -> nn.Module:
@@ -146,12 +157,13 @@ class ViT(nn.Module):
         return kind(branches, **where)
 
     def _embed(self, x: jax.Array, train: bool) -> jax.Array:
-        """Add the class token, if any, and the table of positions."""
-        if self.pool == "cls":
+        """Add the tokens that are learned, if any, and the table of positions."""
+        if names := TOKENS[self.pool]:
             x = x.reshape(x.shape[0], -1, self.dim)
-            token = self.param("cls_token", trunc_normal, (1, 1, self.dim))
-            token = jnp.broadcast_to(token, (x.shape[0], 1, self.dim))
-            x = jnp.concatenate([token.astype(x.dtype), x], axis=1)
+            tokens = [self.param(n, trunc_normal, (1, 1, self.dim)) for n in names]
+            shape = (x.shape[0], 1, self.dim)
+            tokens = [jnp.broadcast_to(t, shape).astype(x.dtype) for t in tokens]
+            x = jnp.concatenate([*tokens, x], axis=1)
         table = self.param("pos_embed", trunc_normal, (1, *x.shape[1:]))
         x = x + repeat_over_batch(table[0].astype(x.dtype), x.shape[0])
         return nn.Dropout(self.dropout_rate)(x, deterministic=not train)
@@ -167,7 +179,7 @@ class ViT(nn.Module):
         for i in range(self.depth):
             sites.extend(self._block_sites(i))
         if placement.final:
-            sites.append(FoldSite("norm", norm, readers=("head",)))
+            sites.append(FoldSite("norm", norm, readers=self._heads()))
         return sites
 
     @nn.nowrap
@@ -191,7 +203,7 @@ class ViT(nn.Module):
             obstacle = "layers share their weights"
         elif not obstacle and self.dropout_rate:
             obstacle = "dropout acts on the stream"
-        tables = ("cls_token", "pos_embed") if self.pool == "cls" else ("pos_embed",)
+        tables = (*TOKENS[self.pool], "pos_embed")
         stem = {"stem": self._stem(parent=None)}
         blocks = {f"blocks_{i}": self._block(i, parent=None) for i in range(self.depth)}
         return stream_of(tables, stem, blocks, obstacle)

@@ -54,6 +54,7 @@ EVERYWHERE = frozenset(
 NO_DECAY = {
     "pos_embed",
     "cls_token",
+    "dist_token",
     "positional_encoding",
     "relative_position_bias",
 }
