@@ -125,7 +125,7 @@ def test_remat_changes_neither_values_nor_gradients():
         ("vit", {"stem": "cnv"}, "unknown stem 'cnv'; did you mean 'conv'"),
         ("vit", {"activation": "glu"}, "unknown activation 'glu'; did you mean"),
         ("vit", {"placement": "pst"}, "unknown placement 'pst'; did you mean 'post'"),
-        ("vit", {"pool": "max"}, "pool 'max' is none of cls, mean"),
+        ("vit", {"pool": "max"}, "pool 'max' is none of cls, distilled, mean"),
         (
             "vit",
             {"mixer": "sla", "pool": "cls"},
