@@ -48,8 +48,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--dtypes",
         action="store",
-        default="float64,float32",
-        help="types in which reference arrays are run, of these and bfloat16",
+        default=None,
+        help="types in which reference arrays are run: float64,float32 or bfloat16; "
+        "with it only whole models count as slow",
     )
 
 

@@ -49,11 +49,12 @@ def found(meta):
         return None, str(error)
 
 
-def marks_of(meta, runner, dtype):
-    """Fast: layers in float64, one of a kind."""
+def marks_of(meta, runner, dtype, asked):
+    """Fast: layers, in types that were asked for or in float64, there one of a kind."""
     if runner is None:
         return ()
-    slow = meta.get("family") or meta.get("variant") in ALIKE or dtype != "float64"
+    alike = meta.get("variant") in ALIKE or dtype != "float64"
+    slow = meta.get("family") or (alike and not asked)
     return pytest.mark.slow if slow else ()
 
 
@@ -62,14 +63,15 @@ def pytest_generate_tests(metafunc):
     files = sorted(folder.rglob("*.npz"))
     if not files:
         raise pytest.UsageError(f"no reference arrays (.npz) below {folder}")
-    dtypes = metafunc.config.getoption("--dtypes").split(",")
+    asked = metafunc.config.getoption("--dtypes")
+    dtypes = (asked or "float64,float32").split(",")
     rows = []
     for path in files:
         meta = meta_of(path)
         runner, _ = found(meta)
         for tolerance in runner.tolerances if runner else LAYERS:
             if tolerance.dtype in dtypes:
-                marks = marks_of(meta, runner, tolerance.dtype)
+                marks = marks_of(meta, runner, tolerance.dtype, asked)
                 name = f"{path.stem}-{tolerance.dtype}"
                 rows.append(pytest.param(path, tolerance, id=name, marks=marks))
     metafunc.parametrize("path,tolerance", rows)

@@ -59,7 +59,7 @@ def arrays(dtype: str, precision: str, small: bool) -> tuple[int, list]:
         if importlib.util.find_spec("xdist") and not small:
             command += ["-n", str(PROCESSES)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if not log.exists():
+        if done.returncode not in (0, 1):  # 1: some disagree; 5: there are none
             raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout}")
         return read(log)
 

@@ -47,6 +47,13 @@ def test_results_of_pytest(tmp_path):
     assert golden.read(log) == (1, [("b", "y: 2 of 1")])
 
 
+def test_no_reference_arrays_are_no_success(monkeypatch):
+    done = subprocess.CompletedProcess([], 5, "51 deselected", "")  # nothing was run
+    monkeypatch.setattr(golden.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(RuntimeError, match="pytest ended with 5: 51 deselected"):
+        golden.arrays("float32", "highest", False)
+
+
 def test_calls_of_a_function():
     """A forward pass, and that with the gradients of all inputs."""
     x = np.array([1.0, 2.0], np.float32)
