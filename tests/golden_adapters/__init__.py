@@ -1,9 +1,9 @@
-"""How reference arrays are run against normjax: one function per variant or family.
+"""How reference arrays are run against normjax: an adapter per variant or family.
 
-`runner_of(meta)` gives the function and its tolerances; called with (data, meta,
-tolerance) it asserts that values, gradients and state agree. Arrays and constructor
-arguments are the reference's; the adapter translates names and layouts. A file is known
-by what its meta says, never by a name: layers by `variant`, whole models by `family`.
+An adapter is a function (data, meta) -> `Case`, which says what the arrays are here and
+which function they belong to; `run.check` does the rest. Adapters of what is no forward
+pass with gradients (whole models, clipping) assert by themselves. A file is known by
+what its meta says, never by a name: layers by `variant`, whole models by `family`.
 """
 
 import functools
@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from normjax.core.errors import one_of
-from tests.golden_adapters.compare import LAYERS, MODELS, NORMS, Tolerance
+from tests.golden_adapters.compare import LAYERS, MODELS, NORMS, WEIGHTS, Tolerance
+from tests.golden_adapters.run import Case, check
 
 
 class Runner(NamedTuple):
-    """How a file is run, and to what tolerances by default."""
+    """(data, meta, tolerance) -> None, and the tolerances to run a file with."""
 
     run: Callable
     tolerances: tuple[Tolerance, ...]
@@ -25,7 +26,7 @@ RUNNERS: dict[str, dict[str, Runner]] = {"variant": {}, "family": {}}
 
 
 def registered(*names: str, by: str, tolerances: tuple[Tolerance, ...]):
-    """Decorator that adds a function for the variants or families of these names."""
+    """Decorator that adds a function which asserts for these variants or families."""
 
     def add(function):
         RUNNERS[by].update(dict.fromkeys(names, Runner(function, tolerances)))
@@ -34,8 +35,31 @@ def registered(*names: str, by: str, tolerances: tuple[Tolerance, ...]):
     return add
 
 
+def described(*variants: str, tolerances: tuple[Tolerance, ...]):
+    """Decorator that adds a function (data, meta) -> Case.
+
+    Or -> a list of them, which compute the same: in float64, in which tests of their
+    own compare them, only the first is run.
+    """
+
+    def add(adapter):
+        @registered(*variants, by="variant", tolerances=tolerances)
+        def check_all(data, meta, tolerance):
+            made = adapter(data, meta)
+            cases = [made] if isinstance(made, Case) else made
+            for case in cases[:1] if tolerance.dtype == "float64" else cases:
+                check(case, data, meta, tolerance)
+
+        return adapter
+
+    return add
+
+
+norm_case = functools.partial(described, tolerances=NORMS)
+layer_case = functools.partial(described, tolerances=LAYERS)
+weight_case = functools.partial(described, tolerances=WEIGHTS)
 norm_runner = functools.partial(registered, by="variant", tolerances=NORMS)
-layer_runner = functools.partial(registered, by="variant", tolerances=LAYERS)
+weight_runner = functools.partial(registered, by="variant", tolerances=WEIGHTS)
 model_runner = functools.partial(registered, by="family", tolerances=MODELS)
 
 
@@ -57,7 +81,6 @@ from tests.golden_adapters import (  # noqa: E402, F401
     adaptation,
     families,
     language_models,
-    mixers,
     norms,
     placements,
     sequence_mixers,

@@ -11,11 +11,14 @@ class Tolerance:
 
     Attributes:
       dtype: that the module runs in.  value, gradient: allowed relative errors.
+      each: whether the gradient of a parameter is measured by its own largest entry,
+        not by that of all parameters.
     """
 
     dtype: str
     value: float
     gradient: float
+    each: bool = False
 
 
 # Relative errors of 1e-6 and 1e-4 are asked for. Layers: forward, gradient. Models:
@@ -30,6 +33,11 @@ NORMS = (
 LAYERS = (
     Tolerance("float64", 1e-9, 1e-8),
     Tolerance("float32", 1e-5, 1e-4),
+    COARSE,
+)
+WEIGHTS = (
+    Tolerance("float64", 1e-9, 1e-8, each=True),
+    Tolerance("float32", 1e-5, 1e-4, each=True),
     COARSE,
 )
 MODELS = (

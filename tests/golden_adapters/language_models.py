@@ -10,7 +10,8 @@ import numpy as np
 from normjax import convert, fusion, models
 from normjax.models import PRESETS
 from tests.golden_adapters import model_runner
-from tests.golden_adapters.whole_models import cast, state_of
+from tests.golden_adapters.run import cast
+from tests.golden_adapters.whole_models import state_of
 
 SIZES = {
     "hidden_size": "dim",

@@ -6,8 +6,10 @@ import numpy as np
 
 from normjax import fusion, models, norms
 from normjax.models.placement import PLACEMENTS, BranchPlacement, mix, residual
-from tests.golden_adapters import norm_runner
+from tests.golden_adapters import norm_case, norm_runner
 from tests.golden_adapters.compare import close
+from tests.golden_adapters.run import Case, cast, pure
+from tests.golden_adapters.translate import of
 
 # Variant of the reference -> our placement; Mix-LN counts its layers.
 STACKS = {
@@ -42,12 +44,9 @@ def placements_of(meta) -> list[BranchPlacement]:
     return [placement.layer(i, layers) for i in range(layers)]
 
 
-@norm_runner("preln", "postln", "mixln", "lnscaling", "periln")
-def stack(data, meta, tolerance):
+@norm_case("preln", "postln", "mixln", "lnscaling", "periln")
+def stack(data, meta):
     placements, norm = placements_of(meta), norms.RMSNorm(epsilon=1e-6)
-    prefix = "param_"
-    given = {k.removeprefix(prefix): data[k] for k in data if k.startswith(prefix)}
-    params = {k: jnp.asarray(v, tolerance.dtype) for k, v in given.items()}
 
     def forward(params, x):
         for i, place in enumerate(placements):
@@ -70,22 +69,8 @@ def stack(data, meta, tolerance):
                 )
         return x
 
-    @jax.jit
-    def run(params, x, dy):
-        y, vjp = jax.vjp(forward, params, x)
-        return y, *vjp(dy)
-
-    for t in range(meta["steps"]):
-        x, dy = (jnp.asarray(data[f"{k}_{t}"], tolerance.dtype) for k in ("x", "dy"))
-        y, dparams, dx = run(params, x, dy)
-        close(f"y_{t}", y, data[f"y_{t}"], tolerance.value)
-        close(f"dx_{t}", dx, data[f"dx_{t}"], tolerance.gradient)
-        expected = {k: data[f"dparam_{k}_{t}"] for k in given}
-        largest = max(np.abs(v).max() for v in expected.values())
-        for k, v in expected.items():
-            close(f"d{k}_{t}", dparams[k], v, tolerance.gradient, largest)
-    y = forward(params, jnp.asarray(data["x_eval"], tolerance.dtype))
-    close("y_eval", y, data["y_eval"], tolerance.value)
+    names = (k.removeprefix("param_") for k in data if k.startswith("param_"))
+    return Case(pure(forward), {name: of(name) for name in names})
 
 
 def vit_params(data, prefix: str, fallback: str, kwargs) -> dict:
@@ -138,16 +123,14 @@ def prenorm_convert(data, meta, tolerance):
         pool="cls",
     )
 
-    def cast(tree):
-        return jax.tree.map(lambda a: jnp.asarray(a, tolerance.dtype), tree)
-
     side, grid = kwargs["patch_size"], kwargs["image_size"] // kwargs["patch_size"]
     patches = data["x_0"].reshape(
         -1, grid, grid, side, side, data["x_0"].shape[-1] // side**2
     )
     shape = (len(patches), kwargs["image_size"], kwargs["image_size"], -1)
-    images = cast(patches.swapaxes(2, 3).reshape(shape))
-    variables = {"params": cast(vit_params(data, "orig", "orig", kwargs))}
+    images = cast(patches.swapaxes(2, 3).reshape(shape), tolerance.dtype)
+    params = vit_params(data, "orig", "orig", kwargs)
+    variables = cast({"params": params}, tolerance.dtype)
     close(
         "pre_ln",
         jax.jit(model.apply)(variables, images),

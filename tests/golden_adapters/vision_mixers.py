@@ -13,77 +13,44 @@ from normjax.mixers.grid.cross_shaped_window import Stripes
 from normjax.models.block import Block, feeding, mixing
 from normjax.models.mlps import MLP, DepthwiseMLP
 from normjax.models.placement import BranchPlacement
-from tests.golden_adapters import layer_runner
-from tests.golden_adapters.families import Unconditional
-from tests.golden_adapters.mixers import linear, run_once
+from tests.golden_adapters import layer_case
+from tests.golden_adapters.run import Case, applied
+from tests.golden_adapters.translate import (
+    as_grid,
+    conv,
+    depthwise,
+    flat,
+    grid_of,
+    inside,
+    linear,
+    maps,
+    of,
+    pointwise,
+    translated,
+    transposed,
+)
 
-WITHOUT_EFFECT = {
-    "attn_drop": 0,
-    "proj_drop": 0,
-    "drop": 0,
-    "drop_path": 0,
-    "qk_scale": None,
-    "norm_layer": None,
-    "act_layer": None,
-}
-"""Arguments of the references that change nothing at these values."""
-
-DWC = {
-    "dwc.weight": ("dwc_kernel", lambda w: w[:, 0].transpose(1, 2, 0)),
-    "dwc.bias": ("dwc_bias", np.asarray),
-}
-LEPE = {
-    "get_v.weight": ("lepe_kernel", DWC["dwc.weight"][1]),
-    "get_v.bias": ("lepe_bias", np.asarray),
-}
-SCALE = {"scale": ("scale", lambda s: s.reshape(-1))}
+QKV = {**linear("qkv", "qkv"), **linear("proj", "proj")}
+DWC = {"dwc_kernel": depthwise("dwc.weight"), "dwc_bias": of("dwc.bias")}
+LEPE = {"lepe_kernel": depthwise("get_v.weight"), "lepe_bias": of("get_v.bias")}
+NORM = {"scale": of("weight"), "bias": of("bias")}
+SCALE = {"scale": flat("scale")}
 LINEAR_CORE = {"kernel_size": "kernel_size", "num_heads": "num_heads"}
 FOCUSED_CORE = {**LINEAR_CORE, "focusing_factor": "focusing_factor"}
 
 
-def translated(kwargs, names, checked):
-    """The arguments of ours that the reference's stand for; none is left over.
-
-    Args:
-      names: argument of the reference -> of ours.
-      checked: other arguments and the only value that they may have.
-    """
-    checked = {**WITHOUT_EFFECT, **checked}
-    assert not set(kwargs) - set(names) - set(checked), (kwargs, names)
-    for name in set(kwargs) & set(checked):
-        assert kwargs[name] == checked[name], (name, kwargs[name], checked[name])
-    return {ours: kwargs[name] for name, ours in names.items() if name in kwargs}
-
-
-def with_maps(data, to_ours):
-    """The data with inputs, outputs and their gradients in our layout."""
-    maps = {k: to_ours(data[k]) for k in ("x", "dx", "y", "dy")}
-    return {**data, **maps}
-
-
-def grid_of(data, meta):
-    """(H, W), which some files keep in the meta and some among the arrays."""
-    return tuple(int(data[k] if k in data else meta[k]) for k in ("H", "W"))
-
-
-def as_grid(height, width):
-    """Function from [B, H * W, C] to [B, H, W, C]."""
-    return lambda t: t.reshape(-1, height, width, t.shape[-1])
-
-
 def table(height, width):
     """The table of positions, which is ours by rows and columns."""
-    return {
-        "positional_encoding": (
-            "positional_encoding",
-            lambda t: t.reshape(height, width, -1),
-        )
-    }
+    shape = (height, width, -1)
+    name = "positional_encoding"
+    return {name: of(name, to=lambda t: t.reshape(shape))}
 
 
-def inside(path, names, prefix=""):
-    """Names of a submodule's parameters: reference prefix -> our path."""
-    return {f"{prefix}{k}": (f"{path}/{v}", f) for k, (v, f) in names.items()}
+def offsets(window):
+    """Rows of the reference's table, of (2h - 1)(2w - 1), as our two dimensions."""
+    h, w = window
+    shape, name = (2 * h - 1, 2 * w - 1, -1), "relative_position_bias"
+    return {name: of(f"{name}_table", to=lambda t: t.reshape(shape))}
 
 
 def has_bias(data, kwargs, layer="qkv"):
@@ -93,38 +60,32 @@ def has_bias(data, kwargs, layer="qkv"):
     return bias
 
 
-def offsets(window):
-    """Rows of the reference's table, of (2h - 1)(2w - 1), as our two dimensions."""
-    h, w = window
-    shape = (2 * h - 1, 2 * w - 1, -1)
-    return {
-        "relative_position_bias_table": (
-            "relative_position_bias",
-            lambda t: t.reshape(shape),
-        )
-    }
+def left_over_scale(data):
+    """Keys of a parameter that was left over from focused attention."""
+    keys = [k for k in data if k.endswith("scale")]
+    assert not any(data[k].any() for k in keys if k.startswith("dparam_"))
+    return tuple(keys)
 
 
-@layer_runner("swin_window")
-def swin_window(data, meta, tolerance):
+@layer_case("sla_deit")
+def sla_deit(data, meta):
+    grid = grid_of(data, meta)
+    checked = {"dim": data["x"].shape[-1]}
+    names = {"num_heads": "num_heads", "qkv_bias": "qkv_bias"}
+    mixer = mixers.build("sla", **translated(meta["kwargs"], names, checked))()
+    layout = {**QKV, **DWC, **table(*grid)}
+    return Case(applied(mixer), layout, **maps(as_grid(*grid)))
+
+
+@layer_case("swin_window")
+def swin_window(data, meta):
     kwargs, (height, width), shift = meta["kwargs"], grid_of(data, meta), meta["shift"]
     h, w = window = tuple(kwargs["window_size"])
-    arguments = translated(
-        kwargs,
-        {"num_heads": "num_heads"},
-        {
-            "dim": data["x"].shape[-1],
-            "window_size": list(window),
-            "qkv_bias": has_bias(data, kwargs),
-        },
-    )
-    mixer = mixers.build(
-        "window",
-        window_size=window,
-        shift=shift,
-        qkv_bias=has_bias(data, kwargs),
-        **arguments,
-    )()
+    bias, names = has_bias(data, kwargs), {"num_heads": "num_heads"}
+    checked = {"dim": data["x"].shape[-1], "window_size": [h, w], "qkv_bias": bias}
+    given = translated(kwargs, names, checked)
+    given |= {"window_size": window, "shift": shift, "qkv_bias": bias}
+    mixer = mixers.build("window", **given)()
 
     def image(t):
         """The windows put together, the shift undone."""
@@ -132,12 +93,13 @@ def swin_window(data, meta, tolerance):
         t = t.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, t.shape[-1])
         return np.roll(t, (shift, shift), (1, 2))
 
-    names = {**linear("qkv", "qkv"), **linear("proj", "proj"), **offsets(window)}
-    run_once(with_maps(data, image), meta, tolerance, mixer, names, grid=False)
+    # The mask is ours to make.
+    layout = {**QKV, **offsets(window)}
+    return Case(applied(mixer), layout, unused=("mask",), **maps(image))
 
 
-@layer_runner("sla_swin", "focused_swin")
-def linear_swin(data, meta, tolerance):
+@layer_case("sla_swin", "focused_swin")
+def linear_swin(data, meta):
     kwargs, (h, w) = meta["kwargs"], grid_of(data, meta)
     focused, bias = meta["variant"] == "focused_swin", has_bias(data, kwargs)
     checked = {"dim": data["x"].shape[-1], "window_size": [h, w], "qkv_bias": bias}
@@ -149,52 +111,44 @@ def linear_swin(data, meta, tolerance):
         qkv_bias=bias,
         **translated(kwargs, FOCUSED_CORE if focused else LINEAR_CORE, checked),
     )()
-    names = {**linear("qkv", "qkv"), **linear("proj", "proj"), **DWC, **table(h, w)}
-    names |= SCALE if focused else {}
-    data = with_maps(data, as_grid(h, w))
-    run_once(data, meta, tolerance, mixer, names, grid=False)
+    layout = {**QKV, **DWC, **table(h, w), **SCALE}
+    return Case(applied(mixer), layout, **maps(as_grid(h, w)))
 
 
-CONV = {
-    "sr.weight": ("sr/kernel", lambda w: w.transpose(2, 3, 1, 0)),
-    "sr.bias": ("sr/bias", np.asarray),
-}
-NORM = {"weight": ("scale", np.asarray), "bias": ("bias", np.asarray)}
 REDUCTION = {
     **linear("q", "q"),
     **linear("kv", "kv"),
     **linear("proj", "proj"),
-    **CONV,
+    "sr/kernel": conv("sr.weight"),
+    "sr/bias": of("sr.bias"),
     **inside("norm", NORM, "norm."),
 }
 
 
-@layer_runner("pvt_sra", "pvtv2_linear_sra", "sla_pvt", "focused_pvt")
-def spatial_reduction(data, meta, tolerance):
+@layer_case("pvt_sra", "pvtv2_linear_sra", "sla_pvt", "focused_pvt")
+def spatial_reduction(data, meta):
     kwargs, grid = meta["kwargs"], grid_of(data, meta)
-    bias, names = has_bias(data, kwargs, "q"), dict(REDUCTION)
+    bias, layout = has_bias(data, kwargs, "q"), dict(REDUCTION)
     arguments = {"num_heads": "num_heads", "sr_ratio": "sr_ratio"}
     checked = {"dim": data["x"].shape[-1], "qkv_bias": bias}
     checked["linear"] = kwargs.get("linear", False)
     key, ratio = "spatial_reduction", kwargs.get("sr_ratio", 1)
     if meta["variant"] in ("sla_pvt", "focused_pvt"):
         checked["num_patches"] = grid[0] * grid[1]
-        names |= {**DWC, **table(grid[0] // ratio, grid[1] // ratio)}
+        layout |= {**DWC, **table(grid[0] // ratio, grid[1] // ratio), **SCALE}
         if meta["variant"] == "sla_pvt":
             key, arguments = f"{key}_sla", {**arguments, **LINEAR_CORE}
             checked["focusing_factor"] = kwargs.get("focusing_factor")  # ignored there
         else:
             key, arguments = f"{key}_focused_linear", {**arguments, **FOCUSED_CORE}
-            names |= SCALE
     elif kwargs.get("linear"):  # pools to one size, whatever the ratio
         key = "linear_spatial_reduction"
         checked["sr_ratio"] = ratio
         del arguments["sr_ratio"]
-        names["sr.weight"] = ("sr/kernel", lambda w: w[:, :, 0, 0].T)
+        layout["sr/kernel"] = pointwise("sr.weight")
     arguments = translated(kwargs, arguments, checked)
     mixer = mixers.build(key, qkv_bias=bias, **arguments)()
-    data = with_maps(data, as_grid(*grid))
-    run_once(data, meta, tolerance, mixer, names, grid=False)
+    return Case(applied(mixer), layout, unused=("H", "W"), **maps(as_grid(*grid)))
 
 
 class OfProjected(nn.Module):
@@ -202,13 +156,12 @@ class OfProjected(nn.Module):
 
     inner: nn.Module
 
-    def __call__(self, x, *, train=False):
-        del train
+    def __call__(self, x):
         return self.inner(*jnp.split(x, 3, -1))
 
 
-@layer_runner("cswin_lepe", "sla_cswin", "focused_cswin")
-def stripes(data, meta, tolerance):
+@layer_case("cswin_lepe", "sla_cswin", "focused_cswin")
+def stripes(data, meta):
     kwargs, side = meta["kwargs"], meta["kwargs"]["resolution"]
     split, width = kwargs["split_size"], data["qkv"].shape[-1]
     stripe = {-1: (side, side), 0: (side, split), 1: (split, side)}[kwargs["idx"]]
@@ -218,32 +171,24 @@ def stripes(data, meta, tolerance):
         "dim_out": width,
         **{k: kwargs[k] for k in ("resolution", "idx", "split_size")},
     }
-    names, arguments, kind = dict(LEPE), {"num_heads": "num_heads"}, Softmax
-    if meta["variant"] != "cswin_lepe":
-        names |= {**DWC, **table(*stripe), **SCALE}
+    layout, unused = {**LEPE, **DWC, **table(*stripe)}, ()
+    arguments, kind = {"num_heads": "num_heads"}, Softmax
+    if meta["variant"] == "focused_cswin":
+        layout |= SCALE
         kind, arguments = FocusedLinear, FOCUSED_CORE
     if meta["variant"] == "sla_cswin":
-        kind, arguments = SimplifiedLinear, LINEAR_CORE
+        kind, arguments, unused = SimplifiedLinear, LINEAR_CORE, left_over_scale(data)
         checked["focusing_factor"] = kwargs.get("focusing_factor")  # ignored there
-        data = without_unused_scale(data)
     arguments = translated(kwargs, arguments, checked)
-    names = inside("inner", names)
-    mixer = OfProjected(Stripes(lambda: kind(**arguments), stripe))
-
-    def joined(t):
-        """[3, B, N, C] -> [B, N, 3 C]."""
-        return np.concatenate(list(t), -1)
-
-    data = {**data, "x": joined(data["qkv"]), "dx": joined(data["dqkv"])}
-    data = with_maps(data, as_grid(side, side))
-    run_once(data, meta, tolerance, mixer, names, grid=False)
-
-
-def without_unused_scale(data):
-    """The data without a parameter that was left over from focused attention."""
-    for name in [k for k in data if k.startswith("dparam_") and k.endswith("scale")]:
-        assert not data[name].any()
-    return {k: v for k, v in data.items() if not k.endswith("scale")}
+    module = OfProjected(Stripes(lambda: kind(**arguments), stripe))
+    grid = as_grid(side, side)
+    return Case(
+        applied(module),
+        inside("inner", layout),
+        inputs={"x": of("qkv", to=lambda t: grid(np.concatenate(list(t), -1)))},
+        outputs={"y": of("y", to=grid)},
+        unused=unused,
+    )
 
 
 def block_of(mixer, hidden):
@@ -262,8 +207,8 @@ BLOCK = {
 }
 
 
-@layer_runner("swin_block", "sla_swin_block")
-def swin_block(data, meta, tolerance):
+@layer_case("swin_block", "sla_swin_block")
+def swin_block(data, meta):
     kwargs, width = meta["kwargs"], data["x"].shape[-1]
     height, breadth = kwargs["input_resolution"]
     side = min(kwargs["window_size"], height, breadth)
@@ -281,16 +226,14 @@ def swin_block(data, meta, tolerance):
         qkv_bias=has_bias(data, kwargs),
         **translated(kwargs, {**arguments, **core}, checked),
     )
-    own = {**linear("qkv", "qkv"), **linear("proj", "proj")}
-    own |= {**DWC, **table(*window)} if linear_type else offsets(window)
-    names = {**BLOCK, **inside("mixer", own, "attn.")}
+    own = {**QKV, **(DWC | table(*window) if linear_type else offsets(window))}
+    layout = {**BLOCK, **inside("mixer", own, "attn.")}
     block = block_of(mixer, int(width * kwargs.get("mlp_ratio", 4.0)))
-    data = with_maps(data, as_grid(height, breadth))
-    run_once(data, meta, tolerance, block, names, grid=False)
+    return Case(applied(block), layout, **maps(as_grid(height, breadth)))
 
 
-@layer_runner("cswin_block", "sla_cswin_block")
-def cswin_block(data, meta, tolerance):
+@layer_case("cswin_block", "sla_cswin_block")
+def cswin_block(data, meta):
     kwargs, width, side = meta["kwargs"], data["x"].shape[-1], meta["kwargs"]["reso"]
     usual = "L" if meta["variant"] == "sla_cswin_block" else "S"
     linear_type = kwargs.get("attn_type", usual) == "L"
@@ -309,20 +252,19 @@ def cswin_block(data, meta, tolerance):
         split_size=split,
         **translated(kwargs, core, checked),
     )
-    own = {**linear("qkv", "qkv"), **linear("proj", "proj")}
+    own = dict(QKV)
     branches = {"vertical": (side, split), "horizontal": (split, side)}
     branches = {"whole": (side, side)} if one else branches
     for i, (name, stripe) in enumerate(branches.items()):
-        parameters = {**LEPE, **DWC, **table(*stripe)} if linear_type else LEPE
-        own |= inside(name, parameters, f"attns.{i}.")
-    names = {**BLOCK, **inside("mixer", own)}
+        own |= inside(name, {**LEPE, **DWC, **table(*stripe)}, f"attns.{i}.")
+    layout = {**BLOCK, **inside("mixer", own)}
     block = block_of(mixer, int(width * kwargs.get("mlp_ratio", 4.0)))
-    data = with_maps(without_unused_scale(data), as_grid(side, side))
-    run_once(data, meta, tolerance, block, names, grid=False)
+    unused, grid = left_over_scale(data) if linear_type else (), as_grid(side, side)
+    return Case(applied(block), layout, unused=unused, **maps(grid))
 
 
-@layer_runner("pvtv2_mlp_dwconv")
-def depthwise_mlp(data, meta, tolerance):
+@layer_case("pvtv2_mlp_dwconv")
+def depthwise_mlp(data, meta):
     kwargs, width = meta["kwargs"], data["x"].shape[-1]
     arguments = translated(
         kwargs,
@@ -332,18 +274,64 @@ def depthwise_mlp(data, meta, tolerance):
     mlp = DepthwiseMLP(
         **{"hidden": width, **arguments}, activation=ACTIVATIONS.factory("gelu")
     )
-    names = {
+    layout = {
         **linear("fc1", "fc1"),
         **linear("fc2", "fc2"),
-        **{f"dwconv.dwconv.{k.split('.')[1]}": v for k, v in DWC.items()},
+        "dwc_kernel": depthwise("dwconv.dwconv.weight"),
+        "dwc_bias": of("dwconv.dwconv.bias"),
     }
-    data = with_maps(data, as_grid(*grid_of(data, meta)))
-    run_once(data, meta, tolerance, Unconditional(mlp), names, grid=False)
+    grid = maps(as_grid(*grid_of(data, meta)))
+    return Case(applied(mlp), layout, unused=("H", "W"), **grid)
 
 
-@layer_runner("poolformer_pool")
-def pooling(data, meta, tolerance):
-    arguments = translated(meta["kwargs"], {"pool_size": "pool_size"}, {})
+@layer_case("poolformer_pool")
+def pooling(data, meta):
+    arguments = translated(meta["kwargs"], {"pool_size": "pool_size"})
     mixer = mixers.build("pooling", **arguments)()
-    data = with_maps(data, lambda t: np.moveaxis(t, 1, -1))
-    run_once(data, meta, tolerance, mixer, {}, grid=False)
+    return Case(applied(mixer), **maps(lambda t: np.moveaxis(t, 1, -1)))
+
+
+@layer_case("rala", "rala_softmax")
+def rala(data, meta):
+    checked = {"dim": data["x"].shape[1]}
+    arguments = translated(meta["kwargs"], {"num_heads": "num_heads"}, checked)
+    mixer = mixers.build(meta["variant"], **arguments)()
+    layout = {
+        "qkvo/kernel": pointwise("qkvo.weight"),
+        "qkvo/bias": of("qkvo.bias"),
+        "lepe_kernel": depthwise("lepe.weight"),
+        "lepe_bias": of("lepe.bias"),
+        "proj/kernel": pointwise("proj.weight"),
+        "proj/bias": of("proj.bias"),
+    }
+    last = maps(lambda t: np.moveaxis(t, 1, -1))
+    return Case(applied(mixer), layout, unused=("sin", "cos"), **last)
+
+
+@layer_case("vig_gla")
+def vig_gla(data, meta):
+    names = {
+        "expand_k": "expand_k",
+        "num_heads": "num_heads",
+        "gate_low_rank_dim": "gate_rank",
+        "use_bias_in_dwconv": "conv_bias",
+    }
+    given, width = meta["kwargs"], data["x"].shape[-1]
+    checked = {"mode": given["mode"], "d_model": width}
+    checked |= {"expand_v": 1.0, "fuse_norm": False}
+    arguments = translated(given, names, checked)
+    mixer = mixers.build("vig", **arguments)()
+    keys = 2 * round(width * arguments.get("expand_k", 0.5))
+    layout = {
+        "conv_kernel": depthwise("in_proj.0.weight"),
+        "conv_bias": of("in_proj.0.bias"),
+        "qk/kernel": of("qkv_proj.weight", to=lambda w: w[:keys].T),
+        "v/kernel": of("qkv_proj.weight", to=lambda w: w[keys:].T),
+        "log_decay/down/kernel": transposed("gk_proj.0.weight"),
+        **linear("gk_proj.1", "log_decay/up"),
+        "norm/scale": flat("g_norm.weight"),
+        "local_norm/scale": flat("l_norm.weight"),
+        **linear("g_proj", "share"),
+        **linear("o_proj", "proj"),
+    }
+    return Case(applied(mixer), layout, **maps(as_grid(*grid_of(data, meta))))

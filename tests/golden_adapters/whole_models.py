@@ -12,6 +12,7 @@ from normjax import convert, fusion, models
 from normjax.models import PRESETS
 from normjax.norms import LayerNorm
 from tests.golden_adapters import model_runner
+from tests.golden_adapters.run import cast
 
 
 def values_of(key, shape, dtype, offset, scale, mode):
@@ -51,13 +52,6 @@ def state_of(meta, data, norm):
         if value is not None and list(value.shape) == shape:
             state[key] = value.astype(dtype)
     return state
-
-
-def cast(variables, dtype):
-    """The floating arrays in `dtype`."""
-    return jax.tree.map(
-        lambda a: jnp.asarray(a, dtype if a.dtype.kind == "f" else a.dtype), variables
-    )
 
 
 def largest_error(model, variables, images, logits):
