@@ -155,7 +155,7 @@ def _settle_norm(norm: Any, given: Mapping) -> list[Change]:
 
 
 def _settle_pixels(data: Any, given: Mapping) -> list[Change]:
-    """Mean and deviation of the pixels that the weights were trained with."""
+    """What became of the images that the weights were evaluated with, as timm says."""
     changes = []
     for field in ("mean", "std"):
         value = given.get(field)
@@ -165,4 +165,16 @@ def _settle_pixels(data: Any, given: Mapping) -> list[Change]:
         if value not in (before, before * len(value)):
             data[field] = value
             changes.append(Change(f"data.{field}", value, before))
+    augment = data.get("augment", {})
+    wanted: dict[str, Any] = {}
+    if given.get("interpolation") in ("bicubic", "bilinear"):
+        wanted["interpolation"] = given["interpolation"]
+    if given.get("crop_pct"):
+        side = augment.get("image_size", 0)
+        wanted["eval_resize"] = max(side, int(side / given["crop_pct"]))
+    for field, value in wanted.items():
+        before = augment.get(field, value)
+        if value != before:
+            augment[field] = value
+            changes.append(Change(f"data.augment.{field}", value, before))
     return changes

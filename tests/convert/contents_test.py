@@ -212,6 +212,19 @@ def test_epsilon_pixels_and_newer_rotary_settings_count(tmp_path):
     )
     assert changes.keys() == {"model.num_heads", "data.mean"}
     assert config.data.mean == (0.5, 0.5, 0.5)
+    augment = {"image_size": 224, "eval_resize": 256, "interpolation": "bicubic"}
+    cut = {"crop_pct": 0.95, "interpolation": "bilinear", "input_size": [3, 224, 224]}
+    changes, config = settled(
+        tmp_path,
+        "vit",
+        "layer_norm",
+        {**data, "augment": augment},
+        pretrained_cfg=cut,
+        num_heads=3,
+    )
+    settled_to = {"eval_resize": 235, "interpolation": "bilinear"}
+    assert config.data.augment.to_dict() == {**augment, **settled_to}
+    assert changes["data.augment.eval_resize"] == (235, 256)
 
 
 @pytest.mark.parametrize(
