@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from configs import lm_bytes
 from normjax import convert
 from normjax.core.errors import UserError
 from normjax.records.checkpoint import Checkpoints
@@ -186,3 +187,35 @@ def test_a_config_beside_the_weights_that_says_otherwise(published, tmp_path):
     config.init.path = str(tmp_path)
     with pytest.raises(UserError, match=r"says model.num_heads=4, .* run 2"):
         beginning(build_experiment(config))
+
+
+def words(folder, scanned, **changes):
+    """A language model of two layers, one array for both where they are scanned."""
+    (folder / "text.txt").write_text("To be, or not to be.\n" * 100)
+    config = lm_bytes.get_config()
+    config.data.update(name="text_file", path=str(folder / "text.txt"))
+    config.data.update(data_dir=str(folder / "cache"))
+    config.data.text.length, config.batch_size = 16, 4
+    config.model.update(dim=16, depth=2, num_heads=2, mlp_hidden=32)
+    config.model.scan_layers = scanned
+    config.update(changes)
+    return config
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_layers_that_are_scanned_and_those_that_are_not(scanned, tmp_path):
+    def layers(params):
+        name = "mlp/fc1/kernel"
+        new = flat(params)
+        if f"blocks/{name}" in new:
+            return new[f"blocks/{name}"]
+        return np.stack([new[f"blocks_{i}/{name}"] for i in range(2)])
+
+    old = untrained_run(words(tmp_path, scanned), tmp_path / "old")
+    config = words(tmp_path, not scanned, seed=9)
+    config.init.path, config.init.exclude = str(old), "^blocks_1/"
+    experiment = build_experiment(config)
+    new = layers(begun_state(experiment, beginning(experiment)).params)
+    then = layers(saved_state(old).params)
+    np.testing.assert_array_equal(new[0], then[0])
+    assert not np.array_equal(new[1], then[1])
