@@ -79,7 +79,7 @@ def conv_bn(data, meta):
         kernel, bias = reparam.tuned_conv_bn(*own, mean, var, epsilon=kwargs["eps"])
         y = jax.lax.conv_general_dilated(
             x,
-            kernel,
+            kernel.astype(x.dtype),
             (kwargs.get("stride", 1),) * 2,
             [(kwargs["padding"],) * 2] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
