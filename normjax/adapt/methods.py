@@ -32,8 +32,8 @@ ADAPTATIONS = Registry("adaptation")
 
 Example:
   >>> from normjax.adapt import ADAPTATIONS
-  >>> sorted(e.name for e in ADAPTATIONS)
-  ['alpha_bn', 'batch_stats', 'lame', 'source', 'tent', 'unmix_tns']
+  >>> "tent" in ADAPTATIONS, ADAPTATIONS["tent"].make.__name__
+  (True, 'EntropyMinimization')
 """
 
 HEAD = "head"  # the layer whose input are the features, in every image model here

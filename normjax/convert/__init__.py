@@ -9,34 +9,30 @@ One table per family says where each array lives and how it is laid out
 
 from normjax.convert.files import load, read, unwrapped, write
 from normjax.convert.names import reads_images
+from normjax.convert.results import Converted, Loose
 from normjax.convert.state import (
-    Converted,
-    Loose,
     arguments_of,
-    channels_of,
     from_torch,
-    grouped,
     loosely_from_torch,
-    norm_kind,
-    rebuilt_norm,
-    size_of,
     to_torch,
 )
+
+# Of use to the commands alone.
+from normjax.convert.state import channels_of as channels_of
+from normjax.convert.state import grouped as grouped
+from normjax.convert.state import norm_kind as norm_kind
+from normjax.convert.state import rebuilt_norm as rebuilt_norm
+from normjax.convert.state import size_of as size_of
 
 __all__ = [
     "Converted",
     "Loose",
     "arguments_of",
-    "channels_of",
     "from_torch",
-    "grouped",
     "load",
     "loosely_from_torch",
-    "norm_kind",
     "read",
     "reads_images",
-    "rebuilt_norm",
-    "size_of",
     "to_torch",
     "unwrapped",
     "write",

@@ -25,7 +25,26 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<ending>\
 
 
 def read(path: Path, *, averaged: bool = False) -> dict[str, np.ndarray]:
-    """The state dict of `load`."""
+    """The state dict of `load`: arrays by name, without wrapper and prefixes.
+
+    Args:
+      path: a file, an index of shards, or a folder with one model, as of `load`.
+      averaged: the exponential average of the weights, which lies beside them.
+
+    Raises:
+      UserError: as `load`.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> import numpy as np
+      >>> from normjax import convert
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = Path(folder) / "model.safetensors"
+      ...     convert.write(path, {"fc.weight": np.ones((2, 3))})
+      ...     convert.read(path)["fc.weight"].shape
+      (2, 3)
+    """
     return load(path, averaged=averaged).state
 
 
@@ -40,6 +59,18 @@ def load(path: Path, *, averaged: bool = False) -> Found:
     Raises:
       UserError: no such file, another kind of file, a damaged one, shards that are
         missing or share an array, several models, or no weights in it.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> import numpy as np
+      >>> from normjax import convert
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = Path(folder) / "model.safetensors"
+      ...     convert.write(path, {"fc.weight": np.ones((2, 3))})
+      ...     weights = convert.load(Path(folder))  # a folder with one model
+      >>> sorted(weights.state), weights.left
+      (['fc.weight'], {})
     """
     path = Path(path)
     if path.is_symlink() and not path.exists():
@@ -60,15 +91,44 @@ def load(path: Path, *, averaged: bool = False) -> Found:
 
 
 def unwrapped(content: Mapping[str, Any], *, averaged: bool = False) -> dict[str, Any]:
-    """The arrays by name of `found`."""
+    """The arrays by name of what a file holds, without wrapper and prefixes.
+
+    Args:
+      content: of the file: arrays, or a dict around them as training scripts save it.
+      averaged: the exponential average of the weights, which lies beside them.
+
+    Raises:
+      UserError: no weights in it.
+
+    Example:
+      >>> import numpy as np
+      >>> from normjax import convert
+      >>> saved = {"epoch": 3, "state_dict": {"module.fc.weight": np.ones((2, 3))}}
+      >>> sorted(convert.unwrapped(saved))
+      ['fc.weight']
+    """
     return found(content, averaged=averaged).state
 
 
 def write(path: Path, state: Mapping[str, np.ndarray]) -> None:
     """Write `state` as .safetensors.
 
+    Args:
+      path: ends in .safetensors.  state: arrays by name.
+
     Raises:
       UserError: another kind of file, or one that cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> import numpy as np
+      >>> from normjax import convert
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = Path(folder) / "model.safetensors"
+      ...     convert.write(path, {"fc.weight": np.ones((2, 3))})
+      ...     [file.name for file in Path(folder).iterdir()]
+      ['model.safetensors']
     """
     from safetensors.numpy import save_file
 

@@ -45,7 +45,18 @@ class Entry(NamedTuple):
 
 
 def reads_images(model: nn.Module) -> bool:
-    """Whether `model` is called with images, not with tokens."""
+    """Whether `model` is called with images, not with tokens.
+
+    Args:
+      model: of `models.build`.
+
+    Example:
+      >>> from normjax import convert, models
+      >>> convert.reads_images(models.build("deit_tiny", num_classes=10))
+      True
+      >>> convert.reads_images(models.build("lm_tiny", vocab_size=7))
+      False
+    """
     entry = MODELS.entry_of(type(model))
     return entry is not None and "grid" in entry.tags
 

@@ -20,48 +20,13 @@ from normjax.convert.names import (
     entries_of,
     layouts_of,
 )
+from normjax.convert.results import Converted, Loose
 from normjax.core.errors import UserError
 from normjax.families.layout import LAYER_NORM, REPBN
 
 State = Mapping[str, np.ndarray]
 
 _SHOWN = 4  # names in an error
-
-
-class Converted(NamedTuple):
-    """What became of a state dict.
-
-    Attributes:
-      variables: of the model, NumPy arrays.
-      layout: of the file.
-      used: number of arrays that they came from.
-      dropped: other arrays of the file -> why they are not needed.
-      filled: arrays that the file lacks -> what stands for them.
-    """
-
-    variables: dict[str, Any]
-    layout: str
-    used: int
-    dropped: dict[str, str]
-    filled: dict[str, str]
-
-
-class Loose(NamedTuple):
-    """What a state dict holds of a model, however large its arrays are.
-
-    Attributes:
-      arrays: ours by "params/blocks_0/mlp/fc1/kernel", as the file has them: tables of
-        positions are [1, L, C], those of offsets [rows * columns, heads].
-      layout: of the file.
-      dropped: other arrays of it -> why they are not needed.
-      foreign: arrays without a place in the model -> why models of the family may lack
-        them, or "".
-    """
-
-    arrays: dict[str, np.ndarray]
-    layout: str
-    dropped: dict[str, str]
-    foreign: dict[str, str]
 
 
 def from_torch(
@@ -79,6 +44,15 @@ def from_torch(
     Raises:
       UserError: arrays that are missing, unknown, of another shape or not what they
         are known to be; the line names the first of them.
+
+    Example:
+      >>> import jax
+      >>> from normjax import convert, models
+      >>> lm = models.build("lm_tiny", vocab_size=7, dim=8, depth=1, num_heads=2)
+      >>> variables = lm.init(jax.random.key(0), jax.numpy.array([[6, 3, 1, 4]]))
+      >>> converted = convert.from_torch(lm, convert.to_torch(lm, variables))
+      >>> jax.tree.all(jax.tree.map(jax.numpy.array_equal, converted[0], variables))
+      True
     """
     found = _matched(model, state, image_shape, {})
     shapes = found.shapes
@@ -97,10 +71,22 @@ def loosely_from_torch(
 ) -> Loose:
     """What a published state dict holds of `model`, in the shapes that it has there.
 
-    Args: as of `from_torch`.
+    Args:
+      model: of `models.build`.  state: arrays by name, without wrapper.
+      image_shape: [H, W, C] that the model is made for, if it reads images.
 
     Raises:
       UserError: arrays that are damaged, quantized or not what they are known to be.
+
+    Example:
+      >>> import jax
+      >>> from normjax import convert, models
+      >>> size = {"dim": 8, "depth": 1, "num_heads": 2}
+      >>> small, large = (models.build("lm_tiny", vocab_size=n, **size) for n in (7, 9))
+      >>> variables = small.init(jax.random.key(0), jax.numpy.array([[6, 3, 1, 4]]))
+      >>> found = convert.loosely_from_torch(large, convert.to_torch(small, variables))
+      >>> found.arrays["params/head/kernel"].shape  # not of 9 tokens
+      (8, 7)
     """
     theirs = {name: np.shape(array) for name, array in state.items()}
     found = _matched(model, state, image_shape, theirs)
@@ -192,11 +178,21 @@ def to_torch(
     """The inverse of `from_torch`: a state dict that the published code loads strictly.
 
     Args:
+      model: of `models.build`.  variables: of it.
       image_shape: [H, W, ...] that the model is made for, if it reads images.
       layout: a key of `layouts.LAYOUTS`; None for that of the family's own release.
 
     Raises:
       UserError: a model, or a variable of it, without a place in the layout.
+
+    Example:
+      >>> import jax
+      >>> from normjax import convert, models
+      >>> lm = models.build("lm_tiny", vocab_size=7, dim=8, depth=1, num_heads=2)
+      >>> variables = lm.init(jax.random.key(0), jax.numpy.array([[6, 3, 1, 4]]))
+      >>> state = convert.to_torch(lm, variables)
+      >>> state["model.norm.weight"].shape, state["lm_head.weight"].shape
+      ((8,), (7, 8))
     """
     layout = check_layout(layout) if layout else layouts_of(model, variables)[0]
     entries, flat = entries_of(model, variables, layout), flatten_dict(dict(variables))
@@ -214,17 +210,24 @@ def arguments_of(state: State, norm: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the model that the file decides: its size, `tied` and its norms.
 
     The size is `num_classes` or `vocab_size`. A model of tokens without a head of its
-    own is tied. Norms are PRepBN with the
-    schedule of the file's counters, or RepBN where the file has no other branch;
-    running variances go on as PyTorch's. What the preset says of RepBN (its epsilon)
-    stays.
+    own is tied. Norms are PRepBN with the schedule of the file's counters, or RepBN
+    where the file has no other branch; running variances go on as PyTorch's. What the
+    preset says of RepBN (its epsilon) stays.
 
     Args:
+      state: arrays by name, without wrapper.
       norm: the norm of the preset, a dict with `name`.
 
     Raises:
       UserError: no array that tells the size, or norms that are not of the preset's
         kind.
+
+    Example:
+      >>> import numpy as np
+      >>> from normjax import convert
+      >>> state = {"head.weight": np.zeros((10, 192))}
+      >>> convert.arguments_of(state, {"name": "layer_norm"})
+      {'num_classes': 10, 'norm': {'name': 'layer_norm'}}
     """
     sizes: dict[str, Any] = {
         argument: len(state[name])

@@ -5,6 +5,14 @@ An operation is `op(images, u, **settings) -> images` with images uint8 [B, H, W
 alone. The operations that resize also take a list of images of different sizes.
 `build` chains operations from a flat config dict; the pipeline draws the uniforms of a
 batch from (seed, step, row), so an image's fate depends on neither hosts nor workers.
+
+Example:
+  >>> import numpy as np
+  >>> from normjax.data import augment
+  >>> transform = augment.build({"crop_padding": 2, "flip": True}, train=True)
+  >>> images = np.zeros((4, 8, 8, 3), np.uint8)
+  >>> transform(images, np.random.rand(4, transform.num_uniforms)).shape
+  (4, 8, 8, 3)
 """
 
 import dataclasses
@@ -62,6 +70,11 @@ class Fields:
         `normjax.data.rand_augment`.
       rand_augment_magnitude: their strength, 0 to 30.
       rand_augment_std: standard deviation of the strength, 0 to 30.
+
+    Example:
+      >>> from normjax.data import augment
+      >>> augment.Fields(flip=True).crop_padding
+      0
     """
 
     image_size: int = 0
@@ -85,6 +98,14 @@ class Transform:
       ops: (operation, number of uniforms it takes) in order.
       image_size: side of the square output; 0 keeps the input's size.
       crop_padding: the padding in `ops`, which images must exceed.
+
+    Example:
+      >>> from normjax.data import augment
+      >>> transform = augment.build({"image_size": 4, "flip": True}, train=True)
+      >>> isinstance(transform, augment.Transform)
+      True
+      >>> transform.num_uniforms, transform.output_shape((8, 8, 3))
+      (1, (4, 4, 3))
     """
 
     ops: tuple[tuple[Callable[[Images, np.ndarray], np.ndarray], int], ...]
@@ -138,6 +159,13 @@ def build(
 
     Raises:
       UserError: an unknown field or a value that is not allowed.
+
+    Example:
+      >>> from normjax.data import augment
+      >>> augment.build({"crop_padding": 2, "flip": True}, train=True).num_uniforms
+      3
+      >>> print(augment.build({"crop_padding": 2, "flip": True}, train=False))
+      None
     """
     f = _checked(spec)
     size, resize = f.image_size, (0 if train else f.eval_resize) or f.image_size
@@ -217,7 +245,18 @@ def _each(op: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
 
 
 def random_flip(images: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Flip left and right where u < 1/2. images: [B, H, W, C], u: [B, 1]."""
+    """Flip left and right where u < 1/2.
+
+    Args:
+      images: uint8 [B, H, W, C].  u: [B, 1].
+
+    Example:
+      >>> import numpy as np
+      >>> from normjax.data import augment
+      >>> images = np.arange(3, dtype=np.uint8).reshape(1, 1, 3, 1)
+      >>> print(augment.random_flip(images, np.array([[0.2]])).ravel())
+      [2 1 0]
+    """
     out = np.array(images, order="C")
     pixels = out.view(f"V{out.shape[-1]}")  # NumPy moves whole pixels faster
     flip = u[:, 0] < 0.5
@@ -235,6 +274,14 @@ def random_crop(
     Args:
       images: uint8 [B, H, W, C].  u: [B, 2], for the vertical and horizontal offset.
       padding: in pixels.  fill: "zero", or "reflect", which does not repeat the edge.
+
+    Example:
+      >>> import numpy as np
+      >>> from normjax.data import augment
+      >>> images = np.array([1, 2, 3], np.uint8).reshape(1, 1, 3, 1)
+      >>> moved = augment.random_crop(images, np.array([[0.5, 0.0]]), padding=1)
+      >>> print(moved.ravel())  # the left end of 0 1 2 3 0
+      [0 1 2]
     """
     _, height, width, _ = images.shape
     around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
@@ -255,11 +302,24 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     interpolation: str = "bicubic",
 ) -> np.ndarray:
-    """Crop a random area and aspect ratio, resize it to [size, size, C]. u: [B, 22].
+    """Crop a random area and aspect ratio, resize it to [size, size, C].
 
     Inception's crop (Szegedy et al., 2015) in torchvision's form: area uniform in
     `scale` times the image's, ratio log-uniform in `ratio`, the first of ten attempts
     that fits, else the central crop with the nearest ratio allowed.
+
+    Args:
+      image: uint8 images [B, H, W, C], or a list of [H, W, C] of several sizes.
+      u: [B, 22].  size: side of the result.  scale: smallest and largest area.
+      ratio: smallest and largest ratio of width to height.
+      interpolation: a key of `INTERPOLATIONS`.
+
+    Example:
+      >>> import numpy as np
+      >>> from normjax.data import augment
+      >>> images, u = np.zeros((2, 8, 6, 3), np.uint8), np.full((2, 22), 0.5)
+      >>> augment.random_resized_crop(images, u, size=4).shape
+      (2, 4, 4, 3)
     """
     height, width, _ = image.shape
     tries = u[: 2 * _ATTEMPTS].reshape(_ATTEMPTS, 2)
@@ -292,9 +352,22 @@ def resize_center_crop(
     resize: int,
     interpolation: str = "bicubic",
 ) -> np.ndarray:
-    """Resize the short side to `resize`, crop the centre to [size, size, C]. u: [B, 0].
+    """Resize the short side to `resize`, crop the centre to [size, size, C].
 
     Sizes are rounded as torchvision rounds them.
+
+    Args:
+      image: uint8 images [B, H, W, C], or a list of [H, W, C] of several sizes.
+      u: [B, 0], for nothing is random.  size: side of the result.
+      resize: short side before the crop.  interpolation: a key of `INTERPOLATIONS`.
+
+    Example:
+      >>> import numpy as np
+      >>> from normjax.data import augment
+      >>> images = [np.zeros((8, 6, 3), np.uint8), np.zeros((9, 20, 3), np.uint8)]
+      >>> u = np.empty((2, 0))
+      >>> augment.resize_center_crop(images, u, size=4, resize=5).shape
+      (2, 4, 4, 3)
     """
     del u  # nothing random
     height, width, _ = image.shape

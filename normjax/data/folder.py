@@ -30,7 +30,13 @@ UNREADABLE = (
 """What a damaged image, or a damaged or encrypted archive around it, raises."""
 
 HELD_OUT = 0.1
-"""Of each class, where nothing says what is to be tested on."""
+"""The share of each class that is the test split where nothing says what is.
+
+Example:
+  >>> from normjax import data
+  >>> data.HELD_OUT
+  0.1
+"""
 
 
 @dataclasses.dataclass(frozen=True)

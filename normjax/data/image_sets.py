@@ -54,6 +54,14 @@ class ImageSet:
     Raises:
       UserError: unknown name, a set that is not prepared or in a format without random
         access, a faulty folder.
+
+    Example:
+      >>> from normjax import data
+      >>> digits = data.ImageSet("digits")
+      >>> digits.splits
+      ('train', 'test')
+      >>> len(digits.split("train")), len(digits.split("test"))
+      (1437, 360)
     """
 
     def __init__(
@@ -139,10 +147,21 @@ def open_images(name: str, split: str, **given: Any) -> Any:
     """One split of an image classification set; embedded sets are prepared first.
 
     Args:
-      name, given: of `ImageSet`.  split: of `ImageSet.split`.
+      name: "digits", "image_folder", ..., or a TFDS name, see `ImageSet`.
+      split: "train", "test", ...; TFDS slices such as "train[:90%]" work too.
+      **given: further arguments of `ImageSet`: `path`, `data_dir`, ...
+
+    Returns:
+      an `ImageSource`, or what reads images where they lie (`in_place`).
 
     Raises:
-      UserError: as there.
+      UserError: unknown name or split, a set that is not prepared, a faulty folder.
+
+    Example:
+      >>> from normjax import data
+      >>> source = data.open_images("digits", "test")
+      >>> len(source), source.shape, source.num_classes
+      (360, (8, 8, 1), 10)
     """
     return ImageSet(name, **given).split(split)
 

@@ -34,6 +34,12 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 
     Args:
       seed: any int.  epoch: 0-based.  n: number of examples.
+
+    Example:
+      >>> from normjax import data
+      >>> order = data.permutation(seed=0, epoch=0, n=5)
+      >>> sorted(order.tolist()), order.dtype
+      ([0, 1, 2, 3, 4], dtype('int64'))
     """
     order = np.argsort(_words(seed, _ORDER, epoch, n), kind="stable")
     order.flags.writeable = False
@@ -92,11 +98,19 @@ def example_indices(
     in the order of `permutation`, or `shuffled` beyond `LARGEST_PERMUTATION` examples.
 
     Args:
+      seed: of the order, any int.  step: number of the batch.
+      batch_size: rows of the global batch.  n: number of examples.
       repeats: repeated augmentation (Hoffer et al., "Augment your batch", 2020): the
         sequence has each example that often, one after the other, and an epoch of n
         positions the first n / repeats examples of its order. In a batch the copies of
         an example lie a part of it apart, so that neighbours, which may be mixed, are
         not the same.
+
+    Example:
+      >>> from normjax import data
+      >>> first, second = (data.example_indices(0, step, 4, n=8) for step in (0, 1))
+      >>> sorted([*first.tolist(), *second.tolist()])  # an epoch
+      [0, 1, 2, 3, 4, 5, 6, 7]
     """
     positions = step * batch_size + np.arange(batch_size)
     if repeats > 1:

@@ -126,6 +126,14 @@ def train_batches(
       UserError: at the call, images without one shape or a batch size that cannot be
         shared out; while iterating, an undecodable image.
       LoadingFailed: while iterating, a worker process that has died, unreadable files.
+
+    Example:
+      >>> from normjax import data
+      >>> source = data.open_transduction("reversed_case", "train", length=5)
+      >>> batches = data.train_batches(source, batch_size=4, seed=0, start_step=100)
+      >>> sorted(next(batches))
+      ['mask', 'source', 'source_mask', 'targets', 'tokens', 'weights']
+      >>> batches.close()
     """
     rows, share = source.rows(augment), (process_index, process_count)
     batches = BatchSource(rows, batch_size, *share, seed, repeats=repeats)
@@ -148,8 +156,13 @@ def eval_batches(
     past the last example are zeros with mask False.
 
     Args:
+      source: an `ImageSource`, a `TextSource`, or anything that makes `Rows`.
+      batch_size: rows of the global batch, a multiple of `process_count`.
       transform: of images, from `augment.build(spec, train=False)`, or None.
-      Others: as in `train_batches`.
+      process_index, process_count: this process takes the contiguous rows
+        [index * L, (index + 1) * L), L = batch_size / process_count.
+      workers: processes that load batches; 0: threads of this one.
+      prefetch: batches made ahead; 0 makes them when asked for.
 
     Yields:
       As `train_batches`, and of images also "mask": bool [L], which is False where
@@ -157,6 +170,13 @@ def eval_batches(
 
     Raises:
       UserError: as `train_batches`.
+
+    Example:
+      >>> from normjax import data
+      >>> source = data.open_images("digits", "test")
+      >>> batches = data.eval_batches(source, batch_size=200)
+      >>> [int(batch["mask"].sum()) for batch in batches]
+      [200, 160]
     """
     rows = source.rows(transform)
     batches = BatchSource(rows, batch_size, process_index, process_count, None)

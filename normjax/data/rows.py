@@ -11,7 +11,13 @@ from normjax.data.decode import Images
 Batch = dict[str, np.ndarray]
 
 STOOD_IN = "stood_in"
-"""Rows that hold another example than they should, see `ImageRows`."""
+"""Rows that hold another example than they should, see `ImageRows`.
+
+Example:
+  >>> from normjax import data
+  >>> data.STOOD_IN  # a key of batches of a source that skips
+  'stood_in'
+"""
 
 
 class Rows(Protocol):
@@ -74,8 +80,18 @@ class Labelled(Protocol):
 def image_shape(source: Labelled, transform: Transform | None) -> tuple[int, int, int]:
     """The one shape (H, W, C) that images of `source` have after `transform`.
 
+    Args:
+      source: an `ImageSource` or alike.  transform: of `augment.build`, or None.
+
     Raises:
       UserError: they have different sizes, and the transform does not give them one.
+
+    Example:
+      >>> from normjax import data
+      >>> source = data.open_images("digits", "test")
+      >>> crop = data.augment.build({"image_size": 4}, train=True)
+      >>> data.image_shape(source, None), data.image_shape(source, crop)
+      ((8, 8, 1), (4, 4, 1))
     """
     shape = source.shape
     if shape is None:

@@ -30,6 +30,16 @@ class ImageSource(DecodedImages):
       digest: of all names, labels and bytes of people's own sets; of the name, version
         and sizes of others.
       class_counts: of people's own sets alone.
+
+    Example:
+      >>> import numpy as np
+      >>> from normjax import data
+      >>> source = data.open_images("digits", "test")
+      >>> isinstance(source, data.ImageSource)
+      True
+      >>> images, labels = source.gather(np.array([0, 1, 2]))
+      >>> images.shape, images.dtype, labels.shape, source.class_names[:3]
+      ((3, 8, 8, 1), dtype('uint8'), (3,), ('0', '1', '2'))
     """
 
     def __init__(

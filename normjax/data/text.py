@@ -86,6 +86,18 @@ class TextSource:
         summed loss of a pass over `num_bytes`.
       fingerprint: of the text; that of pytext names the version of Python.
       digest: of the tokens.
+
+    Example:
+      >>> from normjax import data
+      >>> fields = {"length": 8}
+      >>> source = data.open_text("text_file", "train", fields, path=data.__file__)
+      >>> isinstance(source, data.TextSource)
+      True
+      >>> batch = next(data.train_batches(source, batch_size=4, seed=0))
+      >>> sorted(batch), batch["tokens"].shape
+      (['mask', 'positions', 'targets', 'tokens', 'weights'], (4, 8))
+      >>> source.vocab_size, source.end_token, source.decode([111, 110, 101])
+      (257, 256, 'one')
     """
 
     def __init__(self, name, split, folder, *, fields, tokenizer, fingerprint):
@@ -215,8 +227,13 @@ def open_text(
       path: the file, zip or glob of "text_file"; of a set of `SETS`.
 
     Raises:
-      UserError: unknown name, split or field, a file or tokenizer that cannot be read,
-        a split without text.
+      UserError: unknown name, split or field, unreadable file or tokenizer, no text.
+
+    Example:
+      >>> from normjax import data
+      >>> source = data.open_text("text_file", "train", path=data.__file__)
+      >>> source.layout, source.length
+      ('packed', 256)
     """
     fields = _checked({} if spec is None else spec)
     parts = {part: getattr(fields, f"{part}_path") for part in SPLITS}

@@ -41,6 +41,17 @@ class ReversedCase:
       name: of the set.  split: its split.  length: L.
       vocab_size: tokens, END among them.  end_token: END.
       num_examples: pairs of the split.
+
+    Example:
+      >>> from normjax import data
+      >>> source = data.open_transduction("reversed_case", "train", length=5)
+      >>> isinstance(source, data.ReversedCase)
+      True
+      >>> word, target = source.pair(0)
+      >>> word[::-1].swapcase() == target
+      True
+      >>> source.load(range(2), None)["source"].shape  # END behind 5 letters
+      (2, 6)
     """
 
     name = "reversed_case"
@@ -121,6 +132,12 @@ def open_transduction(name: str, split: str, length: int = 16) -> ReversedCase:
 
     Raises:
       UserError: unknown name or split, a length that is too small.
+
+    Example:
+      >>> from normjax import data
+      >>> source = data.open_transduction("reversed_case", "validation", length=5)
+      >>> source.vocab_size, source.end_token, source.split
+      (53, 52, 'validation')
     """
     if name != ReversedCase.name:
         raise UserError(one_of("set of pairs", name, (ReversedCase.name,)))

@@ -55,6 +55,18 @@ def export_model(
     Args:
       predict: of `predictor`.  row: of `input_row`; the batch size stays symbolic.
       platforms: "cpu", "cuda", "tpu"; None: the one at hand.
+
+    Returns:
+      the bytes of the artifact, for `load` or `jax.export.deserialize`.
+
+    Example:
+      >>> import jax
+      >>> from normjax import export
+      >>> row = {"x": jax.ShapeDtypeStruct((2,), "float32")}
+      >>> platforms = ["cpu", "cuda"]
+      >>> artifact = export.export_model(lambda batch: 2 * batch["x"], row, platforms)
+      >>> jax.export.deserialize(bytearray(artifact)).platforms
+      ('cpu', 'cuda')
     """
     scope = jax.export.SymbolicScope()
     batch = {
@@ -72,8 +84,21 @@ def load(artifact: bytes) -> Callable[[Mapping[str, Any]], jax.Array]:
 
     Nothing of normjax is needed to run it: this is `jax.export.deserialize`.
 
+    Args:
+      artifact: bytes of `export_model`.
+
     Raises:
       UserError: the bytes are no artifact, or none for this platform.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax import export
+      >>> row = {"x": jax.ShapeDtypeStruct((2,), "float32")}
+      >>> artifact = export.export_model(lambda batch: 2 * batch["x"], row)
+      >>> predict = export.load(artifact)
+      >>> print(predict({"x": jnp.ones((3, 2))}).shape)  # any number of rows
+      (3, 2)
     """
     try:
         exported = jax.export.deserialize(bytearray(artifact))

@@ -25,10 +25,10 @@ FAMILIES = {
 
 Example:
   >>> from normjax.families import FAMILIES
-  >>> sorted(FAMILIES)
-  ['cswin', 'deit', 'llama', 'lm', 'pvt', 'resnet', 'swin']
   >>> FAMILIES["deit"].epsilon
   1e-06
+  >>> "slab_deit_tiny" in FAMILIES["deit"].presets
+  True
 """
 
 PRESETS = {

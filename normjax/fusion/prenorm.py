@@ -40,7 +40,7 @@ class Change(NamedTuple):
       >>> from normjax import fusion, models
       >>> lm = models.build("decoder", vocab_size=7, norm="layer_norm", dim=8, depth=1)
       >>> tokens = jax.numpy.array([[6, 3, 1, 4]])
-      >>> logits, variables = lm.init_with_output(jax.random.key(1), tokens)
+      >>> y, variables = lm.init_with_output(jax.random.key(1), tokens)
       >>> change = fusion.convert_pre_norm(lm, variables, "rms_norm").report[0]
       >>> change.path, change.change
       ('blocks_0/norm1', 'layer_norm -> rms_norm (scale, bias into its readers)')
@@ -66,7 +66,7 @@ class Conversion(NamedTuple):
       >>> from normjax import fusion, models
       >>> lm = models.build("decoder", vocab_size=7, norm="layer_norm", dim=8, depth=1)
       >>> tokens = jax.numpy.array([[6, 3, 1, 4]])
-      >>> logits, variables = lm.init_with_output(jax.random.key(1), tokens)
+      >>> y, variables = lm.init_with_output(jax.random.key(1), tokens)
       >>> conversion = fusion.convert_pre_norm(lm, variables, "crms_norm")
       >>> conversion.model.model.dim, len(conversion.report)  # one channel less
       (7, 9)
@@ -107,9 +107,9 @@ def convert_pre_norm(
       >>> from normjax import fusion, models
       >>> lm = models.build("decoder", vocab_size=7, norm="layer_norm", dim=8, depth=1)
       >>> tokens = jax.numpy.array([[6, 3, 1, 4]])
-      >>> logits, variables = lm.init_with_output(jax.random.key(1), tokens)
+      >>> y, variables = lm.init_with_output(jax.random.key(1), tokens)
       >>> new = fusion.convert_pre_norm(lm, variables, "rms_norm")
-      >>> bool(abs(new.model.apply(new.variables, tokens) - logits).max() < 1e-2)
+      >>> bool(abs(jax.jit(new.model.apply)(new.variables, tokens) - y).max() < 1e-2)
       True
     """
     if norm not in NORMS:

@@ -21,8 +21,8 @@ Example:
   >>> from normjax.mixers import MIXERS
   >>> sorted(MIXERS["sla"].tags)
   ['grid', 'mask']
-  >>> sorted(e.name for e in MIXERS if "memory" in e.tags)
-  ['differential', 'gated_rela', 'mixture_of_head', 'pattention', 'rela', 'softmax']
+  >>> "memory" in MIXERS["softmax"].tags  # it takes cross-attention
+  True
 """
 
 CORES = Registry("core", home="normjax.mixers.cores")
@@ -32,8 +32,8 @@ By key; a row has `name` and `make`, the class.
 
 Example:
   >>> from normjax.mixers import CORES
-  >>> sorted(e.name for e in CORES)
-  ['focused_linear', 'relative_softmax', 'sla', 'softmax']
+  >>> "relative_softmax" in CORES, CORES["relative_softmax"].make.__name__
+  (True, 'RelativeSoftmax')
   >>> CORES["sla"].make.__name__
   'SimplifiedLinear'
 """
@@ -45,8 +45,8 @@ By key; a row has `name` and `make`, the class.
 
 Example:
   >>> from normjax.mixers import RELATIVE_BIASES
-  >>> sorted(e.name for e in RELATIVE_BIASES)
-  ['alibi', 'kerple_log', 'kerple_power', 'kerple_power_both', 'kerple_power_gain']
+  >>> "alibi" in RELATIVE_BIASES, RELATIVE_BIASES["alibi"].make.__name__
+  (True, 'Alibi')
 """
 
 QK_NORM = Part(NORMS, passes=frozenset({"causal", "decode"}), needs=frozenset({"seq"}))

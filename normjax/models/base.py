@@ -14,9 +14,9 @@ MODELS = Registry("model")
 
 Example:
   >>> from normjax.models import MODELS
-  >>> sorted(e.name for e in MODELS if "causal" in e.tags)
-  ['decoder', 'encoder_decoder']
-  >>> "resnet" in MODELS
+  >>> MODELS["vit"].make.__name__
+  'ViT'
+  >>> "causal" in MODELS["decoder"].tags
   True
 """
 

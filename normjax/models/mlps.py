@@ -19,8 +19,10 @@ A row has `name`, `make` (the class) and `tags`, the layouts that it accepts.
 
 Example:
   >>> from normjax.models import MLPS
-  >>> sorted(e.name for e in MLPS if "causal" in e.tags)
-  ['bilinear', 'gated_mlp', 'geglu', 'glu', 'mlp', 'reglu', 'sglu', 'swiglu']
+  >>> MLPS["swiglu"].make.__name__
+  'SwiGLU'
+  >>> "causal" in MLPS["conv_glu"].tags  # it mixes positions of maps
+  False
 """
 
 

@@ -23,8 +23,8 @@ STEMS = Registry("stem")
 
 Example:
   >>> from normjax.models import STEMS
-  >>> sorted(e.name for e in STEMS)
-  ['conv', 'conv_norm', 'conv_pool', 'conv_unit', 'patch', 'patch_merge']
+  >>> "conv_unit" in STEMS, STEMS["conv_unit"].make.__name__
+  (True, 'ConvUnitStem')
 """
 
 

@@ -13,6 +13,13 @@ from normjax.core.registry import Registry
 from normjax.data import order
 
 TASKS = Registry("task")
+"""The tasks by key, `config.task`: a row has `name` and `make`, the class.
+
+Example:
+  >>> from normjax.tasks import TASKS
+  >>> "language_modeling" in TASKS, TASKS["language_modeling"].make.__name__
+  (True, 'LanguageModeling')
+"""
 
 Batch = Mapping[str, jax.Array]
 Inputs = tuple[Any, dict[str, Any]]
@@ -30,6 +37,14 @@ class Column(NamedTuple):
     Attributes:
       score: its name.  title: of the column.  show: value to cell.
       less: whether less of it is better.
+
+    Example:
+      >>> from normjax.tasks import Column, ImageClassification
+      >>> ImageClassification.columns[0].score
+      'top1'
+      >>> column = Column("top1", "top-1", show=lambda score: f"{100 * score:.1f} %")
+      >>> column.show(0.986)
+      '98.6 %'
     """
 
     score: str
@@ -43,6 +58,18 @@ class Objective(Protocol):
 
     Outputs are what the model returns: one array, or a tree of arrays that belong to
     the batch as a whole, such as both embeddings of pairs that are contrasted.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax.tasks import NextToken, Objective
+      >>> objective: Objective = NextToken()
+      >>> batch = {"tokens": jnp.array([[2, 0]]), "targets": jnp.array([[0, 1]])}
+      >>> batch["weights"] = jnp.ones((1, 2))
+      >>> (tokens, known), targets = objective.examples(batch, jax.random.key(0))
+      >>> loss, scalars = objective.loss(jnp.zeros((1, 2, 4)), targets)
+      >>> print(loss.round(3), sorted(scalars))  # log(4)
+      1.386 ['accuracy']
     """
 
     def examples(self, batch: Batch, key: jax.Array) -> tuple[Inputs, Any]:
@@ -89,6 +116,16 @@ class Task(abc.ABC):
         are made on the fly.
       stood_in: numbers of the training examples that were to come up in this process
         so far and could not be decoded; see `config.data.undecodable`.
+
+    Example:
+      >>> from normjax.config.recipes import load_config
+      >>> from normjax.tasks import TASKS, Task
+      >>> config = load_config("transduction")
+      >>> task = TASKS[config.task].make(config)
+      >>> isinstance(task, Task), task.describe()
+      (True, 'reversed_case, 1,000,000 pairs of up to 16 letters')
+      >>> task.model_arguments()
+      {'vocab_size': 53}
     """
 
     objective: Objective

@@ -89,6 +89,18 @@ class Classification(NamedTuple):
       mean, std: of the pixels scaled to 0..1, one a channel or one for all.
       label_smoothing, mixup_alpha, cutmix_alpha: 0 is off.
       erase_probability: of random erasing, before images are mixed; 0 is off.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax.tasks import Classification
+      >>> objective = Classification(num_classes=4, mean=(0.5,), std=(0.5,))
+      >>> images = jnp.zeros((2, 8, 8, 1), jnp.uint8)
+      >>> batch = {"image": images, "label": jnp.array([0, 3])}
+      >>> (images, _), targets = objective.examples(batch, jax.random.key(0))
+      >>> print(images.min(), targets.argmax(-1))
+      -1.0 [0 3]
+      >>> loss, _ = objective.loss(jnp.zeros((2, 4)), targets)
     """
 
     num_classes: int
@@ -136,7 +148,15 @@ class Classification(NamedTuple):
 
 @TASKS.register("image_classification")
 class ImageClassification(Task):
-    """Images of a data set and their classes; see `data.open_images`."""
+    """Images of a data set and their classes; see `data.open_images`.
+
+    Example:
+      >>> from normjax.config.recipes import load_config
+      >>> from normjax.tasks import ImageClassification
+      >>> task = ImageClassification(load_config("digits"))
+      >>> task.describe(), task.model_arguments(), task.row()["image"].shape
+      ('digits, 1,437 images', {'num_classes': 10}, (8, 8, 1))
+    """
 
     unit = "images"
     described_as = Images

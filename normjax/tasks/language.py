@@ -22,6 +22,18 @@ class NextToken(NamedTuple):
         (PaLM; Chowdhery et al., 2022); 0 is off.
       packed: rows hold several documents: the model gets "positions".
       padded: rows end in padding: the model gets "mask".
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax.tasks import NextToken
+      >>> objective = NextToken()
+      >>> batch = {"tokens": jnp.array([[2, 0]]), "targets": jnp.array([[0, 1]])}
+      >>> batch["weights"] = jnp.ones((1, 2))
+      >>> _, targets = objective.examples(batch, jax.random.key(0))
+      >>> loss, scalars = objective.loss(jnp.zeros((1, 2, 4)), targets)
+      >>> print(loss.round(3), sorted(scalars))  # log(4)
+      1.386 ['accuracy']
     """
 
     z_loss_weight: float = 0.0
@@ -84,7 +96,16 @@ def _own(logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
 @TASKS.register("language_modeling")
 class LanguageModeling(Task):
-    """Text as rows of tokens; see `data.open_text`."""
+    """Text as rows of tokens; see `data.open_text`.
+
+    Example:
+      >>> from normjax import data
+      >>> from normjax.config.recipes import load_config
+      >>> from normjax.tasks import LanguageModeling
+      >>> config = load_config(f"lm_text:path={data.__file__}")  # any text file
+      >>> LanguageModeling(config).model_arguments()
+      {'vocab_size': 257}
+    """
 
     unit = "tokens"
     described_as = Text

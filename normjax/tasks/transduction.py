@@ -17,6 +17,16 @@ class SourceToTarget(NamedTuple):
     """Cross entropy of every target token, given the source and those before it.
 
     Batches are those of `data.ReversedCase`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import data
+      >>> from normjax.tasks import SourceToTarget
+      >>> source = data.open_transduction("reversed_case", "validation", length=5)
+      >>> batch = next(data.eval_batches(source, batch_size=4))
+      >>> sums = SourceToTarget().sums(jnp.zeros((4, 6, 53)), batch)
+      >>> sorted(sums), int(sums["rows"])
+      (['count', 'exact', 'hits', 'nll', 'rows'], 4)
     """
 
     def examples(self, batch: Batch, key: jax.Array) -> tuple[Inputs, Any]:
@@ -60,7 +70,17 @@ class SourceToTarget(NamedTuple):
 
 @TASKS.register("transduction")
 class Transduction(Task):
-    """Pairs of sequences; see `data.open_transduction`."""
+    """Pairs of sequences; see `data.open_transduction`.
+
+    Example:
+      >>> from normjax.config.recipes import load_config
+      >>> from normjax.tasks import Transduction
+      >>> task = Transduction(load_config("transduction"))
+      >>> task.model_arguments()
+      {'vocab_size': 53}
+      >>> task.rank({"exact": 0.75, "nll": 0.1})
+      -0.1
+    """
 
     unit = "target tokens"
     columns = (

@@ -170,13 +170,13 @@ def file_of(module: str) -> Path:
 
 
 @functools.cache
-def text_of(module: str) -> str:
-    return file_of(module).read_text()
+def lines_of(module: str) -> list[bytes]:
+    return file_of(module).read_bytes().splitlines()
 
 
 @functools.cache
 def tree_of(module: str) -> ast.Module:
-    return ast.parse(text_of(module))
+    return ast.parse(file_of(module).read_text())
 
 
 def classes(value: type) -> list[Definition]:
@@ -240,6 +240,9 @@ def _argument(
     return Argument(name, text, kind)
 
 
-def source(module: str, node: ast.AST) -> str:
+def source(module: str, node: ast.expr) -> str:
     """As it is written, in one line."""
-    return " ".join((ast.get_source_segment(text_of(module), node) or "").split())
+    lines = lines_of(module)[node.lineno - 1 : node.end_lineno]
+    lines[-1] = lines[-1][: node.end_col_offset]
+    lines[0] = lines[0][node.col_offset :]
+    return " ".join(b" ".join(lines).decode().split())
