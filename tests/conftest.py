@@ -13,7 +13,10 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=4",
         # Accelerators compile what users run.
-        "--xla_backend_optimization_level=0"
+        # One part a program: pytest keeps the cores busy.
+        "--xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true "
+        "--xla_cpu_parallel_codegen_split_count=1"
         if os.environ["JAX_PLATFORMS"] == "cpu"
         else "",
         # Half of that time again, and patience with a machine that does other things:
@@ -57,7 +60,11 @@ def pytest_addoption(parser):
 @pytest.fixture
 def users_compiler():
     """Options of jax.jit that undo what makes the tests compile quickly."""
-    options = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+    options = {
+        "xla_backend_optimization_level": 3,
+        "xla_llvm_disable_expensive_passes": False,
+        "xla_cpu_use_fusion_emitters": True,
+    }
     return {k: v for k, v in options.items() if k in os.environ["XLA_FLAGS"]}
 
 

@@ -102,7 +102,7 @@ def test_every_causal_mixer_decodes():
     assert all("decode" in MIXERS[name].tags for name in CAUSAL)
 
 
-SAME_CACHE = ("mixture_of_head", "pattention", "rela", "lightning")
+SAME_CACHE = ("mixture_of_head", "pattention", "rela", "lightning", "differential")
 """Mixers whose caches are those of others, but for what they make of them."""
 
 

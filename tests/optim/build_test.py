@@ -56,6 +56,16 @@ def tree_of_leaf(x, value):
     return jnp.full(x.shape, value, jnp.float32)
 
 
+def first_update(transformation, gradients, params=PARAMS):
+    """What it makes of the first gradients, as one program."""
+
+    @jax.jit
+    def run(gradients, params):
+        return transformation.update(gradients, transformation.init(params), params)[0]
+
+    return run(gradients, params)
+
+
 @pytest.mark.parametrize("warmup", [0.0, 0.2])
 def test_schedule(warmup):
     total, warm = 50, round(warmup * 50)
@@ -74,7 +84,7 @@ def test_decay_of_matrices_only(name):
     """With zero gradients all that moves is what decays."""
     changes = {"name": name, "warmup_fraction": 0.0}
     optimizer = optim.build(config(**changes), 10)
-    updates, _ = optimizer.update(tree_of(0.0), optimizer.init(PARAMS), PARAMS)
+    updates = first_update(optimizer, tree_of(0.0))
     # Nesterov momentum applies the decay term once more, times beta1.
     moved = -0.1 * 0.5 * 2.0 * (1.9 if name == "sgd" else 1.0)
     np.testing.assert_allclose(updates["head"]["kernel"], moved, rtol=1e-5)
@@ -93,7 +103,7 @@ def test_clipping_of_the_global_norm():
     changes = {"name": "sgd", "warmup_fraction": 0.0, "weight_decay": 0.0}
     optimizer = optim.build(config(clip_norm=1.0, beta1=0.0, **changes), 10)
     grads = tree_of(3.0)
-    updates, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
+    updates = first_update(optimizer, grads)
     count = 6 + 3 + 3 + 12 + 12 + 75 + 3
     expected = -0.1 / math.sqrt(count)
     np.testing.assert_allclose(updates["head"]["kernel"], expected, rtol=1e-5)
@@ -102,7 +112,7 @@ def test_clipping_of_the_global_norm():
 def test_frozen_parameters_take_no_part_in_clipping_or_decay():
     changes = {"name": "sgd", "warmup_fraction": 0.0, "beta1": 0.0}
     optimizer = optim.build(config(clip_norm=1.0, trainable="norm", **changes), 10)
-    updates, _ = optimizer.update(tree_of(3.0), optimizer.init(PARAMS), PARAMS)
+    updates = first_update(optimizer, tree_of(3.0))
     np.testing.assert_array_equal(updates["head"]["kernel"], np.zeros((2, 3)))
     np.testing.assert_allclose(updates["norm"]["scale"], -0.1 / math.sqrt(3), rtol=1e-5)
 
@@ -149,8 +159,7 @@ def test_adaptive_clipping_and_projection_are_fields_of_the_config():
     plain = config(name="sgd", weight_decay=0.0, warmup_fraction=0.0)
 
     def moved(transformation):
-        state = transformation.init(params)
-        return transformation.update(updates, state, params)[0]
+        return first_update(transformation, updates, params)
 
     clipped = optim.build(ConfigDict({**plain, "adaptive_clip": 0.01}), 10)
     by_hand = optax.chain(optim.adaptive_clip(0.01), optim.build(plain, 10))
@@ -185,9 +194,15 @@ def test_a_spec_alone_is_a_whole_config(name):
 
     def moved(config):
         transformation = optim.build(config, 10)
-        state = transformation.init(PARAMS)
-        _, state = transformation.update(updates, state, PARAMS)
-        return transformation.update(updates, state, PARAMS)[0]
+
+        @jax.jit
+        def two_updates(params):
+            _, state = transformation.update(
+                updates, transformation.init(params), params
+            )
+            return transformation.update(updates, state, params)[0]
+
+        return two_updates(PARAMS)
 
     chex.assert_trees_all_equal(moved({"name": name}), moved(whole))
 
@@ -196,7 +211,7 @@ def test_arguments_of_its_own():
     """With a large epsilon Adam's step is the rate times m / epsilon."""
     fields = {"warmup_fraction": 0.0, "weight_decay": 0.0, "epsilon": 1e4}
     optimizer = optim.build(config(**fields), 10)
-    updates, _ = optimizer.update(tree_of(3.0), optimizer.init(PARAMS), PARAMS)
+    updates = first_update(optimizer, tree_of(3.0))
     np.testing.assert_allclose(updates["head"]["bias"], -0.1 * 3e-4, rtol=1e-3)
 
 
@@ -209,7 +224,7 @@ def test_transformations_in_their_places():
     # Not all alike: the projection would undo any step along the weights.
     gradients = jax.tree.map(lambda x: jnp.arange(x.size, dtype=x.dtype), PARAMS)
     gradients = jax.tree.map(lambda g, x: g.reshape(x.shape), gradients, PARAMS)
-    updates, _ = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
+    updates = first_update(optimizer, gradients)
     size = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(gradients)))
     bias = np.arange(3) * -0.1 / size
     np.testing.assert_allclose(updates["head"]["bias"], bias, rtol=1e-5)

@@ -16,15 +16,16 @@ from normjax.train.experiment import build_experiment
 from tests.train.loop_test import signal_at
 from tests.train.tiny import tiny_config
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 GROUPS = (
     {"pattern": "^stem", "trainable": False},
     {"pattern": "norm", "weight_decay": 0.5, "transformation": "adaptive_clip"},
-    *layer_decay(0.5, 1, stem="^pos_embed|mixer/dwc"),
+    *layer_decay(0.5, 1, stem="^pos_embed"),
 )
 
 
 def config_with(groups=GROUPS, **changes):
-    return tiny_config("norm=layer_norm", optim__groups=groups, **changes)
+    return tiny_config("norm=layer_norm,mixer=softmax", optim__groups=groups, **changes)
 
 
 def test_on_a_mesh_as_on_one_device():

@@ -1,5 +1,7 @@
 """Scanned layers are treated one by one by what updates and prunes weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,7 @@ PARAMS = float32({**HEAD, "blocks": STACKED})
 def test_updates_are_those_of_the_unrolled_model(make):
     gradients = jax.tree.map(lambda x: jnp.cos(7 * x), PARAMS)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def two_steps(scanned, params, gradients):
         optimizer = make(scanned)
         state = optimizer.init(params)

@@ -55,16 +55,16 @@ def test_a_killed_run_leaves_no_lock(tmp_path):
 
 
 def test_train_holds_it_while_it_works(tmp_path, monkeypatch):
-    seen = []
+    seen, config = [], tiny_config("norm=layer_norm,mixer=softmax")
 
     def another(self, step_fn):
         del step_fn
         with pytest.raises(UserError, match="is in use by process"):
-            loop.train(tiny_config(), tmp_path)
+            loop.train(config, tmp_path)
         seen.append(self.step)
 
     monkeypatch.setattr(loop.Run, "run", another)
-    assert loop.train(tiny_config(), tmp_path) is None
+    assert loop.train(config, tmp_path) is None
     assert seen == [0]
     assert (tmp_path / workdir.LOCK_FILE).read_text() == ""
 
@@ -81,6 +81,7 @@ def test_a_file_system_without_locks_is_no_reason_to_stop(
     assert "has no locks (Operation not supported)" in capsys.readouterr().out
 
 
+CONFIG = "--config=configs/digits.py:norm=layer_norm,mixer=softmax"
 STATE = {"w": jax.ShapeDtypeStruct((1000, 1000), np.float32)}  # 4 MB
 
 
@@ -104,7 +105,7 @@ def test_room_for_all_checkpoints(tmp_path, monkeypatch, there, megabytes, enoug
 
 def test_no_room_is_said_before_training(tmp_path, monkeypatch, capsys):
     free(monkeypatch, 1000)
-    command = ["train.py", "--config=configs/digits.py", f"--workdir={tmp_path}"]
+    command = ["train.py", CONFIG, f"--workdir={tmp_path}"]
     assert cli.run(cli.train_command, command) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: workdir {tmp_path} has 0.0 MB free")
@@ -117,4 +118,4 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UserError, match=r"file.*(File exists|Not a directory)"):
-            loop.train(tiny_config(), path)
+            loop.train(tiny_config("norm=layer_norm,mixer=softmax"), path)
