@@ -50,7 +50,7 @@ def drawn(variables):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
         noise = 0.2 * rng.normal(size=x.shape)
-        return x + (abs(noise) if path[-1].key in ("var", "scale") else noise)
+        return np.asarray(x) + (abs(noise) if path[-1].key in ("var", "scale") else noise)
 
     return jax.tree_util.tree_map_with_path(moved, variables)
 
@@ -69,9 +69,9 @@ def case(name):
     scanned, plain = (build(scan, name, **KINDS[name]) for scan in (True, False))
     host = jax.eval_shape(build(True).init, jax.random.key(0), TOKENS)
     with jax.enable_x64(True):
-        host = drawn(jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x.dtype)), host))
-        host = dict(host)
-        return scanned, plain, drawn(reparam.attach(scanned.rules, host, KEY))
+        host = drawn(jax.tree.map(lambda x: np.zeros(x.shape, wide(x.dtype)), host))
+        attach = jax.jit(lambda host: reparam.attach(scanned.rules, host, KEY))
+        return scanned, plain, drawn(attach(dict(host)))
 
 
 @pytest.mark.parametrize("name", KINDS)
