@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,14 @@ from normjax.train.begin import beginning, begun_state, tell
 from normjax.train.config import keep_config
 from normjax.train.experiment import Experiment, build_experiment
 from normjax.train.nonfinite import Failure, Guard
+from normjax.train.pace import Pace
 from normjax.train.profile import Profile
 from normjax.train.programs import jit_diagnose, trace_train_step
 from normjax.train.scoring import Scoring, first
 
 MAX_IN_FLIGHT = 2  # steps that the host may run ahead of the device
+INPUT_WAIT = "input_wait"
+"""Metric: the share of the time since the last record that was waited for data."""
 
 
 def train(config: Any, workdir: Path) -> dict[str, float] | None:
@@ -118,7 +120,8 @@ class Run:
         steps, folder = self.config.profile_steps, workdir / "profile"
         self.profile = Profile(folder, steps, self.step, self.config.total_steps)
         self.last: dict[str, float] = {}
-        self.seconds, self.steps_timed = 0.0, 0
+        task = experiment.task
+        self.pace = Pace(self.config.batch_size * task.units_per_row)
 
     def restore(self) -> None:
         """Go on from the newest sound checkpoint, or begin."""
@@ -198,41 +201,40 @@ class Run:
             return
         batches: Any = self.experiment.train_batches(self.guard.batch(self.step))
         bar = report.ProgressBar(total, self.step)
-        begin = time.monotonic()
+        self.pace.start(self.step)
         with bar, contextlib.closing(batches):
-            for batch in first(batches, until - self.step):
+            for batch in self.pace.watch(first(batches, until - self.step)):
                 self.checkpoints.check()
                 batch = votes.cast(batch, interrupt)
                 self.profile.at(self.step, self.state)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
                     self.state, metrics = step_fn(self.state, batch)
                 self.step += 1
-                self.steps_timed += 1
                 pending.append((self.step, metrics))
                 look = config.diagnostics_every
                 if look and self.step % look == 0:
                     self._look(batch)
                 if len(pending) > MAX_IN_FLIGHT:
-                    self._record(*pending.popleft(), log, bar, begin)
+                    self._record(*pending.popleft(), log, bar)
                 every = self.step < total and not votes.stop(interrupt)
                 due = self.step % config.eval_every == 0
                 save = self.step % config.checkpoint.every == 0
                 if every and (due or save):
                     while pending:
-                        self._record(*pending.popleft(), log, bar, begin)
-                    self.seconds += time.monotonic() - begin
+                        self._record(*pending.popleft(), log, bar)
+                    self.pace.stop()
                     scores = self.scoring.evaluate(self.state, log) if due else None
                     if save and not self.scoring.stalled:
                         self.checkpoints.save(self.state, scores)
-                    begin = time.monotonic()
+                    self.pace.go_on()
                 if votes.stop(interrupt) or self.scoring.stalled:
                     break
             self.profile.at(self.step, self.state)
             while pending:
-                self._record(*pending.popleft(), log, bar, begin)
-        self.seconds += time.monotonic() - begin
+                self._record(*pending.popleft(), log, bar)
+        self.pace.stop()
 
-    def _record(self, step: int, metrics, log, bar, begin) -> None:
+    def _record(self, step: int, metrics, log, bar) -> None:
         """Take the metrics of a step that is done by now."""
         values = {name: float(v) for name, v in jax.device_get(metrics).items()}
         values = self.votes.read(values)
@@ -241,16 +243,11 @@ class Run:
         self.last = values
         last = step == self.config.total_steps
         if step % self.config.log_every == 0 or last or notable:
-            spent = self.seconds + time.monotonic() - begin
-            rate, unit = self._speed(spent), self.experiment.task.unit
-            log.write(step, {**values, f"{unit}_per_second": rate})
+            (rate, waited), unit = self.pace.window(step), self.experiment.task.unit
+            speed = {f"{unit}_per_second": rate, INPUT_WAIT: waited}
+            log.write(step, {**values, **speed})
             shown = {k: values[k] for k in ("loss", "lr", "lam") if k in values}
             bar.update(step, {**shown, f"{unit}/s": rate})
-
-    def _speed(self, seconds: float) -> float:
-        """Units a second of the steps timed so far."""
-        rows = self.steps_timed * self.config.batch_size
-        return rows * self.experiment.task.units_per_row / max(seconds, 1e-9)
 
     def _look(self, batch) -> None:
         """Record what happens inside the layers on `batch`; waits for it."""
@@ -320,10 +317,10 @@ class Run:
         if self.looks:
             self.looks.close()
             console.print(f"layers in {plot_layers(self.workdir)}")
-        if self.steps_timed:
-            speed = f"{self._speed(self.seconds):,.0f} {task.unit}/s"
+        if self.pace.steps:
+            speed = f"{self.pace.speed():,.0f} {task.unit}/s"
             console.print(
-                f"{self.steps_timed} steps in {self.seconds:.1f} s, {speed}; "
+                f"{self.pace.steps} steps in {self.pace.seconds:.1f} s, {speed}; "
                 f"curves in {plot}"
             )
 

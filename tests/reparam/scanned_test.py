@@ -50,7 +50,9 @@ def drawn(variables):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
         noise = 0.2 * rng.normal(size=x.shape)
-        return np.asarray(x) + (abs(noise) if path[-1].key in ("var", "scale") else noise)
+        return np.asarray(x) + (
+            abs(noise) if path[-1].key in ("var", "scale") else noise
+        )
 
     return jax.tree_util.tree_map_with_path(moved, variables)
 

@@ -45,6 +45,7 @@ def records(workdir):
     found = {}
     for record in map(json.loads, lines):
         record.pop("images_per_second", None)
+        record.pop("input_wait", None)
         found.setdefault(record["step"], {}).update(record)
     return found
 
