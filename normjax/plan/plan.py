@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from normjax.core.operations import traced_multiply_adds
-from normjax.plan.chips import GIB, Chip, chip_of
+from normjax.devices.chips import GIB, Chip, chip_of
 from normjax.plan.roofline import Roofline, roofline, utilisation
 from normjax.plan.tasks import SUFFIX
 from normjax.plan.traffic import Traffic, traffic

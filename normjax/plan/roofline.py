@@ -7,7 +7,7 @@ are done twice to save memory.
 
 from typing import NamedTuple
 
-from normjax.plan.chips import Chip
+from normjax.devices.chips import Chip
 
 
 class Roofline(NamedTuple):

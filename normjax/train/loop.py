@@ -12,6 +12,7 @@ from normjax.analysis.layers import LayerLog, plot_layers
 from normjax.core.compiler import compiled_code_in
 from normjax.core.console import console
 from normjax.core.paths import workdir_path
+from normjax.devices.chips import chip_of
 from normjax.devices.processes import gather, is_first, on_first
 from normjax.devices.signals import Interrupt, Stopped
 from normjax.devices.votes import Votes
@@ -122,6 +123,8 @@ class Run:
         self.last: dict[str, float] = {}
         task = experiment.task
         self.pace = Pace(self.config.batch_size * task.units_per_row)
+        self.chip = chip_of(experiment.mesh.devices.flat[0].device_kind)
+        self.flops = 0.0
 
     def restore(self) -> None:
         """Go on from the newest sound checkpoint, or begin."""
@@ -133,8 +136,8 @@ class Run:
 
     def run(self, step: jax.stages.Traced) -> dict[str, float] | None:
         """Train with `step` to the end and evaluate, or None after a signal."""
-        step_fn, flops = self.compile(step)
-        self._print_summary(flops)
+        step_fn, self.flops = self.compile(step)
+        self._print_summary()
         log = self._open_log()
         self.scoring.remember(self.step)
         try:
@@ -245,9 +248,16 @@ class Run:
         if step % self.config.log_every == 0 or last or notable:
             (rate, waited), unit = self.pace.window(step), self.experiment.task.unit
             speed = {f"{unit}_per_second": rate, INPUT_WAIT: waited}
-            log.write(step, {**values, **speed})
+            log.write(step, {**values, **speed, **self._utilization(rate)})
             shown = {k: values[k] for k in ("loss", "lr", "lam") if k in values}
             bar.update(step, {**shown, f"{unit}/s": rate})
+
+    def _utilization(self, rate: float) -> dict[str, float]:
+        """ "mfu": FLOPs of the step, as its compiler counts them, over those that the
+        devices could have done meanwhile; of devices that `devices.chips` knows."""
+        if self.chip is None:
+            return {}
+        return {"mfu": self.flops * self.pace.steps_in(rate) / self.chip.flops}
 
     def _look(self, batch) -> None:
         """Record what happens inside the layers on `batch`; waits for it."""
@@ -288,7 +298,7 @@ class Run:
             )
         return results
 
-    def _print_summary(self, flops: float) -> None:
+    def _print_summary(self) -> None:
         config, model, mesh = self.config, self.experiment.model, self.experiment.mesh
         parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
         each = "each microbatch" if config.microbatches > 1 else "the global batch"
@@ -299,7 +309,7 @@ class Run:
             ("model", f"{config.model.name} ({type(model).__name__})"),
             ("norm, mixer", _component_names(model)),
             ("parameters", parameters),
-            ("FLOPs a step and device", flops),
+            ("FLOPs a step and device", self.flops),
             ("devices", f"{mesh.size} x {kind}{f' ({axes})' if axes else ''}"),
             ("data", self.experiment.task.describe()),
             *self.experiment.task.details(),
@@ -318,7 +328,11 @@ class Run:
             self.looks.close()
             console.print(f"layers in {plot_layers(self.workdir)}")
         if self.pace.steps:
-            speed = f"{self.pace.speed():,.0f} {task.unit}/s"
+            rate = self.pace.speed()
+            speed = f"{rate:,.0f} {task.unit}/s"
+            if self.chip:
+                share = self._utilization(rate)["mfu"]
+                speed += f", {share:.1%} of the peak of {self.chip.name}"
             console.print(
                 f"{self.pace.steps} steps in {self.pace.seconds:.1f} s, {speed}; "
                 f"curves in {plot}"

@@ -62,6 +62,10 @@ class Pace:
         """Units a second of all steps."""
         return self.steps * self._units / max(self._spent(), 1e-9)
 
+    def steps_in(self, units: float) -> float:
+        """Of how many steps so many units are."""
+        return units / self._units
+
     def window(self, step: int) -> tuple[float, float]:
         """Units a second and share of the time that was waited for data, since the
         window began; the next one begins.

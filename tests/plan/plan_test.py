@@ -7,10 +7,10 @@ import pytest
 
 from normjax.cli.main import run
 from normjax.core.errors import UserError
+from normjax.devices.chips import Chip
 from normjax.plan import plan as plan_module
 from normjax.plan.__main__ import plan_command
 from normjax.plan.advice import as_flags, candidates, find_fit
-from normjax.plan.chips import Chip
 from normjax.plan.plan import Memory, Plan, Step, make_plan, without_data
 from normjax.plan.plan import out_of_memory as read_error
 from normjax.plan.roofline import Roofline

@@ -2,7 +2,7 @@
 
 import pytest
 
-from normjax.plan.chips import Chip
+from normjax.devices.chips import Chip
 from normjax.plan.roofline import roofline, utilisation
 from normjax.plan.traffic import sent_bytes
 

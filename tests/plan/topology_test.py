@@ -3,8 +3,8 @@
 import pytest
 
 from normjax.core.errors import UserError
+from normjax.devices.chips import chip_of
 from normjax.plan.__main__ import parse_mesh
-from normjax.plan.chips import CHIPS, chip_of
 from normjax.plan.topology import devices_of, prepare
 
 
@@ -69,8 +69,3 @@ def test_slices_that_libtpu_refuses():
     prepare(["v5e:3x3"])
     with pytest.raises(UserError, match=r"--topology=v5e:3x3: .*3x3"):
         devices_of("v5e:3x3")
-
-
-def test_chips_are_told_apart():
-    assert [chip_of(chip.kind) for chip in CHIPS] == list(CHIPS)
-    assert chip_of("cpu") is None

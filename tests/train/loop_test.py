@@ -13,6 +13,7 @@ import pytest
 
 from normjax.core.errors import UserError
 from normjax.devices import mesh
+from normjax.devices.chips import Chip
 from normjax.evaluation.run import evaluate_run
 from normjax.records import report
 from normjax.records.checkpoint import Checkpoints
@@ -67,12 +68,16 @@ def signal_at(monkeypatch, step):
     monkeypatch.setattr(report.ProgressBar, "update", update_and_signal)
 
 
+CHIP = Chip("toy", "cpu", 1, 1e12, 1.0, 1.0)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, compiled_once, data_dir):
     """(workdir, scores) of a run of six steps."""
     workdir = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "plot_curves", report.plot_curves.__wrapped__)
+        patch.setattr(loop, "chip_of", lambda kind: CHIP)
         return workdir, loop.train(tiny_config(), workdir)
 
 
@@ -86,6 +91,13 @@ def test_what_a_run_leaves(undisturbed):
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 6 and last["eval_top1"] == scores["top1"]
     assert json.loads((workdir / "config.json").read_text())["total_steps"] == 6
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    trained = [record for record in records if "loss" in record]
+    assert all(0 <= record["input_wait"] <= 1 for record in trained)
+    # FLOPs of an image on its device, over the peak.
+    flops = [r["mfu"] / r["images_per_second"] * CHIP.flops * 16 for r in trained]
+    np.testing.assert_allclose(flops, flops[0])
+    assert 1e5 < flops[0] < 1e8
 
 
 @pytest.mark.parametrize(
