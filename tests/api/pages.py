@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib
 import inspect
+import pkgutil
 import re
 from collections.abc import Iterable, Iterator
 
@@ -54,10 +55,21 @@ def _page(package: str) -> str:
     parts = [
         f"# normjax.{package}\n",
         _prose(text),
+        *_parts(package),
         "| name | |\n| --- | --- |\n" + "\n".join(rows) + "\n",
         *(part for name in _on(package) for part in _entry(name)),
     ]
     return "\n".join(parts)
+
+
+def _parts(package: str) -> Iterator[str]:
+    """What the packages inside say of all that is in them, if they are no names."""
+    module = importlib.import_module(f"normjax.{package}")
+    entries = {name.path for name in names()}
+    for info in pkgutil.iter_modules(module.__path__, f"{module.__name__}."):
+        text = _module_docstring(info.name).text if info.ispkg else ""
+        if text and info.name not in entries:
+            yield f"In `{info.name}`: {_prose(text)}"
 
 
 def _on(package: str) -> list[Name]:

@@ -23,6 +23,19 @@ SPACE = re.compile(r"(?<=\[) | (?=\])")
 PROGRAMS: dict[str, Any] = {}
 """Compiled methods of modules, by what they and their arguments are."""
 EVERY = pytest.mark.parametrize("name", names(), ids=lambda name: name.path)
+WHOLE_MODELS = {"adapt", "fusion", "generate"}
+"""Packages whose examples compile models."""
+RUN = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            id=name.path,
+            marks=[pytest.mark.slow] if name.page in WHOLE_MODELS else [],
+        )
+        for name in names()
+    ],
+)
 
 
 def fail(name: Name, what: str):
@@ -45,12 +58,10 @@ def test_it_says_what_it_is_and_lists_its_arguments(name):
 
 
 @EVERY
-def test_it_shows_an_example_that_runs(name, whole_modules, prepared, monkeypatch):
-    monkeypatch.setenv("NORMJAX_DATA_DIR", str(prepared))
-    code = name.docstring.example
-    if ">>> " not in code:
+def test_it_shows_an_example(name):
+    if ">>> " not in name.docstring.example:
         fail(name, "add 'Example:' with lines of '>>> ' and what they print")
-    test = doctest.DocTestParser().get_doctest(code, {}, name.path, None, None)
+    test = example_of(name)
     if not any(example.want for example in test.examples):
         fail(name, "its example shows no result")
     used = " ".join(e.source + e.want for e in test.examples if not is_import(e))
@@ -58,6 +69,12 @@ def test_it_shows_an_example_that_runs(name, whole_modules, prepared, monkeypatc
     of_others = hasattr(name.value, "_fields")  # results of functions
     if not of_others and not words & set(re.findall(r"\w+", used)):
         fail(name, "its example does not use it")
+
+
+@RUN
+def test_its_example_runs(name, whole_modules, prepared, monkeypatch):
+    monkeypatch.setenv("NORMJAX_DATA_DIR", str(prepared))
+    test = example_of(name)
     report: list[str] = []
     runner = doctest.DocTestRunner(checker=Rounded(), verbose=False)
     runner.run(test, out=report.append, clear_globs=False)
@@ -91,6 +108,11 @@ def test_all_packages_are_seen():
     found = {name.path for name in names()}
     assert {"normjax.norms.LayerNorm", "normjax.models.SwiGLU"} <= found
     assert "normjax.mixers.ops.decay.chunked" in found
+
+
+def example_of(name):
+    code = name.docstring.example
+    return doctest.DocTestParser().get_doctest(code, {}, name.path, None, None)
 
 
 def is_import(example):
