@@ -69,7 +69,8 @@ def test_value_equals_the_oracle(case, dtype, tolerance):
             np.testing.assert_allclose(valid(y, mask), expected, **close)
 
 
-def test_bfloat16_is_close_to_the_oracle(case):
+def test_bfloat16_is_close_to_the_oracle(first_case):
+    case = first_case
     mixer = case.build(dtype=jnp.bfloat16)
     # The oracle sees input and parameters as they are after rounding.
     x = jnp.asarray(case.x, jnp.bfloat16)
@@ -217,9 +218,10 @@ def test_packed_documents_give_what_each_gives_alone(case):
     assert seen.diagonal().all()
 
 
-@over(sequential)
-def test_padding_in_front_changes_nothing(case):
+@over(sequential, "first_case")
+def test_padding_in_front_changes_nothing(first_case):
     """Tokens behind padding give what they give without it."""
+    case = first_case
     pad = 2
     mask = np.arange(case.row.shape[1]) >= pad
     mask = np.tile(mask, (case.row.shape[0], 1))
@@ -230,9 +232,11 @@ def test_padding_in_front_changes_nothing(case):
     np.testing.assert_allclose(padded, alone, rtol=1e-9, atol=1e-9)
 
 
-@over(lambda row: getattr(MIXERS[row.name].make, "reads", ()))
-def test_folded_scale_and_shift_equal_a_scaled_and_shifted_input(case):
-    """`reads` names all that reads the input, and all of it is linear."""
+@over(lambda row: getattr(MIXERS[row.name].make, "reads", ()), "first_case")
+def test_folded_scale_and_shift_equal_a_scaled_and_shifted_input(first_case):
+    """`reads` names all that reads the input, and all of it is linear; of further
+    configurations in tests/fusion/layers_test.py."""
+    case = first_case
     reads = getattr(case.mixer, "reads", ())
     a, c = case.rng.uniform(0.5, 1.5, (2, case.row.shape[-1]))
     params = jax.tree.map(np.array, case.params)
@@ -255,9 +259,10 @@ def test_folded_scale_and_shift_equal_a_scaled_and_shifted_input(case):
     np.testing.assert_allclose(folded, expected, rtol=1e-9, atol=1e-9)
 
 
-@over(lambda row: MIXERS[row.name].make.writes)
-def test_a_scaled_and_shifted_last_layer_scales_and_shifts_the_output(case):
+@over(lambda row: MIXERS[row.name].make.writes, "first_case")
+def test_a_scaled_and_shifted_last_layer_scales_and_shifts_the_output(first_case):
     """`writes` names the linear layer whose output is the mixer's."""
+    case = first_case
     a, c = case.rng.uniform(0.5, 1.5, (2, case.row.shape[-1]))
     params = jax.tree.map(np.array, case.params)
     path = case.mixer.writes.split("/")
