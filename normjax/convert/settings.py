@@ -99,7 +99,7 @@ def settle(config: Any, model: Any, given: Mapping) -> list[Change]:
             config.model[ours] = value
             changes.append(Change(f"model.{ours}", value, before))
     changes += _settle_norm(config.model.norm, given)
-    changes += _settle_pixels(config.data, given.get("pretrained_cfg", {}))
+    changes += _settle_pixels(config.data, given.get("pretrained_cfg") or {})
     return changes
 
 

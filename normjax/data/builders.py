@@ -106,7 +106,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
         self._folder, self._seen, self._skip = folder, seen, skip
         self._sizes: set[tuple[int, int]] = set()
         self._all_gray = True
-        self._fills = ("", "")
+        self._range = decode.OneRange()
         self._digest = hashlib.sha256()
         self._left_out: dict[str, int] = {}
         self._label_runs: dict[str, list[tuple[int, int]]] = {}
@@ -155,14 +155,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
     def _note(self, name: str, found: decode.Verified | Exception) -> None:
         if isinstance(found, Exception):
             raise found
-        if found.fills:
-            kept, other = self._fills
-            if kept and kept != found.fills:
-                raise decode.Undecodable(
-                    f"its values fill {found.fills}, those of {other!r} {kept}: what "
-                    "is white in one is not in the other"
-                )
-            self._fills = found.fills, name
+        self._range.check(found.fills, name)
         self._sizes.add((found.height, found.width))
         self._all_gray &= found.gray
 

@@ -61,11 +61,41 @@ def decode(encoded: bytes, channels: int) -> np.ndarray:
     Raises:
       Undecodable: PIL cannot decode it.
     """
+    return decode_with_range(encoded, channels)[0]
+
+
+def decode_with_range(encoded: bytes, channels: int) -> tuple[np.ndarray, str]:
+    """`decode`, and the range that values of more than eight bits fill, or ""."""
     with _opened(encoded) as image:
         image.load()
         turn = _turn(image)
-        flat = _converted(image, channels)[0]
-        return to_array(flat if turn is None else flat.transpose(turn))
+        flat, fills = _converted(image, channels)
+        return to_array(flat if turn is None else flat.transpose(turn)), fills
+
+
+class OneRange:
+    """Refuses gray of more than eight bits that fills another range than that before
+    it: what is white in one image is not in the other."""
+
+    def __init__(self) -> None:
+        self._kept, self._name = "", ""
+
+    def check(self, fills: str, name: str) -> None:
+        """Take note of an image.
+
+        Args:
+          fills: its range in words, "" for images of eight bits.
+
+        Raises:
+          Undecodable: another range than that of those before.
+        """
+        if fills and self._kept and self._kept != fills:
+            raise Undecodable(
+                f"its values fill {fills}, those of {self._name!r} {self._kept}: what "
+                "is white in one is not in the other"
+            )
+        if fills:
+            self._kept, self._name = fills, name
 
 
 def verify(encoded: bytes) -> Verified:

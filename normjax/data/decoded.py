@@ -100,12 +100,19 @@ class DecodedImages(abc.ABC):
         images, labels = [], []
         for index, pair in zip(indices.tolist(), self._read(indices), strict=True):
             try:
-                image, label = decode.decode(pair[0], self.channels), pair[1]
+                image, label = self._image(index, pair[0]), pair[1]
             except decode.Undecodable as error:
                 image, label = self._stand_in(index, error)
             images.append(image)
             labels.append(label)
         return images, np.array(labels, np.int64)
+
+    def _image(self, index: int, encoded: bytes) -> np.ndarray:
+        image, fills = decode.decode_with_range(encoded, self.channels)
+        if fills:
+            seen = vars(self).setdefault("_range", decode.OneRange())
+            seen.check(fills, self.name_of(index))
+        return image
 
     def _stand_in(self, index: int, error: Exception) -> tuple[np.ndarray, int]:
         """The next image that can be decoded, and its label."""
@@ -117,7 +124,7 @@ class DecodedImages(abc.ABC):
             other = (index + step) % self.num_examples
             encoded, label = self.read(other)
             with contextlib.suppress(decode.Undecodable):
-                image = decode.decode(encoded, self.channels)
+                image = self._image(other, encoded)
                 self._note(index, other, what)
                 return image, label
         raise UserError(

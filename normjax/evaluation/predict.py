@@ -12,7 +12,7 @@ from normjax.config.overrides import Override
 from normjax.core.errors import UserError, printable
 from normjax.data import augment
 from normjax.data.class_order import read_classes
-from normjax.data.decode import Undecodable, decode
+from normjax.data.decode import OneRange, Undecodable, decode_with_range
 from normjax.data.folder import counted
 from normjax.data.listing import list_files
 from normjax.data.prepared import say
@@ -111,10 +111,10 @@ def predict(
       UserError: a file that cannot be read, or that the model is too small or too
         large for.
     """
-    transform = augment.build(classifier.spec, train=False)
+    transform, seen = augment.build(classifier.spec, train=False), OneRange()
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
-        images = [_read(file, classifier, transform) for file in part]
+        images = [_read(file, classifier, transform, seen) for file in part]
         rows = np.zeros((BATCH, *classifier.shape), np.uint8)
         rows[: len(part)] = np.stack(images)
         logits = np.asarray(classifier.logits(rows), np.float64)[: len(part)]
@@ -130,10 +130,13 @@ def _name(classifier: Classifier, label: int) -> str:
     return printable(names[label]) if names else f"class {label}"
 
 
-def _read(file: Path, classifier: Classifier, transform: Any) -> np.ndarray:
+def _read(
+    file: Path, classifier: Classifier, transform: Any, seen: OneRange
+) -> np.ndarray:
     shape = classifier.shape
     try:
-        image = decode(file.read_bytes(), shape[-1])
+        image, fills = decode_with_range(file.read_bytes(), shape[-1])
+        seen.check(fills, str(file))
     except (OSError, Undecodable) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {str(file)!r}: {reason}") from None

@@ -5,6 +5,7 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from normjax.cli.main import run
 from normjax.core.errors import UserError
@@ -77,6 +78,18 @@ def test_a_copy_has_to_fit(folder, monkeypatch):
     assert "in_place" in str(error.value) and "\n" not in str(error.value)
     assert not list((folder.parent / "cache").rglob("incomplete*"))
     assert len(opened(folder, in_place=True)) == 12
+
+
+def test_gray_of_two_ranges_is_noticed_in_place(tmp_path):
+    """White of 12 bits is dark gray of 16; files do not say which it is."""
+    for i, top in enumerate((4000, 60_000)):
+        path = tmp_path / "train" / "ab"[i] / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.linspace(0, top, 64).reshape(8, 8).astype("u2")).save(path)
+    source = open_images("image_folder", "train", path=tmp_path, in_place=True)
+    with pytest.raises(UserError, match=r"fill 16 bits, those of .* 12 bits") as error:
+        source.gather(np.arange(2))
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture
