@@ -10,6 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
 from normjax.convert.names import reads_images
 from normjax.core.errors import UserError
 from normjax.norms import NORMS
@@ -98,6 +100,7 @@ def settle(config: Any, model: Any, given: Mapping) -> list[Change]:
         if value != before:
             config.model[ours] = value
             changes.append(Change(f"model.{ours}", value, before))
+    changes += _settle_groups(config.model, given)
     changes += _settle_norm(config.model.norm, given)
     changes += _settle_pixels(config.data, given.get("pretrained_cfg") or {})
     return changes
@@ -113,8 +116,6 @@ def _check(given: Mapping, *, text: bool) -> None:
         if windowed and value not in allowed:
             _refuse(field, value, allowed[-1])
     heads = given.get("num_attention_heads")
-    if given.get("num_key_value_heads") not in (None, heads):
-        _refuse("num_key_value_heads", given["num_key_value_heads"], heads)
     width, head = given.get("hidden_size"), given.get("head_dim")
     if head and width and isinstance(heads, int) and head * heads != width:
         _refuse("head_dim", head, width // heads)
@@ -131,6 +132,26 @@ def _check(given: Mapping, *, text: bool) -> None:
 def _refuse(field: str, value: Any, ours: Any) -> None:
     value = "..." if isinstance(value, dict) else repr(value)
     raise UserError(f"config.json says {field}={value}, the model is for {ours}")
+
+
+def _settle_groups(model: Any, given: Mapping) -> list[Change]:
+    """Heads that share their keys and values."""
+    groups, heads = given.get("num_key_value_heads"), given.get("num_attention_heads")
+    if groups in (None, heads):
+        return []
+    before = model.get("mixer", "softmax")
+    spec = {"name": before} if isinstance(before, str) else before
+    if not isinstance(spec, Mapping | ConfigDict):
+        _refuse("num_key_value_heads", groups, heads)
+    value = {**spec, "name": "grouped_query", "num_kv_heads": groups}
+    if spec["name"] == "grouped_query" and spec.get("num_kv_heads", 1) == groups:
+        return []
+    if spec["name"] not in ("softmax", "grouped_query"):
+        _refuse("num_key_value_heads", groups, heads)
+    if "mixer" in model:
+        del model["mixer"]  # a field keeps the type that it had
+    model["mixer"] = value
+    return [Change("model.mixer", value, before)]
 
 
 def _settle_norm(norm: Any, given: Mapping) -> list[Change]:

@@ -33,9 +33,9 @@ BELOW_ONE, FRACTION = Range(0, 1, open=True), Range(0, 1)
 
 _POSITIVE = """
     conv_width depth depths dim dims features gate_rank group_size hidden iterations
-    kernel_size mlp_hidden neighbours num_classes num_groups num_heads num_layers
-    num_tokens patch_size pool_size qkv_features sr_ratio split_size stem_stride
-    stem_width stride strides vocab_size widths window window_size
+    kernel_size mlp_hidden neighbours num_classes num_groups num_heads num_kv_heads
+    num_layers num_tokens patch_size pool_size qkv_features sr_ratio split_size
+    stem_stride stem_width stride strides vocab_size widths window window_size
 """
 
 OF_ARGUMENTS: Mapping[str, Range] = {

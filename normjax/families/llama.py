@@ -1,7 +1,7 @@
 """LLaMA (Touvron et al., 2023) in small, and SLAB's with PRepBN (Guo et al., 2024)."""
 
 from normjax.families.base import Arguments, Family
-from normjax.families.layout import LINEAR, NORM, joined
+from normjax.families.layout import LINEAR, NORM, Row, joined
 
 TOKENS = 32_000
 _BLOCK = "blocks_{i}", "model.layers.{i}"
@@ -33,6 +33,21 @@ def llama(dim: int, depth: int, num_heads: int, hidden: int, **other) -> Argumen
     }
 
 
+def _layout(*projections: Row) -> list[Row]:
+    """Rows of a state dict; those of queries, keys and values differ."""
+    return [
+        ("", "model.embed_tokens", {"embed": ("weight", "same")}),
+        (f"{_BLOCK[0]}/norm1", f"{_BLOCK[1]}.input_layernorm", NORM),
+        (f"{_BLOCK[0]}/norm2", f"{_BLOCK[1]}.post_attention_layernorm", NORM),
+        *projections,
+        (f"{_BLOCK[0]}/mixer/proj", f"{_BLOCK[1]}.self_attn.o_proj", LINEAR),
+        (f"{_BLOCK[0]}/mlp/fc1", f"{_BLOCK[1]}.mlp", joined("gate_proj", "up_proj")),
+        (f"{_BLOCK[0]}/mlp/fc2", f"{_BLOCK[1]}.mlp.down_proj", LINEAR),
+        ("norm", "model.norm", NORM),
+        ("head", "lm_head", LINEAR),
+    ]
+
+
 LLAMA = Family(
     name="llama",
     kind="tokens",
@@ -40,25 +55,21 @@ LLAMA = Family(
         "slab_llama_350m": llama(1024, 18, 8, 4096, vocab_size=TOKENS, norm=_PREPBN),
     },
     layouts={
-        "llama": [
-            ("", "model.embed_tokens", {"embed": ("weight", "same")}),
-            (f"{_BLOCK[0]}/norm1", f"{_BLOCK[1]}.input_layernorm", NORM),
-            (f"{_BLOCK[0]}/norm2", f"{_BLOCK[1]}.post_attention_layernorm", NORM),
+        "llama": _layout(
             (
                 f"{_BLOCK[0]}/mixer/qkv",
                 f"{_BLOCK[1]}.self_attn",
                 joined("q_proj", "k_proj", "v_proj"),
-            ),
-            (f"{_BLOCK[0]}/mixer/proj", f"{_BLOCK[1]}.self_attn.o_proj", LINEAR),
+            )
+        ),
+        "llama_grouped": _layout(
+            (f"{_BLOCK[0]}/mixer/q", f"{_BLOCK[1]}.self_attn.q_proj", LINEAR),
             (
-                f"{_BLOCK[0]}/mlp/fc1",
-                f"{_BLOCK[1]}.mlp",
-                joined("gate_proj", "up_proj"),
+                f"{_BLOCK[0]}/mixer/kv",
+                f"{_BLOCK[1]}.self_attn",
+                joined("k_proj", "v_proj"),
             ),
-            (f"{_BLOCK[0]}/mlp/fc2", f"{_BLOCK[1]}.mlp.down_proj", LINEAR),
-            ("norm", "model.norm", NORM),
-            ("head", "lm_head", LINEAR),
-        ]
+        ),
     },
     anchors=("model.embed_tokens.weight",),
     tied={"lm_head.weight": "model.embed_tokens.weight"},

@@ -49,6 +49,7 @@ from normjax.mixers.ops.attend import softmax_attention
 from normjax.mixers.ops.linear_attention import linear_attention
 from normjax.mixers.sequence.differential import DifferentialAttention
 from normjax.mixers.sequence.gated_linear import GatedLinearAttention
+from normjax.mixers.sequence.grouped_query import GroupedQueryAttention
 from normjax.mixers.sequence.lightning import LightningAttention
 from normjax.mixers.sequence.local_attention import LocalAttention
 from normjax.mixers.sequence.mixture_of_head import MixtureOfHeadAttention
@@ -75,6 +76,7 @@ __all__ = [
     "GatedLinearAttention",
     "GatedRectifiedLinearAttention",
     "GatedSoftmaxAttention",
+    "GroupedQueryAttention",
     "IdentityMixer",
     "LightningAttention",
     "LinearSpatialReductionAttention",

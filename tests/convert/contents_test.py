@@ -198,6 +198,13 @@ def test_settings_beside_the_weights_count(tmp_path, field):
     assert config.model[ours] == value
 
 
+def test_heads_that_share_keys_and_values_count(tmp_path):
+    changes, config = settled(tmp_path, num_key_value_heads=1)
+    mixer = {"name": "grouped_query", "num_kv_heads": 1}
+    assert changes == {"model.mixer": (mixer, "softmax")}
+    assert config.model.mixer.to_dict() == mixer
+
+
 def test_epsilon_pixels_and_newer_rotary_settings_count(tmp_path):
     changes, config = settled(tmp_path, rms_norm_eps=1e-5)
     assert changes == {"model.norm.epsilon": (1e-5, 1e-6)}
@@ -230,7 +237,6 @@ def test_epsilon_pixels_and_newer_rotary_settings_count(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("num_key_value_heads", 1),
         ("hidden_act", "gelu"),
         ("sliding_window", 4096),
         ("rope_scaling", {"type": "linear", "factor": 2.0}),

@@ -52,7 +52,7 @@ def norm_of(state, name):
     return lambda x: (x - m) / np.sqrt(v + 1e-6) * g + b + alpha * x
 
 
-def network(state, tokens):
+def network(state, tokens, heads=SIZES["num_heads"]):
     """The published network in NumPy: (out, in) weights, one row of tokens."""
     layers = []
     for i in range(SIZES["depth"]):
@@ -65,7 +65,7 @@ def network(state, tokens):
         layers.append({"norm1_out": np.asarray, "norm2_out": np.asarray, **layer})
     table, head = state["model.embed_tokens.weight"], state["lm_head.weight"].T
     final = norm_of(state, "model.norm")
-    return oracle.decoder(tokens, table, layers, final, head, SIZES["num_heads"])
+    return oracle.decoder(tokens, table, layers, final, head, heads)
 
 
 @pytest.mark.parametrize("preset", [PREPBN, PLAIN])
@@ -81,6 +81,29 @@ def test_same_logits(preset, x64):
     expected = np.stack([network(state, row) for row in tokens])
     scale = np.abs(expected).max()
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-11 * scale)
+
+
+def test_heads_that_share_keys_and_values(x64):
+    """Two keys for six heads: as if each stood in the file three times."""
+    heads, groups, size = 6, 2, 2
+    mixer = {"name": "grouped_query", "num_kv_heads": groups}
+    model = small(PLAIN, num_heads=heads, mixer=mixer)
+    state = published(model)
+    shape = (groups * size, SIZES["dim"])
+    assert state["model.layers.1.self_attn.v_proj.weight"].shape == shape
+    whole = {
+        name: np.repeat(v.reshape(groups, size, -1), heads // groups, 0).reshape(12, 12)
+        if name.endswith(("k_proj.weight", "v_proj.weight"))
+        else v
+        for name, v in state.items()
+    }
+    variables = convert.from_torch(model, state).variables
+    wide = jax.tree.map(lambda a: jnp.asarray(a, np.float64), variables)
+    tokens = np.random.default_rng(1).integers(0, 7, 9)
+    actual = jax.jit(model.apply)(wide, jnp.asarray(tokens[None]))[0]
+    expected = network(whole, tokens, heads)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * scale)
 
 
 @pytest.mark.parametrize(

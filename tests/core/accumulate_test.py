@@ -19,6 +19,7 @@ from tests.norms.rows import ROWS as NORMS
 
 PAIRWISE = {
     *("softmax", "differential", "mixture_of_head", "pattention", "local_attention"),
+    "grouped_query",
     *("rela", "gated_rela", "rala_softmax", "window", "cross_shaped_window"),
     *("spatial_reduction", "linear_spatial_reduction", "whole_map"),
 }

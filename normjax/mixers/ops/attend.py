@@ -6,7 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from normjax.core.broadcast import repeat_over_batch
-from normjax.mixers.ops.heads import merge_heads, split_heads, tokens_of
+from normjax.mixers.ops.heads import (
+    as_many_heads,
+    merge_heads,
+    split_heads,
+    tokens_of,
+)
 from normjax.mixers.ops.masks import only_valid
 
 
@@ -29,7 +34,8 @@ def softmax_attention(
     the weights are worth dividing after the product only, ours takes half its time.
 
     Args:
-      q: [B, N, H, K].  k: [B, M, H, K].  v: [B, M, H, V].
+      q: [B, N, H, K].  k: [B, M, G, K].  v: [B, M, G, V]; of G = H heads, or of a
+        divisor of H, each for H / G heads of the queries.
       bias, gain: added to and multiplied into the logits, broadcastable to
         [B, H, N, M]; None for 0 and 1.
       mask: bool, broadcastable to [B, H, N, M]; False hides a key from a query. A query
@@ -53,6 +59,7 @@ def softmax_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
 
     def on_cpu(q, k, v, bias, mask):
+        k, v = (as_many_heads(t, q.shape[2]) for t in (k, v))
         return _attend(q, k, v, bias, gain, mask, causal, scale)
 
     def library(q, k, v, bias, mask):
@@ -132,6 +139,7 @@ def attention_entropy(
     The mean over examples, heads and queries (as sigmaReparam tracks it; Zhai et al.,
     2023), in at least float32. Arguments as of `softmax_attention`.
     """
+    k = as_many_heads(k, q.shape[2])
     logits = _scores(q, k, bias, gain, mask, causal, q.shape[-1] ** -0.5)
     log_p = jax.nn.log_softmax(logits, -1)
     return jnp.mean(-jnp.sum(jnp.exp(log_p) * log_p, -1))

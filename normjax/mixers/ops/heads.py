@@ -1,6 +1,7 @@
 """Positions in a row, channels in heads."""
 
 import jax
+import jax.numpy as jnp
 
 from normjax.core.errors import UserError
 
@@ -19,6 +20,12 @@ def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
     if num_heads < 1 or x.shape[-1] % num_heads:
         raise UserError(f"width {x.shape[-1]} does not split into {num_heads} heads")
     return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
+
+
+def as_many_heads(t: jax.Array, num_heads: int) -> jax.Array:
+    """[..., G, K] -> [..., H, K]: each of G heads H / G times, one after the other."""
+    groups = t.shape[-2]
+    return t if groups == num_heads else jnp.repeat(t, num_heads // groups, -2)
 
 
 def merge_heads(x: jax.Array) -> jax.Array:

@@ -98,6 +98,21 @@ def rectified(gated):
 
 
 @on_tokens
+def grouped_query(x, params, mask, kwargs):
+    """Head by head; `num_heads / num_kv_heads` after each other have one key."""
+    count, groups = kwargs["num_heads"], kwargs["num_kv_heads"]
+    q = heads(dense(x, params["q"]), count)
+    k, v = (heads(t, groups) for t in parts(x, params["kv"], 2))
+    q, k = normed(q, k, params, kwargs)
+    own = [head * groups // count for head in range(count)]
+    each = [
+        weighed(q[:, [h]], k[:, [g]], v[:, [g]], mask, kwargs)
+        for h, g in enumerate(own)
+    ]
+    return dense(joined(np.concatenate(each, 1)), params["proj"])
+
+
+@on_tokens
 def differential(x, params, mask, kwargs):
     count, (batch, length, width) = kwargs["num_heads"], x.shape
     size = width // (2 * count)

@@ -91,6 +91,25 @@ ROWS = [
         for kind, bias in RELATIVE_BIASES.items()
     ),
     Row("softmax", oracles.distant("alibi"), {**HEADS, "relative_bias": Alibi}),
+    Row(
+        "grouped_query",
+        oracles.grouped_query,
+        {"num_heads": 4, "num_kv_heads": 2},
+        SEQUENCE,
+    ),
+    Row(
+        "grouped_query",
+        oracles.grouped_query,
+        {"num_heads": 4, "num_kv_heads": 1, "qk_norm": RMSNorm, "causal": True},
+        SEQUENCE,
+        causal=True,
+    ),
+    Row(
+        "grouped_query",
+        oracles.grouped_query,
+        {"num_heads": 4, "num_kv_heads": 4, "qkv_bias": False},
+        GRID,
+    ),
     *recurrent(
         "gated_linear",
         oracles.gated_linear,
