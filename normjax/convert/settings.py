@@ -10,8 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from normjax.convert.names import reads_images
 from normjax.core.errors import UserError
 from normjax.norms import NORMS
@@ -141,7 +139,7 @@ def _settle_groups(model: Any, given: Mapping) -> list[Change]:
         return []
     before = model.get("mixer", "softmax")
     spec = {"name": before} if isinstance(before, str) else before
-    if not isinstance(spec, Mapping | ConfigDict):
+    if isinstance(spec, list | tuple):  # mixers by layer
         _refuse("num_key_value_heads", groups, heads)
     value = {**spec, "name": "grouped_query", "num_kv_heads": groups}
     if spec["name"] == "grouped_query" and spec.get("num_kv_heads", 1) == groups:

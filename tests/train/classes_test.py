@@ -151,7 +151,8 @@ def test_an_artifact_comes_with_the_names(changed):
     arguments = ["export", f"--workdir={changed / 'run'}", str(file)]
     assert run(export_command, arguments) == 0
     named = json.loads((changed / "model.json").read_text())
-    assert named == {"classes": ["[red]", "cat"]}
+    assert named["classes"] == ["[red]", "cat"]
+    assert named["images"]["shape"] == [8, 8, 3]
 
 
 def task(data, tmp_path, **fields):
