@@ -138,7 +138,7 @@ def _settle_groups(model: Any, given: Mapping) -> list[Change]:
     if groups in (None, heads):
         return []
     before = model.get("mixer", "softmax")
-    spec = {"name": before} if isinstance(before, str) else before
+    spec: Any = {"name": before} if isinstance(before, str) else before
     if isinstance(spec, list | tuple):  # mixers by layer
         _refuse("num_key_value_heads", groups, heads)
     value = {**spec, "name": "grouped_query", "num_kv_heads": groups}
