@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from normjax.convert.names import reads_images
 from normjax.core.errors import UserError
@@ -127,7 +127,7 @@ def _check(given: Mapping, *, text: bool) -> None:
         _refuse("hidden_act", activation, ours)
 
 
-def _refuse(field: str, value: Any, ours: Any) -> None:
+def _refuse(field: str, value: Any, ours: Any) -> NoReturn:
     value = "..." if isinstance(value, dict) else repr(value)
     raise UserError(f"config.json says {field}={value}, the model is for {ours}")
 
