@@ -89,6 +89,8 @@ def test_heads_that_share_keys_and_values(x64):
     mixer = {"name": "grouped_query", "num_kv_heads": groups}
     model = small(PLAIN, num_heads=heads, mixer=mixer)
     state = published(model)
+    state = {k: v / 4 if k.endswith("_proj.weight") else v for k, v in state.items()}
+    state = {k: np.float64(np.float32(v)) for k, v in state.items()}
     shape = (groups * size, SIZES["dim"])
     assert state["model.layers.1.self_attn.v_proj.weight"].shape == shape
     whole = {
@@ -103,7 +105,7 @@ def test_heads_that_share_keys_and_values(x64):
     actual = jax.jit(model.apply)(wide, jnp.asarray(tokens[None]))[0]
     expected = network(whole, tokens, heads)
     scale = np.abs(expected).max()
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * scale)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-11 * scale)
 
 
 @pytest.mark.parametrize(
