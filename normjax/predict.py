@@ -6,7 +6,12 @@ from typing import Any
 
 from absl import flags
 
-from normjax.cli.flags import CommandLine, define_workdir, parse_flags
+from normjax.cli.flags import (
+    CommandLine,
+    define_published,
+    define_workdir,
+    parse_flags,
+)
 from normjax.cli.main import run
 from normjax.core.errors import UserError, printable
 from normjax.core.paths import local_path
@@ -50,13 +55,10 @@ def predict_command(argv: Sequence[str]) -> int:
 def _define(values: flags.FlagValues) -> None:
     define_workdir(values)
     flags.DEFINE_bool("best", False, "best checkpoint, not the newest", values)
-    flags.DEFINE_string("model", None, "preset of published weights", values)
-    flags.DEFINE_string("weights", None, "file or folder of them", values)
+    define_published(values)
     flags.DEFINE_string("artifact", None, "file of normjax.export", values)
     flags.DEFINE_string("classes", "", "file of class names in order", values)
     flags.DEFINE_integer("top", 5, "classes of each image", flag_values=values)
-    what = "side of the images; 0: as published"
-    flags.DEFINE_integer("image_size", 0, what, 0, flag_values=values)
 
 
 _OF = {

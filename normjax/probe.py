@@ -6,7 +6,12 @@ from typing import Any
 
 from absl import flags
 
-from normjax.cli.flags import CommandLine, define_workdir, parse_flags
+from normjax.cli.flags import (
+    CommandLine,
+    define_published,
+    define_workdir,
+    parse_flags,
+)
 from normjax.cli.main import run
 from normjax.core.errors import UserError
 from normjax.core.paths import local_path
@@ -48,12 +53,9 @@ def probe_command(argv: Sequence[str]) -> int:
 def _define(values: flags.FlagValues) -> None:
     define_workdir(values)
     flags.DEFINE_bool("best", False, "best checkpoint, not the newest", values)
-    flags.DEFINE_string("model", None, "preset of published weights", values)
-    flags.DEFINE_string("weights", None, "file or folder of them", values)
+    define_published(values)
     flags.DEFINE_string("data", "", "image folder; default: the run's data", values)
     flags.DEFINE_list("neighbors", ["1", "5", "20"], "k of k-NN", values)
-    what = "side of the images; 0: as published"
-    flags.DEFINE_integer("image_size", 0, what, 0, flag_values=values)
 
 
 def _frozen(given: CommandLine) -> Any:

@@ -118,6 +118,14 @@ def define_workdir(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
 
 
+def define_published(values: flags.FlagValues) -> None:
+    """Declare --model, --weights and --image_size, of published weights."""
+    flags.DEFINE_string("model", None, "preset of published weights", values)
+    flags.DEFINE_string("weights", None, "file or folder of them", values)
+    what = "side of the images; 0: as published"
+    flags.DEFINE_integer("image_size", 0, what, 0, flag_values=values)
+
+
 def _help(values: flags.FlagValues, about: str, overrides: bool) -> str:
     rows = []
     for name in values:

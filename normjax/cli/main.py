@@ -14,6 +14,7 @@ from normjax.cli.flags import (
     CommandLine,
     HelpWanted,
     define_config,
+    define_published,
     define_workdir,
     parse_flags,
 )
@@ -216,12 +217,9 @@ def _define_eval(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("severity", 5, "1 to 5", flag_values=values)
     flags.DEFINE_string("stream", "iid", "order: iid or correlated", values)
     flags.DEFINE_integer("images", 0, "so many; 0: all", 0, flag_values=values)
-    flags.DEFINE_string("model", None, "preset of published weights", values)
-    flags.DEFINE_string("weights", None, "file or folder of them", values)
+    define_published(values)
     flags.DEFINE_string("data", None, "folder, zip or tar of images", values)
     flags.DEFINE_string("classes", "", "file of class names in order", values)
-    what = "side of the images; 0: as published"
-    flags.DEFINE_integer("image_size", 0, what, 0, flag_values=values)
 
 
 def _published(given: CommandLine) -> int:

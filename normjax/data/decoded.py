@@ -2,6 +2,7 @@
 
 import abc
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -110,9 +111,12 @@ class DecodedImages(abc.ABC):
     def _image(self, index: int, encoded: bytes) -> np.ndarray:
         image, fills = decode.decode_with_range(encoded, self.channels)
         if fills:
-            seen = vars(self).setdefault("_range", decode.OneRange())
-            seen.check(fills, self.name_of(index))
+            self._range.check(fills, self.name_of(index))
         return image
+
+    @functools.cached_property
+    def _range(self) -> decode.OneRange:
+        return decode.OneRange()
 
     def _stand_in(self, index: int, error: Exception) -> tuple[np.ndarray, int]:
         """The next image that can be decoded, and its label."""

@@ -100,7 +100,8 @@ def probe(frozen: Frozen, neighbors: Sequence[int]) -> dict[str, float]:
     """
     task = TASKS[frozen.config.task].make(frozen.config)
     splits = frozen.config.data.train_split, frozen.config.data.eval_split
-    train, test = (features_of(frozen, task, split) for split in splits)
+    compiled = features(frozen, task.objective)
+    train, test = (features_of(frozen, task, split, compiled) for split in splits)
     if max(neighbors, default=0) > len(train.labels):
         count = len(train.labels)
         raise UserError(f"{max(neighbors)} neighbors of {count:,} training images")
@@ -109,12 +110,11 @@ def probe(frozen: Frozen, neighbors: Sequence[int]) -> dict[str, float]:
     return {**found, f"linear, C = {strength:g}": score}
 
 
-def features_of(frozen: Frozen, task: Any, split: str) -> Features:
-    """What goes into the head of the model, of every image of a split."""
-    objective, rows = task.objective, frozen.config.batch_size
+def features(frozen: Frozen, objective: Any) -> Any:
+    """(variables, batch) -> what goes into the head of the model."""
 
     @jax.jit
-    def features(variables, batch):
+    def read(variables, batch):
         found = []
 
         def note(call, args, kwargs, context):
@@ -127,13 +127,23 @@ def features_of(frozen: Frozen, task: Any, split: str) -> Features:
             frozen.model.apply(variables, x, train=False, **known)
         return found[0].astype(np.float32)
 
+    return read
+
+
+def features_of(frozen: Frozen, task: Any, split: str, compiled: Any) -> Features:
+    """What goes into the head of the model, of every image of a split.
+
+    Args:
+      compiled: of `features`, one for all splits.
+    """
+    rows = frozen.config.batch_size
     batches: Iterable[Any] = task.eval_batches(
         split, batch_size=rows, process_index=0, process_count=1
     )
     values, labels = [], []
     for batch in batches:
         real = np.asarray(batch["mask"])
-        values.append(np.asarray(features(frozen.variables, batch))[real])
+        values.append(np.asarray(compiled(frozen.variables, batch))[real])
         labels.append(np.asarray(batch["label"])[real])
     return Features(np.concatenate(values), np.concatenate(labels))
 

@@ -248,16 +248,21 @@ class Run:
         if step % self.config.log_every == 0 or last or notable:
             (rate, waited), unit = self.pace.window(step), self.experiment.task.unit
             speed = {f"{unit}_per_second": rate, INPUT_WAIT: waited}
-            log.write(step, {**values, **speed, **self._utilization(rate)})
+            mfu = self._utilization(rate)
+            speed |= {} if mfu is None else {"mfu": mfu}
+            log.write(step, {**values, **speed})
             shown = {k: values[k] for k in ("loss", "lr", "lam") if k in values}
             bar.update(step, {**shown, f"{unit}/s": rate})
 
-    def _utilization(self, rate: float) -> dict[str, float]:
-        """ "mfu": FLOPs of the step, as its compiler counts them, over those that the
-        devices could have done meanwhile; of devices that `devices.chips` knows."""
-        if self.chip is None:
-            return {}
-        return {"mfu": self.flops * self.pace.steps_in(rate) / self.chip.flops}
+    def _utilization(self, rate: float) -> float | None:
+        """FLOPs of the step, as its compiler counts them, over those that the devices
+        could have done meanwhile; None of devices that `devices.chips` does not know.
+
+        Args:
+          rate: units a second.
+        """
+        steps = rate / self.pace.units
+        return self.flops * steps / self.chip.flops if self.chip else None
 
     def _look(self, batch) -> None:
         """Record what happens inside the layers on `batch`; waits for it."""
@@ -331,8 +336,9 @@ class Run:
             rate = self.pace.speed()
             speed = f"{rate:,.0f} {task.unit}/s"
             if self.chip:
-                share = self._utilization(rate)["mfu"]
-                speed += f", {share:.1%} of the peak of {self.chip.name}"
+                speed += (
+                    f", {self._utilization(rate):.1%} of the peak of {self.chip.name}"
+                )
             console.print(
                 f"{self.pace.steps} steps in {self.pace.seconds:.1f} s, {speed}; "
                 f"curves in {plot}"

@@ -12,7 +12,8 @@ class Pace:
       units: what a step is made of, counted.
 
     Attributes:
-      steps: that were begun.  seconds: until the clock was stopped last.
+      units: as given.  steps: that were begun.
+      seconds: until the clock was stopped last.
 
     Example:
       >>> from normjax.train.pace import Pace
@@ -25,7 +26,7 @@ class Pace:
     """
 
     def __init__(self, units: int):
-        self._units = units
+        self.units = units
         self.steps, self.seconds = 0, 0.0
         self._begin: float | None = None
         self._waited = 0.0
@@ -60,11 +61,7 @@ class Pace:
 
     def speed(self) -> float:
         """Units a second of all steps."""
-        return self.steps * self._units / max(self._spent(), 1e-9)
-
-    def steps_in(self, units: float) -> float:
-        """Of how many steps so many units are."""
-        return units / self._units
+        return self.steps * self.units / max(self._spent(), 1e-9)
 
     def window(self, step: int) -> tuple[float, float]:
         """Units a second and share of the time that was waited for data, since the
@@ -76,7 +73,7 @@ class Pace:
         begun, spent, waited = self._since
         self._since = (step, self._spent(), self._waited)
         seconds = max(self._since[1] - spent, 1e-9)
-        speed = (step - begun) * self._units / seconds
+        speed = (step - begun) * self.units / seconds
         return speed, min((self._waited - waited) / seconds, 1.0)
 
     def _spent(self) -> float:

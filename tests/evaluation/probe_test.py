@@ -20,7 +20,9 @@ def workdir(tmp_path_factory):
 def test_features_are_what_the_head_reads(workdir):
     frozen = probe.of_run(workdir)
     task = TASKS[frozen.config.task].make(frozen.config)
-    found = probe.features_of(frozen, task, "test")
+    found = probe.features_of(
+        frozen, task, "test", probe.features(frozen, task.objective)
+    )
     assert found.values.shape == (360, 16) and found.values.dtype == np.float32
     batch = next(iter(task.eval_batches("test", batch_size=8)))
     np.testing.assert_array_equal(found.labels[:8], batch["label"])
