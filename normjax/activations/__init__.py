@@ -10,19 +10,21 @@ from normjax.activations.base import ACTIVATIONS
 from normjax.activations.expanded import XATLU, XGELU, XSiLU, expanded_gate
 from normjax.activations.helu import HeLU, helu
 from normjax.activations.prelu import PReLU
+from normjax.activations.relu_interpolation import ReLUInterpolation
 from normjax.activations.scaled import ScaledGELU, ScaledReLU, ScaledSiLU
 from normjax.activations.smelu import SmeLU, smelu
 from normjax.activations.standard import (
     GELU,
     Identity,
+    LeakyReLU,
     ReLU,
     ReLU6,
     Sigmoid,
     SiLU,
     Tanh,
-    gelu,
 )
 from normjax.activations.swish import Swish
+from normjax.core.gelu import gelu
 from normjax.core.registry import Spec
 
 __all__ = [
@@ -32,9 +34,11 @@ __all__ = [
     "XGELU",
     "HeLU",
     "Identity",
+    "LeakyReLU",
     "PReLU",
     "ReLU",
     "ReLU6",
+    "ReLUInterpolation",
     "ScaledGELU",
     "ScaledReLU",
     "ScaledSiLU",

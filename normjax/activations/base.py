@@ -9,8 +9,8 @@ ACTIVATIONS = Registry("activation")
 
 Example:
   >>> from normjax.activations import ACTIVATIONS
-  >>> sorted(e.name for e in ACTIVATIONS if "relu" in e.name)
-  ['prelu', 'relu', 'relu6', 'scaled_relu']
+  >>> sorted(e.name for e in ACTIVATIONS if e.name.startswith("relu"))
+  ['relu', 'relu6', 'relu_interpolation']
   >>> ACTIVATIONS["swish"].make.__name__
   'Swish'
 """

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from normjax.activations.base import ACTIVATIONS
-from normjax.activations.standard import gelu
+from normjax.core.gelu import gelu
 from normjax.core.moments import at_least_float32
 
 

@@ -1,35 +1,10 @@
 """The activations of every library: GELU, ReLU, SiLU, ..."""
 
-import math
-
 import flax.linen as nn
 import jax
 
 from normjax.activations.base import ACTIVATIONS
-from normjax.core.moments import at_least_float32
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """x * Phi(x) = x / 2 * (1 + erf(x / sqrt(2))) (Hendrycks & Gimpel, 2016).
-
-    Written with erf, as PyTorch does: the erfc form of `jax.nn.gelu` keeps more digits
-    where the result is below 1e-4, and on CPU makes a feed-forward layer's training
-    step 2.7 times slower. Computed in at least float32.
-
-    Args:
-      x: [...].
-
-    Returns:
-      [...] in the dtype of `x`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from normjax import activations
-      >>> print(activations.gelu(jnp.array([-9.0, 0.0, 9.0])).round(3) + 0.0)
-      [0. 0. 9.]
-    """
-    wide = at_least_float32(x)
-    return (0.5 * wide * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+from normjax.core.gelu import gelu
 
 
 @ACTIVATIONS.register("gelu")
@@ -83,6 +58,26 @@ class ReLU6(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax.nn.relu6(x)
+
+
+@ACTIVATIONS.register("leaky_relu")
+class LeakyReLU(nn.Module):
+    """y = x for x >= 0, else slope * x (Maas et al., 2013).
+
+    Attributes:
+      slope: below 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import activations
+      >>> print(activations.LeakyReLU(slope=0.5).apply({}, jnp.array([-2.0, 2.0])))
+      [-1.  2.]
+    """
+
+    slope: float = 0.01
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.leaky_relu(x, self.slope)
 
 
 @ACTIVATIONS.register("silu")

@@ -12,6 +12,7 @@ from normjax.mixers import CORES, RELATIVE_BIASES
 from normjax.models import COMPONENTS, MODELS, PRESETS
 from normjax.norms import NORMS
 from normjax.optim import OPTIMIZERS, SCHEDULES
+from normjax.optim.build import GIVEN
 
 REGISTRIES: Mapping[str, Registry] = {
     **COMPONENTS,
@@ -96,7 +97,7 @@ def _of_function(make: Any) -> dict[str, Argument]:
     return {
         p.name: Argument(p.default, _kinds(p.annotation, p.default))
         for p in parameters
-        if p.kind is not p.POSITIONAL_ONLY
+        if p.kind is not p.POSITIONAL_ONLY and p.name not in GIVEN
     }
 
 

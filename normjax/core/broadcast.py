@@ -8,6 +8,7 @@ import numpy as np
 
 from normjax.core.accumulate import EXACT, einsum
 from normjax.core.moments import at_least_float32
+from normjax.core.tracing import traced_once
 
 
 def repeat_over_batch(table: jax.Array, batch: int) -> jax.Array:
@@ -19,6 +20,11 @@ def repeat_over_batch(table: jax.Array, batch: int) -> jax.Array:
     """
     ones = jnp.ones((batch,), table.dtype)
     return jnp.einsum("b,...->b...", ones, table, precision=EXACT)
+
+
+def along_last(table: jax.Array, rank: int) -> jax.Array:
+    """[...] -> [1, ..., 1, ...] of the given rank: no implicit rank promotion."""
+    return table.reshape((1,) * (rank - table.ndim) + table.shape)
 
 
 def mean_over_positions(x: jax.Array) -> jax.Array:
@@ -33,6 +39,7 @@ def mean_over_positions(x: jax.Array) -> jax.Array:
     return mean.astype(x.dtype)
 
 
+@traced_once()
 def computed_once(x: jax.Array) -> jax.Array:
     """x itself, [B, L, ...], kept out of the loops of what reads it.
 

@@ -14,11 +14,19 @@ PARAMS = "params"
 BATCH_STATS = "batch_stats"
 CACHE = "cache"  # what the tokens before leave behind, see mixers.cache
 DIAGNOSTICS = "diagnostics"  # scalars sown for the log, keyed by what they mean
+CONSTANTS = "constants"  # tables of a model that are drawn or given, and never trained
 INTERMEDIATES = "intermediates"
 DETAILS = "details"  # costly scalars, sown where the caller asks for them
 SPECTRAL_STATS = "spectral_stats"  # singular vectors of reparameterized weights
 LOSSES = "losses"  # terms sown for the loss, by name
-TRANSIENT = (DETAILS, DIAGNOSTICS, INTERMEDIATES, LOSSES)  # sown anew in every call
+DEFERRED = "deferred"  # moments of a part of a batch, sown where the caller asks
+TRANSIENT = (
+    DEFERRED,
+    DETAILS,
+    DIAGNOSTICS,
+    INTERMEDIATES,
+    LOSSES,
+)  # sown anew in every call
 OVERWRITE = "_overwrite_with_gradient"  # state whose gradient is its next value
 
 COUNTER = "step"

@@ -9,10 +9,12 @@ from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
 
 from normjax.core.errors import UserError
+from normjax.core.tracing import traced_once
 
 trunc_normal = nn.initializers.truncated_normal(0.02)
 
 
+@traced_once("precision")
 def linear(x: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
     """x W over the last axis: [..., C], [C, F] -> [..., F].
 
@@ -81,6 +83,47 @@ class SplitDense(nn.Module):
             parts = jnp.split(wide, self.parts, axis=-1)
             outputs = [y + b for y, b in zip(outputs, parts, strict=True)]
         return tuple(outputs)
+
+
+class BlockDiagonalDense(nn.Module):
+    """y = x W + b with W block-diagonal: each part of x makes a part of y.
+
+    O(C F / blocks) multiply-adds (Monarch Mixer; Fu et al., 2023). Where `blocks` does
+    not divide C or F, x is padded with zeros to its next multiple and y cut off.
+
+    Attributes:
+      features: outputs F.  blocks: number of parts.  use_bias: learn `bias` [F].
+      dtype, param_dtype, bias_init: as in nn.Dense.
+      kernel_init: of the kernel [blocks, ceil(C / blocks), ceil(F / blocks)]; uniform
+        between -1 and 1 over the root of the inputs of a part.
+    """
+
+    features: int
+    blocks: int = 4
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = nn.initializers.variance_scaling(
+        1 / 3, "fan_in", "uniform", batch_axis=0
+    )
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., C] -> [..., features]."""
+        inputs, outputs = (-(-n // self.blocks) for n in (x.shape[-1], self.features))
+        shape, bias = (self.blocks, inputs, outputs), None
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        if self.use_bias:
+            size = (self.features,)
+            bias = self.param("bias", self.bias_init, size, self.param_dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        lead, lack = x.shape[:-1], self.blocks * inputs - x.shape[-1]
+        x = jnp.pad(x, [(0, 0)] * len(lead) + [(0, lack)])
+        x = x.reshape(*lead, self.blocks, inputs)
+        y = jnp.einsum("...bi,bio->...bo", x, kernel)
+        y = y.reshape(*lead, -1)[..., : self.features]
+        return y if bias is None else y + bias.reshape((1,) * len(lead) + bias.shape)
 
 
 class ZeroMeanDense(nn.Module):

@@ -11,6 +11,7 @@ from normjax.core.accumulate import EXACT, precision_of
 from normjax.core.backward import custom_backward
 from normjax.core.moments import at_least_float32
 from normjax.core.spmd import match_varying
+from normjax.core.tracing import traced_once
 
 # LLVM vectorizes the kernel gradient over C only where it unrolls the inner sum whole.
 # That holds to about 70 multiply-adds: with 50 or 100 it was up to 1.6 times slower.
@@ -168,6 +169,29 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
             "they must be equal, or the input's a multiple"
         )
     x, kernel = match_varying(x, kernel)
+    return _tiled_conv(x, kernel)
+
+
+@traced_once()
+def _tiled_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     # Repeating the small kernel is free, and its adjoint sums the heads; convolving
     # [B, H, W, heads, d] instead took 4 times as long.
-    return _conv(x, jnp.tile(kernel, (1, 1, x.shape[-1] // d)))
+    return _conv(x, jnp.tile(kernel, (1, 1, x.shape[-1] // kernel.shape[-1])))
+
+
+def strided_depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Every `stride`-th position of a depthwise convolution, padded by k // 2.
+
+    As `depthwise_conv`, but for kernels of even size as well, which see one position
+    more before their own than after it.
+
+    Args:
+      x: [B, H, W, C].  kernel: [k, k, d].
+
+    Returns:
+      [B, (H + 2 (k // 2) - k) // stride + 1, the same of W, C].
+    """
+    # An even kernel is an odd one with zeros at its end; padding has one place more.
+    more = [(0, 1 - size % 2) for size in kernel.shape[:2]]
+    x, kernel = jnp.pad(x, ((0, 0), *more, (0, 0))), jnp.pad(kernel, (*more, (0, 0)))
+    return depthwise_conv(x, kernel)[:, ::stride, ::stride]

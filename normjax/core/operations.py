@@ -21,7 +21,7 @@ def multiply_adds(function: Callable, *args: Any) -> int:
 
 def traced_multiply_adds(jaxpr: Any) -> int:
     """`multiply_adds` of what is traced already."""
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+    return sum(multiply_adds_of(equation) for equation in jaxpr.eqns)
 
 
 def operations(function: Callable, *args: Any) -> int:
@@ -37,7 +37,8 @@ def operations(function: Callable, *args: Any) -> int:
     return int((costs or {}).get("flops", 0))
 
 
-def _of_equation(equation: Any) -> int:
+def multiply_adds_of(equation: Any) -> int:
+    """`multiply_adds` of one equation of a trace."""
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]

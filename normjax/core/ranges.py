@@ -32,26 +32,35 @@ POSITIVE, COUNT, ABOVE_ZERO = Range(1), Range(0), Range(0, above=True)
 BELOW_ONE, FRACTION = Range(0, 1, open=True), Range(0, 1)
 
 _POSITIVE = """
-    conv_width depth depths dim dims features gate_rank group_size hidden iterations
-    kernel_size mlp_hidden neighbours num_classes num_groups num_heads num_kv_heads
-    num_layers num_tokens patch_size pool_size qkv_features sr_ratio split_size
-    stem_stride stem_width stride strides vocab_size widths window window_size
+    block_size conv_width depth depths dim dims feature_dim features gate_rank
+    group_size group_width hidden iterations kernel_size kernel_sizes last_width
+    mlp_hidden neighbours num_classes num_groups num_heads num_kv_heads num_layers
+    num_tokens patch_size pool_size position_features qkv_features rank split_size
+    sr_ratio stem_stride stem_width stride strides token_dim value_features
+    vocab_size widths window window_size
 """
 
 OF_ARGUMENTS: Mapping[str, Range] = {
     **dict.fromkeys(_POSITIVE.split(), POSITIVE),
-    **dict.fromkeys(("layer", "padding", "shift", "warmup_steps"), COUNT),
+    **dict.fromkeys(("halo_size", "layer", "padding", "shift", "warmup_steps"), COUNT),
     "epsilon": COUNT,
     "momentum": FRACTION,
     "drop_path_rate": BELOW_ONE,
     "dropout_rate": BELOW_ONE,
     "mlp_ratio": ABOVE_ZERO,
+    "attention_ratio": ABOVE_ZERO,
     "expand_k": ABOVE_ZERO,
     "expand_v": ABOVE_ZERO,
     "rotary_base": ABOVE_ZERO,
     **dict.fromkeys(("learning_rate", "weight_decay", "clip", "max_norm"), COUNT),
-    "beta1": BELOW_ONE,
-    "beta2": BELOW_ONE,
+    **dict.fromkeys(("beta1", "beta2", "second_momentum"), BELOW_ONE),
+    **dict.fromkeys(("gamma1", "gamma2", "gamma3"), BELOW_ONE),
+    "decay_fraction": COUNT,
+    "cooldown_fraction": BELOW_ONE,
+    **dict.fromkeys(("annealing_fraction", "anneal_to", "tail_fraction"), FRACTION),
+    **dict.fromkeys(("anneal_steps", "interval", "reweight", "dampening"), COUNT),
+    **dict.fromkeys(("delta", "decay_ratio", "auxiliary_rate", "initial"), COUNT),
+    "repeats": POSITIVE,
 }
 """By the argument's name, of every component that has it. What one component alone has
 stands in `ranges` of its class."""

@@ -11,7 +11,7 @@ from normjax.core.backward import custom_backward
 
 
 def switch(
-    index: jax.Array,
+    index: jax.Array | int,
     branches: Sequence[Callable[[Any, Any], tuple[Any, Any]]],
     constants: Any,
     operands: Any,
@@ -28,7 +28,8 @@ def switch(
     run, as with `jax.lax.switch`.
 
     Args:
-      index: int32 scalar.
+      index: int32 scalar; where it is a number of Python, that branch alone is there,
+        as if it had been called, its backward pass too.
       branches: pure functions of one signature; what they close over gets no gradient.
       constants: pytree that gets no gradient (masks, counters, running statistics).
       operands: pytree of floating arrays that are differentiated.
@@ -36,6 +37,9 @@ def switch(
     Returns:
       (out, aux): `out` carries the gradient, `aux` (new state) none.
     """
+    if isinstance(index, int):
+        out, aux = branches[index](jax.lax.stop_gradient(constants), operands)
+        return out, jax.lax.stop_gradient(aux)
     traced = [_Traced(branch, constants, operands) for branch in branches]
     closed_over = [branch.constants for branch in traced]
     return _switch(tuple(traced), index, (constants, closed_over), operands)

@@ -21,7 +21,7 @@ from flax.typing import Dtype
 
 from normjax.core.collections import CACHE
 from normjax.core.errors import UserError
-from normjax.mixers.ops import decay
+from normjax.mixers.ops import decay, local
 from normjax.mixers.ops.masks import only_tokens, visible_keys
 
 
@@ -115,6 +115,34 @@ def recur(
     state = variable(module, "state", shape, jnp.result_type(q, k, v, jnp.float32))
     o, state.value = decay.chunked(q, k, v, log_decay, state.value)
     return o
+
+
+def within_window(
+    module: Any,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None,
+    positions: jax.Array | None,
+    decode: bool,
+) -> jax.Array:
+    """`local.within_window`, with `decode` to the keys of the calls before, too.
+
+    Args:
+      module: with `window`, of which the cache holds the last keys and values.
+      q: [B, N, H, K].  k, v: [B, N, G, K], 0 at padding.
+      mask: bool [B, N], False at padding; None for none.
+      positions: int [B, N], of `positions_of`.
+    """
+    if not decode or positions is None:
+        return local.within_window(q, k, v, module.window, mask, positions)
+    size = min(module.window, q.shape[1])
+    k = with_last(module, "key", k, size, mask)
+    v = with_last(module, "value", v, size, mask)
+    # As many of the last keys are tokens as there have been.
+    known = jnp.arange(k.shape[1])[None, ::-1] <= positions[:, -1:]
+    o = local.last_of_window(padding_first(q, mask), k, v, module.window, known)
+    return padding_in_place(o, mask)
 
 
 def by_position(

@@ -20,8 +20,9 @@ from normjax.core.depthwise import depthwise_conv
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
 from normjax.core.registry import with_defaults
+from normjax.mixers import cache
 from normjax.mixers.base import CORES
-from normjax.mixers.ops.attend import attention_entropy, softmax_attention
+from normjax.mixers.ops.attend import attention_entropies, softmax_attention
 from normjax.mixers.ops.heads import merge_heads, split_heads, tokens_of
 
 
@@ -88,6 +89,38 @@ def project(
     return q, *SplitDense(2, width, name="kv", **dense)(memory)
 
 
+def project_groups(module: Any, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Heads q [B, L, H, K], and k, v [B, L, G, K] that groups of them share.
+
+    Of two layers, `q` and `kv`, or of one `qkv` that has them one after the other.
+
+    Args:
+      module: a `Mixer` with `qkv_bias`, `joint` (one layer) and `num_kv_heads`; None
+        for as many as heads.
+      x: [B, L, C].
+
+    Raises:
+      UserError: heads that do not make groups.
+    """
+    heads = module.num_heads
+    groups = module.num_kv_heads or heads
+    if heads % groups:
+        raise UserError(
+            f"{heads} heads do not make {groups} groups: num_kv_heads must divide "
+            "num_heads"
+        )
+    width = module.qkv_features or x.shape[-1]
+    dense = {"use_bias": module.qkv_bias, **dense_of(module)}
+    shared = width // heads * groups
+    if module.joint:
+        qkv = Dense(width + 2 * shared, name="qkv", **dense)(x)
+        q, k, v = jnp.split(qkv, (width, width + shared), -1)
+    else:
+        q = Dense(width, name="q", **dense)(x)
+        k, v = SplitDense(2, shared, name="kv", **dense)(x)
+    return split_heads(q, heads), split_heads(k, groups), split_heads(v, groups)
+
+
 def asking(
     rows: jax.Array,
     memory: jax.Array | None,
@@ -151,11 +184,14 @@ def attend(
     causal: bool = False,
     bias: jax.Array | None = None,
     gain: jax.Array | None = None,
+    scale: float | None = None,
 ) -> jax.Array:
-    """`softmax_attention` on heads; its entropy for those who ask for details."""
-    seen = {"bias": bias, "gain": gain, "mask": mask, "causal": causal}
+    """`softmax_attention` on heads; their entropies for those who ask for details."""
+    seen: dict[str, Any] = {"bias": bias, "gain": gain, "mask": mask, "causal": causal}
+    seen["scale"] = scale
     if module.is_mutable_collection(DETAILS) and not module.is_initializing():
-        module.sow(DETAILS, "attention_entropy", attention_entropy(q, k, **seen))
+        entropies = attention_entropies(q, k, **seen)
+        module.sow(DETAILS, "attention_entropy", jnp.mean(entropies, (0, 2)))
     return softmax_attention(q, k, v, **seen)
 
 
@@ -174,6 +210,20 @@ def own_core(module: Any) -> nn.Module:
     core = core_of(module)()
     nn.share_scope(module, core)
     return core
+
+
+def check_same_map(core: str, q: jax.Array, k: jax.Array) -> None:
+    """Raises UserError where keys are of another map than queries.
+
+    Args:
+      core: whose bias is by offset.  q, k: [B, H, W, D].
+    """
+    (height, width), (rows, columns) = q.shape[1:3], k.shape[1:3]
+    if (height, width) != (rows, columns):
+        raise UserError(
+            f"core {core!r} has a bias by offset and needs keys at the places of the "
+            f"queries, {height}x{width}, got {rows}x{columns}"
+        )
 
 
 def sized_table(
@@ -226,6 +276,56 @@ def depthwise_layer(
     # convolution, which then takes 4 times as long on CPU.
     bias = bias[np.arange(v.shape[-1]) % shape[-1]]
     return depthwise_conv(v, kernel) + bias.reshape(1, 1, 1, -1)
+
+
+def short_convolution(
+    module: Any,
+    u: jax.Array,
+    mask: jax.Array | None,
+    positions: jax.Array | None,
+    decode: bool,
+    kernel_init: Initializer,
+) -> jax.Array:
+    """Causal depthwise convolution; parameters `conv_kernel` [k, C] and `conv_bias`.
+
+    Sums over the last k = `module.conv_width` positions of the same document.
+
+    Args:
+      u: [B, L, C], 0 at padding.
+      positions: int [B, L], of `cache.positions_of`.
+      decode: the cache has the k - 1 positions before.
+    """
+    before = module.conv_width - 1
+    if not decode:
+        u = jnp.pad(u, ((0, 0), (before, 0), (0, 0)))
+        return _convolved(module, u, positions, kernel_init)
+    u = cache.with_last(module, "inputs", u, before, mask)
+    places = None if positions is None else cache.padding_first(positions, mask)
+    return cache.padding_in_place(_convolved(module, u, places, kernel_init), mask)
+
+
+def _convolved(module, u, positions, kernel_init):
+    """Of u [B, k - 1 + L, C], with what comes before the L positions."""
+    size, channels = module.conv_width, u.shape[-1]
+    length, zeros = u.shape[1] - size + 1, nn.initializers.zeros
+    shape, dtype = (size, channels), module.param_dtype
+    kernel = module.param("conv_kernel", kernel_init, shape, dtype)
+    bias = module.param("conv_bias", zeros, (channels,), dtype)
+    if positions is None:
+        positions = jnp.arange(length)[None]
+    y = bias.astype(u.dtype).reshape(1, 1, -1)
+    for back in range(size):
+        start = size - 1 - back
+        inside = (positions >= back)[..., None]
+        tap = kernel[start].astype(u.dtype).reshape(1, 1, -1)
+        y = y + jnp.where(inside, u[:, start : start + length], 0) * tap
+    return y
+
+
+def uniform_taps(key: jax.Array, shape: tuple[int, ...], dtype: Dtype) -> jax.Array:
+    """A kernel [k, C] between -1 and 1 over the root of k, PyTorch's default."""
+    limit = shape[0] ** -0.5
+    return jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
 xavier = nn.initializers.variance_scaling(2.0**-5, "fan_avg", "uniform")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype, Initializer
 
-from normjax.core.collections import BATCH_STATS, INTERMEDIATES, PARAMS
+from normjax.core.collections import BATCH_STATS, DEFERRED, INTERMEDIATES, PARAMS
 from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
@@ -275,6 +275,12 @@ class BatchNorm(BatchStatistics):
         """Move the running statistics by those of a batch, [C] each."""
         for name, value in (("mean", mean), ("var", var)):
             self.sow(INTERMEDIATES, name, value)
+        if self.is_mutable_collection(DEFERRED) and not self.is_initializing():
+            moments = {"count": count, "mean": mean, "var": var}
+            moments["momentum"] = jnp.asarray(self.momentum, mean.dtype)
+            moments["unbiased"] = jnp.asarray(self.unbiased_running_var)
+            self.sow(DEFERRED, "moments", moments)
+            return
         if self.unbiased_running_var:
             var = unbiased(var, count)
         decay = jnp.where(count > 0, self.momentum, 1.0)

@@ -11,6 +11,7 @@ from normjax.core.backward import custom_backward
 from normjax.core.dtypes import result_dtype
 from normjax.core.moments import at_least_float32
 from normjax.core.spmd import match_varying
+from normjax.core.tracing import traced_once
 from normjax.norms.base import NORMS, affine_gradients, affine_parameters, apply_affine
 
 
@@ -46,12 +47,17 @@ def layer_normalize(
     return token_normalize(*match_varying(x, scale, bias), epsilon, True, 0)
 
 
-@functools.partial(custom_backward, nondiff_argnums=(3, 4, 5))
+@traced_once("epsilon", "centered", "implied")
 def token_normalize(x, scale, bias, epsilon, centered, implied):
     """x, less its mean if `centered`, over its root mean square, times scale plus bias.
 
     With `implied` = 1 the mean square is that of the C + 1 entries x, -sum(x).
     """
+    return _normalize(x, scale, bias, epsilon, centered, implied)
+
+
+@functools.partial(custom_backward, nondiff_argnums=(3, 4, 5))
+def _normalize(x, scale, bias, epsilon, centered, implied):
     return _forward(x, scale, bias, epsilon, centered, implied)[0]
 
 
@@ -84,7 +90,7 @@ def _backward(epsilon, centered, implied, saved, dy):
     return (inverse_root * dx).astype(x.dtype), dscale, dbias
 
 
-token_normalize.defvjp(_forward, _backward)
+_normalize.defvjp(_forward, _backward)
 
 
 @NORMS.register("layer_norm", "seq", "grid", "causal", "decode")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from normjax.core.backward import custom_backward
 from normjax.core.moments import align_mask, at_least_float32
 from normjax.core.spmd import match_varying
+from normjax.core.tracing import traced_once
 from normjax.norms.base import along_channels, apply_affine, sum_like
 
 # Sums of x and x**2 cost one reading each, (x - mean)**2 a writing more. They are exact
@@ -113,7 +114,12 @@ def pool_normalize(
       The moments carry no gradient.
     """
     valid = None if mask is None else align_mask(mask, x)
-    return _normalize(*match_varying(x, scale, bias), valid, pool, epsilon)
+    return _normalize_once(*match_varying(x, scale, bias), valid, pool, epsilon)
+
+
+@traced_once("pool", "epsilon")
+def _normalize_once(x, scale, bias, valid, pool, epsilon):
+    return _normalize(x, scale, bias, valid, pool, epsilon)
 
 
 @functools.partial(custom_backward, nondiff_argnums=(4, 5))

@@ -22,6 +22,7 @@ from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError, one_of
 from normjax.core.moments import at_least_float32
 from normjax.core.overwrite import keep
+from normjax.core.phases import phase_of
 from normjax.core.registry import LAYOUTS, OWN_STATE, Part, Spec, with_defaults
 from normjax.core.switch import switch
 from normjax.norms.base import NORMS, InferenceAffine, reads_batch
@@ -128,14 +129,12 @@ class PRepBN(nn.Module):
         if not train and self.eval_mix == "end":
             return batch(x, mask=mask, train=False)
         step = counter.value
-        weight = progressive_weight(
-            step, self.warmup_steps, self.decay_steps, self.start
-        )
+        weight = self.weight(step)
         if not train:
             y = batch(x, mask=mask, train=False)
             return _mix(weight, layer(x, mask=mask, train=False), y).astype(y.dtype)
-        phase = (step >= self.warmup_steps).astype(jnp.int32)
-        phase += step >= self.warmup_steps + self.decay_steps
+        ends = self.warmup_steps, self.warmup_steps + self.decay_steps
+        phase = phase_of(self.path, step, ends)
         y = self._in_phase(phase, weight, (layer, batch), x, mask)
         counter.value = step + 1
         self.sow(DIAGNOSTICS, "lam", weight)
@@ -173,6 +172,11 @@ class PRepBN(nn.Module):
     def reads_batch(self) -> bool:
         """Whether evaluation is by the statistics of the batch as well."""
         return reads_batch(self._norm(self.batch_norm, parent=None))
+
+    @nn.nowrap
+    def weight(self, step: jax.Array) -> jax.Array:
+        """lam after `step` updates, int of any shape."""
+        return progressive_weight(step, self.warmup_steps, self.decay_steps, self.start)
 
     @nn.nowrap
     def decay(self, variables: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -7,9 +7,20 @@ no key and no value. `regions` is described at `RelativeSoftmax`. Mixers bring t
 so that its parameters are theirs.
 """
 
+from normjax.mixers.cores.absolute_offset_softmax import AbsoluteOffsetSoftmax
+from normjax.mixers.cores.cosine import Cosine
 from normjax.mixers.cores.focused_linear import FocusedLinear
+from normjax.mixers.cores.query_relative_softmax import QueryRelativeSoftmax
 from normjax.mixers.cores.relative_softmax import RelativeSoftmax
 from normjax.mixers.cores.sla import SimplifiedLinear
 from normjax.mixers.cores.softmax import Softmax
 
-__all__ = ["FocusedLinear", "RelativeSoftmax", "SimplifiedLinear", "Softmax"]
+__all__ = [
+    "AbsoluteOffsetSoftmax",
+    "Cosine",
+    "FocusedLinear",
+    "QueryRelativeSoftmax",
+    "RelativeSoftmax",
+    "SimplifiedLinear",
+    "Softmax",
+]

@@ -8,11 +8,10 @@ from flax.typing import Dtype
 
 from normjax.core.broadcast import repeat_over_batch
 from normjax.core.dense import trunc_normal
-from normjax.core.errors import UserError
 from normjax.core.moments import at_least_float32
 from normjax.mixers.base import CORES
 from normjax.mixers.ops.attend import softmax_over_maps
-from normjax.mixers.steps import sized_table
+from normjax.mixers.steps import check_same_map, sized_table
 
 _OTHER_REGION = -100.0  # finite, as published
 
@@ -59,12 +58,7 @@ class RelativeSoftmax(nn.Module):
         Raises:
           UserError: keys of another map than queries: there is no offset between them.
         """
-        if q.shape[1:3] != k.shape[1:3]:
-            (height, width), (rows, columns) = q.shape[1:3], k.shape[1:3]
-            raise UserError(
-                "core 'relative_softmax' has a bias by offset and needs keys at the "
-                f"places of the queries, {height}x{width}, got {rows}x{columns}"
-            )
+        check_same_map("relative_softmax", q, k)
         height, width = q.shape[1:3]
         shape = (2 * height - 1, 2 * width - 1, self.num_heads)
         name, what = "relative_position_bias", "table of offsets"

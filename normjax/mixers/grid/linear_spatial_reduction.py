@@ -6,16 +6,16 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from normjax.core.dense import Dense, SplitDense
 from normjax.core.folding import FoldSite
+from normjax.core.gelu import gelu
 from normjax.core.registry import Part
 from normjax.mixers.base import MIXERS, Mixer
 from normjax.mixers.grid.spatial_reduction import REDUCTION_NORM, reduction_norm_of
 from normjax.mixers.ops.attend import softmax_over_maps
 from normjax.mixers.ops.masks import only_valid
-from normjax.mixers.ops.partition import pooled
+from normjax.mixers.ops.partition import pooled_valid
 from normjax.mixers.steps import dense_of, normalized_maps
 
 
@@ -91,13 +91,9 @@ class LinearSpatialReductionAttention(Mixer):
 
     def _reduce(self, x: jax.Array, mask: jax.Array | None, width: int, train: bool):
         """The smaller map [B, s, s, width] and its mask."""
-        small = pooled(x, self.pool_size)
-        if mask is not None:
-            share = pooled(mask[..., None].astype(small.dtype), self.pool_size)
-            small = small / jnp.where(share > 0, share, 1)
-            mask = share[..., 0] > 0
+        small, mask = pooled_valid(x, self.pool_size, mask)
         init = nn.initializers.normal(math.sqrt(2 / width))
         dense = Dense(width, name="sr", **{**dense_of(self), "kernel_init": init})
         norm, r = reduction_norm_of(self), dense(small.astype(x.dtype))
         r = norm(r, mask=mask, train=train)
-        return jax.nn.gelu(r, approximate=False), mask
+        return gelu(r), mask

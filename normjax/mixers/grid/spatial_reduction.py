@@ -46,10 +46,40 @@ class ReductionNorm(nn.Module):
 
 def reduction_norm_of(module: Any) -> nn.Module:
     """The norm of the smaller map of a mixer with `reduction_norm`."""
-    norm = module.reduction_norm
-    if norm is None:
-        norm = functools.partial(ReductionNorm, param_dtype=module.param_dtype)
-    return norm(name="norm", dtype=module.dtype)
+    return norm_of(module, module.reduction_norm)
+
+
+def norm_of(module: Any, norm: Spec | None, name: str = "norm") -> nn.Module:
+    """A norm inside a mixer of maps; None: LayerNorm with epsilon 1e-5."""
+    usual = functools.partial(ReductionNorm, param_dtype=module.param_dtype)
+    make = usual if norm is None else NORMS.factory(norm)
+    return make(name=name, dtype=module.dtype)
+
+
+def reduced_map(
+    module: Any, x: jax.Array, mask: jax.Array | None, width: int, train: bool
+) -> tuple[jax.Array, jax.Array | None]:
+    """norm(conv_RxR(x)) [B, H / R, W / R, width] with stride R, and its mask.
+
+    Args:
+      module: with `sr_ratio`, R, and `reduction_norm`; gets `sr` and `norm`.
+      x: [B, H, W, C], 0 where the mask [B, H, W] is False.
+
+    Raises:
+      UserError: a grid that does not reduce.
+    """
+    side, (rows, columns) = module.sr_ratio, x.shape[1:3]
+    if side < 1 or rows % side or columns % side:
+        raise UserError(
+            f"a grid of {rows}x{columns} does not reduce by {side} (sr_ratio)"
+        )
+    init = nn.initializers.normal(math.sqrt(2 / (side * side * width)))
+    arguments = {**dense_of(module), "kernel_init": init}
+    conv = nn.Conv(width, (side, side), side, "VALID", name="sr", **arguments)
+    if mask is not None:
+        cells = (x.shape[0], rows // side, side, columns // side, side)
+        mask = jnp.any(mask.reshape(cells), (2, 4))
+    return reduction_norm_of(module)(conv(x), mask=mask, train=train), mask
 
 
 @MIXERS.register("spatial_reduction", "grid", "mask")
@@ -126,29 +156,13 @@ class SpatialReductionAttention(Mixer):
         width, core = self.qkv_features or x.shape[-1], own_core(self)
         dense = {"use_bias": self.qkv_bias, **dense_of(self)}
         q = Dense(width, name="q", **dense)(x)
-        r, mask = self._reduce(only_valid(x, mask), mask, width, train)
+        r = only_valid(x, mask)
+        if self.sr_ratio > 1:
+            r, mask = reduced_map(self, r, mask, width, train)
         k, v = SplitDense(2, width, name="kv", **dense)(r)
         q, k = normalized_maps(self, q, k, mask, train)
         o = core(q, k, v, mask=mask)
         return Dense(x.shape[-1], name="proj", **dense_of(self))(o)
-
-    def _reduce(self, x: jax.Array, mask: jax.Array | None, width: int, train: bool):
-        """The smaller map [B, H / R, W / R, width] and its mask."""
-        side = self.sr_ratio
-        if side == 1:
-            return x, mask
-        rows, columns = x.shape[1:3]
-        if rows % side or columns % side:
-            raise UserError(
-                f"a grid of {rows}x{columns} does not reduce by {side} (sr_ratio)"
-            )
-        init = nn.initializers.normal(math.sqrt(2 / (side * side * width)))
-        arguments = {**dense_of(self), "kernel_init": init}
-        conv = nn.Conv(width, (side, side), side, "VALID", name="sr", **arguments)
-        if mask is not None:
-            cells = (x.shape[0], rows // side, side, columns // side, side)
-            mask = jnp.any(mask.reshape(cells), (2, 4))
-        return reduction_norm_of(self)(conv(x), mask=mask, train=train), mask
 
 
 @MIXERS.register("spatial_reduction_sla", "grid", "mask")

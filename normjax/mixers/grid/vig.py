@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from normjax.core.dense import Dense, SplitDense
+from normjax.core.dense import Dense
 from normjax.core.moments import at_least_float32
 from normjax.core.registry import Part
 from normjax.mixers.base import MIXERS, QK_NORM
@@ -28,12 +28,14 @@ from normjax.mixers.steps import (
 class BidirectionalGatedLinearAttention(nn.Module):
     """Gated linear attention of maps in both directions (ViG; Liao et al., 2024).
 
-    Everything is made of l = silu(3x3 depthwise convolution of x). Two gated linear
+    Everything is made of l = silu(3x3 depthwise convolution of x) or, in ViG-S and
+    larger and in ViG-H, of the convolution itself. Two gated linear
     attentions with the same queries, keys and values and their own decays run over the
     rows forwards and backwards; every position counts itself in both:
 
         o = (GLA(l) + reversed GLA(l)) / 2      s = sigmoid(W_s l + b)
-        y = proj(s * RMSNorm(o) + (1 - s) * RMSNorm(l)), norms per head
+        y = proj(s * RMSNorm(o) + (1 - s) * RMSNorm(l)), norms per head, the sum behind
+        a silu in ViG-T
 
     O(L (C + V) D) multiply-adds in blocks of C = 64; states and decays in at least
     float32.
@@ -43,6 +45,8 @@ class BidirectionalGatedLinearAttention(nn.Module):
       expand_k: width of the keys as a part of D, that of x.
       gate_rank: channels between the two layers that make the decays.
       conv_bias: bias of the convolution.
+      conv_activation: the silu behind it.
+      output_activation: a silu before `proj`.
       qk_norm: factory of a norm applied to queries and keys per head, or None.
       epsilon: of the norms.
       dtype: of the computation.  param_dtype, kernel_init: of the parameters.
@@ -56,13 +60,15 @@ class BidirectionalGatedLinearAttention(nn.Module):
       >>> y.shape
       (1, 4, 4, 8)
       >>> sorted(variables["params"])
-      ['conv_kernel', 'local_norm', 'log_decay', 'norm', 'proj', 'qk', 'share', 'v']
+      ['conv_kernel', 'local_norm', 'log_decay', 'norm', 'proj', 'qkv', 'share']
     """
 
     num_heads: int
     expand_k: float = 0.5
     gate_rank: int = 16
     conv_bias: bool = False
+    conv_activation: bool = True
+    output_activation: bool = False
     qk_norm: Callable[..., nn.Module] | None = None
     epsilon: float = 1e-5
     dtype: Dtype | None = None
@@ -89,10 +95,10 @@ class BidirectionalGatedLinearAttention(nn.Module):
         local = depthwise_layer(
             self, "conv", only_valid(x, mask), (3, 3, features), self.conv_bias
         )
-        local = tokens_of(jax.nn.silu(local))
+        local = tokens_of(jax.nn.silu(local) if self.conv_activation else local)
         mask = None if mask is None else mask.reshape(local.shape[:2])
-        q, k = SplitDense(2, keys, name="qk", **plain)(local)
-        v = Dense(features, name="v", **plain)(local)
+        qkv = Dense(2 * keys + features, name="qkv", **plain)(local)
+        q, k, v = jnp.split(qkv, (keys, 2 * keys), -1)
         q, k, v, near = (split_heads(t, self.num_heads) for t in (q, k, v, local))
         q, k = normalized_heads(self, q, k, mask=mask, train=train)
         make = LogDecay(2 * keys, self.gate_rank, name="log_decay", **dense)
@@ -109,4 +115,5 @@ class BidirectionalGatedLinearAttention(nn.Module):
         o = nn.RMSNorm(name="norm", **norm)((o + reverse[:, ::-1]) / 2) * share
         near = nn.RMSNorm(name="local_norm", **norm)(at_least_float32(near))
         o = merge_heads(o + near * (1 - share)).astype(local.dtype)
+        o = jax.nn.silu(o) if self.output_activation else o
         return Dense(features, name="proj", **plain)(o).reshape(x.shape)

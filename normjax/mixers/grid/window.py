@@ -11,7 +11,7 @@ from normjax.core.dense import Dense
 from normjax.core.errors import UserError
 from normjax.core.registry import Part, Spec
 from normjax.mixers.base import CORES, MIXERS, Mixer
-from normjax.mixers.ops.partition import merge, partition, shifted_regions
+from normjax.mixers.ops.partition import merge, padded, partition, shifted_regions
 from normjax.mixers.steps import dense_of, normalized_maps, own_core, project
 
 
@@ -35,6 +35,8 @@ class WindowAttention(Mixer):
       shift: rows and columns by which the windows are moved, cyclically; None for half
         a window in odd layers and 0 in even ones.
       layer: number of the layer, which a model gives.
+      pad: where windows do not cover the grid, zeros stand on its right and below, and
+        take part; windows keep their size on smaller grids as well.
       qkv_bias: bias of the projection of queries, keys and values.
       num_heads: heads; each has K = D / num_heads channels.
       qkv_features: width D of queries, keys and values; None for that of x.
@@ -57,11 +59,17 @@ class WindowAttention(Mixer):
     window_size: int | tuple[int, int] = 7
     shift: int | None = None
     layer: int = 0
+    pad: bool = False
     qkv_bias: bool = True
 
     parts: ClassVar[Mapping[str, Part]] = {
         "core": Part(CORES, given=frozenset({"num_heads"})),
     }
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Zeros that take part are read behind the norm, too."""
+        return () if self.pad else ("qkv",)
 
     @nn.compact
     def __call__(
@@ -77,9 +85,12 @@ class WindowAttention(Mixer):
           UserError: windows that do not cover the grid, a shift beyond the window,
             initialised for another window, or D does not split into heads.
         """
+        window, shift = self._geometry(x.shape[1:3])
+        core, (height, width) = own_core(self), x.shape[1:3]
+        if self.pad:
+            x = padded(x, window)
+            mask = None if mask is None else padded(mask, window, True)
         grid = x.shape[1:3]
-        window, shift = self._geometry(grid)
-        core = own_core(self)
 
         def windows(t):
             t = jnp.roll(t, (-shift, -shift), (1, 2)) if shift else t
@@ -91,13 +102,14 @@ class WindowAttention(Mixer):
         regions = shifted_regions(grid, window, shift) if shift else None
         o = core(q, k, v, mask=mask, regions=regions)
         y = merge(Dense(x.shape[-1], name="proj", **dense_of(self))(o), grid)
-        return jnp.roll(y, (shift, shift), (1, 2)) if shift else y
+        y = jnp.roll(y, (shift, shift), (1, 2)) if shift else y
+        return y[:, :height, :width] if self.pad else y
 
     @nn.nowrap
     def _geometry(self, grid: tuple[int, ...]) -> tuple[tuple[int, int], int]:
         size = self.window_size
         height, width = (size, size) if isinstance(size, int) else size
-        if height == width and min(grid) <= height:
+        if height == width and min(grid) <= height and not self.pad:
             return (min(grid), min(grid)), 0
         side = min(height, width)
         shift = (side // 2) * (self.layer % 2) if self.shift is None else self.shift
@@ -125,6 +137,8 @@ class WindowSimplifiedLinearAttention(WindowAttention):
       shift: rows and columns by which the windows are moved, cyclically; None for half
         a window in odd layers and 0 in even ones.
       layer: number of the layer, which a model gives.
+      pad: where windows do not cover the grid, zeros stand on its right and below, and
+        take part; windows keep their size on smaller grids as well.
       qkv_bias: bias of the projection of queries, keys and values.
       num_heads: heads; each has K = D / num_heads channels.
       qkv_features: width D of queries, keys and values; None for that of x.
@@ -166,6 +180,8 @@ class WindowFocusedLinearAttention(WindowAttention):
       shift: rows and columns by which the windows are moved, cyclically; None for half
         a window in odd layers and 0 in even ones.
       layer: number of the layer, which a model gives.
+      pad: where windows do not cover the grid, zeros stand on its right and below, and
+        take part; windows keep their size on smaller grids as well.
       qkv_bias: bias of the projection of queries, keys and values.
       num_heads: heads; each has K = D / num_heads channels.
       qkv_features: width D of queries, keys and values; None for that of x.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax.core.broadcast import repeat_over_batch
+from normjax.core.tracing import traced_once
 from normjax.mixers.ops.heads import (
     as_many_heads,
     merge_heads,
@@ -57,7 +58,11 @@ def softmax_attention(
       [2. 3. 5.]
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return _softmax_attention(q, k, v, bias, gain, mask, causal, scale)
 
+
+@traced_once("causal", "scale")
+def _softmax_attention(q, k, v, bias, gain, mask, causal, scale):
     def on_cpu(q, k, v, bias, mask):
         k, v = (as_many_heads(t, q.shape[2]) for t in (k, v))
         return _attend(q, k, v, bias, gain, mask, causal, scale)
@@ -73,6 +78,45 @@ def softmax_attention(
     return jax.lax.platform_dependent(q, k, v, bias, mask, cpu=on_cpu, default=library)
 
 
+def leaking_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    rate: jax.Array | float,
+    *,
+    mask: jax.Array | None = None,
+    renormalized: bool = False,
+) -> jax.Array:
+    """(M * softmax(q k^T / sqrt(K))) v, M = 1 up to a query and `rate` behind it.
+
+    The softmax is over all keys, so that later ones count in the weights of earlier
+    ones even at rate 0, and the weights of a query sum to less than 1 (iLLaMA; Wang et
+    al., 2024).
+
+    Args:
+      q: [B, N, H, K].  k, v: [B, N, H, K], of the same tokens.
+      rate: scalar from 0 to 1.
+      mask: as of `softmax_attention`.
+      renormalized: divide by the sum of M * softmax(...) instead: causal attention at
+        rate 0.
+
+    Returns:
+      [B, N, H, K] in the dtype of q.
+    """
+    logits = _scores(q, k, None, None, mask, False, q.shape[-1] ** -0.5)
+    weights = jnp.exp(logits - jnp.max(logits, -1, keepdims=True))
+    total = jnp.sum(weights, -1, keepdims=True)
+    order = jnp.tri(q.shape[1], dtype=weights.dtype)[None, None]
+    weights = weights * (order + (1 - order) * jnp.asarray(rate, weights.dtype))
+    if renormalized:
+        total = jnp.sum(weights, -1, keepdims=True)
+        total = jnp.where(total > 0, total, 1)  # all before a query is padding
+    weights = (weights / total).astype(v.dtype)
+    wide = logits.dtype
+    o = jnp.einsum("bhnm,bmhv->bnhv", weights, v, preferred_element_type=wide)
+    return o.astype(q.dtype)
+
+
 def softmax_over_maps(
     q: jax.Array,
     k: jax.Array,
@@ -82,9 +126,10 @@ def softmax_over_maps(
     bias: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """`softmax_attention` of maps: q [B, H, W, D], k and v [B, H', W', D] -> as q.
+    """`softmax_attention` of maps: q and k of width D, q [B, H, W, D] -> [B, H, W, V].
 
     Args:
+      k: [B, H', W', D].  v: [B, H', W', V].
       bias: as of `softmax_attention`.
       mask: bool [B, H', W']; False gives no key and no value.
     """
@@ -92,7 +137,7 @@ def softmax_over_maps(
     heads = (split_heads(tokens_of(t), num_heads) for t in (q, k, v))
     visible = None if mask is None else mask.reshape(q.shape[0], 1, 1, -1)
     o = softmax_attention(*heads, bias=bias, mask=visible)
-    return merge_heads(o).reshape(q.shape)
+    return merge_heads(o).reshape(*q.shape[:3], v.shape[-1])
 
 
 def rectified_attention(
@@ -125,7 +170,40 @@ def rectified_attention(
     return einsum("bhnm,bhmv->bnhv", weights.astype(v.dtype), vh)
 
 
-def attention_entropy(
+def hard_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    keep: int,
+    *,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+) -> jax.Array:
+    """The `keep` largest weights of softmax attention, as they are: no new sum of 1.
+
+    (AxFormer; Nagarajan et al., 2022.) Gradients pass through the weights that are
+    kept, of which there are more where some equal the smallest of them.
+
+    Args:
+      q: [B, N, H, K].  k, v: [B, M, H, K].
+      keep: weights a query; of at most as many keys all are kept.
+      mask, causal: as of `softmax_attention`.
+
+    Returns:
+      [B, N, H, V] in the dtype of q. Softmax and sums in at least float32.
+    """
+    weights = jax.nn.softmax(
+        _scores(q, k, None, None, mask, causal, q.shape[-1] ** -0.5), -1
+    )
+    if keep < weights.shape[-1]:
+        smallest = jax.lax.stop_gradient(jax.lax.top_k(weights, keep)[0][..., -1:])
+        weights = jnp.where(weights >= smallest, weights, 0)
+    wide, weights = weights.dtype, weights.astype(v.dtype)
+    o = jnp.einsum("bhnm,bmhv->bnhv", weights, v, preferred_element_type=wide)
+    return o.astype(q.dtype)
+
+
+def attention_entropies(
     q: jax.Array,
     k: jax.Array,
     *,
@@ -133,16 +211,17 @@ def attention_entropy(
     gain: jax.Array | None = None,
     mask: jax.Array | None = None,
     causal: bool = False,
+    scale: float | None = None,
 ) -> jax.Array:
-    """-sum_j p_j log p_j of the weights p of `softmax_attention`, in nats: a scalar.
+    """-sum_j p_j log p_j of the weights p of `softmax_attention`, in nats: [B, H, N].
 
-    The mean over examples, heads and queries (as sigmaReparam tracks it; Zhai et al.,
-    2023), in at least float32. Arguments as of `softmax_attention`.
+    In at least float32. Arguments as of `softmax_attention`.
     """
     k = as_many_heads(k, q.shape[2])
-    logits = _scores(q, k, bias, gain, mask, causal, q.shape[-1] ** -0.5)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    logits = _scores(q, k, bias, gain, mask, causal, scale)
     log_p = jax.nn.log_softmax(logits, -1)
-    return jnp.mean(-jnp.sum(jnp.exp(log_p) * log_p, -1))
+    return -jnp.sum(jnp.exp(log_p) * log_p, -1)
 
 
 def _attend(q, k, v, bias, gain, mask, causal, scale):

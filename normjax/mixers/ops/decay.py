@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from normjax.core.accumulate import EXACT, einsum, precision_of
 from normjax.core.moments import align_mask
+from normjax.core.tracing import traced_once
 from normjax.mixers.ops import decay_narrow
 
 __all__ = [
@@ -191,23 +192,22 @@ def chunked(
       >>> print(o.ravel().round(3))  # 1, 1/2 + 1, ...
       [1. 1.5 1.75 1.875]
     """
+    return _chunked(q, k, v, log_decay, state, chunk)
+
+
+@traced_once("chunk")
+def _chunked(q, k, v, log_decay, state, chunk):
     precision = precision_of(q, k, v)
     operands = _prepared(q, k, v, log_decay, state)
-
-    def default(*operands) -> tuple[jax.Array, jax.Array]:
-        return _blocks(chunk, precision, *operands)
-
-    def narrow(*operands) -> tuple[jax.Array, jax.Array]:
-        size = min(_power_of_two(chunk), _power_of_two(operands[0].shape[1]))
-        return decay_narrow.blocks(*operands, chunk=size)
+    default = functools.partial(_blocks, chunk, precision)
+    size = min(_power_of_two(chunk), _power_of_two(q.shape[1]))
+    narrow = functools.partial(decay_narrow.blocks, chunk=size)
 
     def on_cpu(*operands) -> tuple[jax.Array, jax.Array]:
         # An exported batch size is no number.
         known = isinstance(operands[-1].shape[0], int)
-        small = known and operands[-1].size <= _CACHED
-        if not small:
-            return default(*operands)
-        return _steps_in_inference(chunk, precision, *operands)
+        steps = known and operands[-1].size <= _CACHED
+        return (_steps_in_inference if steps else _blocks)(chunk, precision, *operands)
 
     elsewhere = default if precision is EXACT else narrow
     return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=elsewhere)

@@ -18,10 +18,10 @@ def within_window(
     """Softmax attention of each token to the last `window` ones and itself.
 
     Blocks of `window` queries see their own block of keys and the one before:
-    O(L window D). One key and value serves all heads.
+    O(L window D).
 
     Args:
-      q: [B, L, H, K].  k, v: [B, L, 1, K].
+      q: [B, L, H, K].  k, v: [B, L, G, K], of G heads as in `softmax_attention`.
       mask: bool [B, L]; False is padding.
       positions: int [B, L]; 0 starts a document.
 
@@ -50,15 +50,14 @@ def within_window(
         own = jnp.broadcast_to(documents_of(positions), (batch, length))
         own_q, own_k = split(own), split(own, True)
         visible &= (own_q[:, :, None] == own_k[:, None])[:, None]
-    k, v = (jnp.repeat(split(t, True), heads, 2) for t in (k, v))
-    o = softmax_attention(split(q), k, v, mask=visible)
+    o = softmax_attention(split(q), split(k, True), split(v, True), mask=visible)
     return o.reshape(batch, -1, heads, size)[:, :length]
 
 
 def last_of_window(
     q: jax.Array, k: jax.Array, v: jax.Array, window: int, known: jax.Array
 ) -> jax.Array:
-    """The same for queries [B, N, H, K] of the last N of the keys [B, M, 1, K].
+    """The same for queries [B, N, H, K] of the last N of the keys [B, M, G, K].
 
     Args:
       known: bool [B, M], which keys are tokens.
@@ -71,7 +70,11 @@ def last_of_window(
     back = order[before:, None] - order[None]
     near = (back >= 0) & (back <= window)
     visible = known[:, None, None] & near[None, None]
-    # Heads as further queries: keys and values need no copy for each.
-    heads = q.reshape(q.shape[0], -1, 1, q.shape[3])
-    visible = jnp.repeat(visible, q.shape[2], 2)
-    return softmax_attention(heads, k, v, mask=visible).reshape(q.shape)
+    # Heads of a group as further queries: keys and values need no copy for each.
+    batch, count, heads, size = q.shape
+    groups = k.shape[2]
+    q = q.reshape(batch, count, groups, heads // groups, size).swapaxes(2, 3)
+    each = q.reshape(batch, -1, groups, size)
+    visible = jnp.repeat(visible, heads // groups, 2)
+    o = softmax_attention(each, k, v, mask=visible).reshape(q.shape)
+    return o.swapaxes(2, 3).reshape(batch, count, heads, size)

@@ -1,21 +1,19 @@
 """Softmax attention of groups of heads that share their keys and values."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 
-from normjax.core.dense import Dense, SplitDense
-from normjax.core.errors import UserError
+from normjax.core.dense import Dense
 from normjax.mixers import cache
 from normjax.mixers.base import MIXERS, Mixer
-from normjax.mixers.ops.heads import merge_heads, split_heads
+from normjax.mixers.ops.heads import merge_heads
 from normjax.mixers.ops.rotary import place
 from normjax.mixers.steps import (
     attend,
     check_order,
     dense_of,
     normalized_heads,
+    project_groups,
     rows_of,
 )
 
@@ -36,6 +34,8 @@ class GroupedQueryAttention(Mixer):
         with frequencies down to 1 / rotary_base; None: they do not.
       qkv_bias: bias of the projections to queries, keys and values.
       proj_bias: bias of the output projection.
+      joint: one layer `qkv` for queries, keys and values, in this order, instead of `q`
+        and `kv` (OpenELM).
       num_heads: heads of the queries; each has K = D / num_heads channels.
       qkv_features: width D of the queries; None for that of x.
       qk_norm: factory of a norm applied to queries and keys per head, or None.
@@ -56,8 +56,12 @@ class GroupedQueryAttention(Mixer):
     rotary_base: float | None = None
     qkv_bias: bool = True
     proj_bias: bool = True
+    joint: bool = False
 
-    reads: ClassVar[tuple[str, ...]] = ("q", "kv")
+    @property
+    def reads(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The linear layers that read the input."""
+        return ("qkv",) if self.joint else ("q", "kv")
 
     @nn.compact
     def __call__(
@@ -76,22 +80,12 @@ class GroupedQueryAttention(Mixer):
             `positions`.
         """
         check_order(self, None, positions, decode)
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"{self.num_heads} heads do not make {self.num_kv_heads} groups: "
-                "num_kv_heads must divide num_heads"
-            )
         rows, mask = rows_of(x, mask)
-        width, dense = self.qkv_features or x.shape[-1], dense_of(self)
-        joint = {"use_bias": self.qkv_bias, **dense}
-        q = split_heads(Dense(width, name="q", **joint)(rows), self.num_heads)
-        shared = self.num_kv_heads * q.shape[-1]
-        pair = SplitDense(2, shared, name="kv", **joint)(rows)
-        k, v = (split_heads(t, self.num_kv_heads) for t in pair)
+        q, k, v = project_groups(self, rows)
         q, k = normalized_heads(self, q, k, mask=mask, train=train)
         positions = cache.positions_of(self, rows, mask, positions, decode)
         q, k = place(q, k, positions, self.rotary_base)
         k, v, seen = cache.remember(self, k, v, positions, mask, decode)
         o = merge_heads(attend(self, q, k, v, **seen))
-        proj = Dense(x.shape[-1], name="proj", use_bias=self.proj_bias, **dense)
-        return proj(o).reshape(x.shape)
+        dense = {"use_bias": self.proj_bias, **dense_of(self)}
+        return Dense(x.shape[-1], name="proj", **dense)(o).reshape(x.shape)

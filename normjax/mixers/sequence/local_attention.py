@@ -11,7 +11,6 @@ from normjax.core.errors import UserError
 from normjax.mixers import cache
 from normjax.mixers.base import MIXERS, Mixer
 from normjax.mixers.ops.heads import merge_heads, split_heads
-from normjax.mixers.ops.local import last_of_window, within_window
 from normjax.mixers.ops.masks import only_tokens
 from normjax.mixers.ops.rotary import rotate_halves
 from normjax.mixers.steps import dense_of, normalized_heads, rows_of
@@ -76,23 +75,9 @@ class LocalAttention(Mixer):
         places = jnp.arange(rows.shape[1])[None] if positions is None else positions
         q, k = (_half_turned(t, places) for t in (q, k))
         k, v = only_tokens(k, mask), only_tokens(v, mask)
-        if decode:
-            o = self._attend_cached(q, k, v, mask, places)
-        else:
-            o = within_window(q, k, v, self.window, mask, positions)
+        o = cache.within_window(self, q, k, v, mask, positions, decode)
         o = merge_heads(o)
         return Dense(x.shape[-1], name="proj", **dense_of(self))(o).reshape(x.shape)
-
-    def _attend_cached(self, q, k, v, mask, places):
-        """To the last keys of the calls before, too, which the cache holds."""
-        size = min(self.window, q.shape[1])
-        k = cache.with_last(self, "key", k, size, mask)
-        v = cache.with_last(self, "value", v, size, mask)
-        # As many of the last keys are tokens as there have been.
-        known = jnp.arange(k.shape[1])[None, ::-1] <= places[:, -1:]
-        q = cache.padding_first(q, mask)
-        o = last_of_window(q, k, v, self.window, known)
-        return cache.padding_in_place(o, mask)
 
 
 def _half_turned(t: jax.Array, places: jax.Array) -> jax.Array:

@@ -4,14 +4,11 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from normjax.core.collections import LOSSES
 from normjax.core.dense import Dense
-from normjax.core.errors import UserError
-from normjax.core.moments import at_least_float32, masked_mean
 from normjax.mixers import cache
 from normjax.mixers.base import MIXERS, Mixer
+from normjax.mixers.head_gates import gate_names, head_gates
 from normjax.mixers.ops.heads import merge_heads, split_heads
 from normjax.mixers.ops.rotary import place
 from normjax.mixers.steps import (
@@ -79,23 +76,12 @@ class MixtureOfHeadAttention(Mixer):
     @property
     def reads(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The linear layers that read the input."""
-        return ("qkv", *self._gate_names)
+        return ("qkv", *gate_names(self))
 
     @property
     def cross_reads(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The same beside a memory."""
-        return ("q", *self._gate_names)
-
-    @property
-    def _gate_names(self) -> tuple[str, ...]:
-        routed, shared = self._routed > 0, self.shared_heads > 1
-        both = self.shared_heads > 0 and routed
-        gates = {"routed_gate": routed, "shared_gate": shared, "balance": both}
-        return tuple(name for name, used in gates.items() if used)
-
-    @property
-    def _routed(self) -> int:
-        return self.num_heads - self.shared_heads
+        return ("q", *gate_names(self))
 
     @nn.compact
     def __call__(
@@ -124,57 +110,7 @@ class MixtureOfHeadAttention(Mixer):
         q, k = place(q, k, positions, self.rotary_base)
         k, v, seen = cache.remember(self, k, v, positions, mask, decode)
         o = attend(self, q, k, v, **seen)
-        gates = self._gates(rows, asked, train)
+        gates = head_gates(self, rows, asked, train)
         o = merge_heads(o * gates[..., None].astype(o.dtype))
         dense = {"use_bias": self.proj_bias, **dense_of(self)}
         return Dense(x.shape[-1], name="proj", **dense)(o).reshape(x.shape)
-
-    def _gates(self, x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
-        """[B, N, H], the weights of the heads for tokens x [B, N, D].
-
-        Args:
-          mask: bool [B, N]; False is padding, which does not count for the load.
-        """
-        shared, routed = self.shared_heads, self._routed
-        active = -(-routed // 2) if self.active_heads is None else self.active_heads
-        if not 0 <= shared <= self.num_heads or not min(routed, 1) <= active <= routed:
-            raise UserError(
-                f"{shared} shared heads and {active} active of {routed} routed: of "
-                f"{self.num_heads} heads, 0 or more are shared and at least one of the "
-                "others is active"
-            )
-
-        def probabilities(name, parts):
-            dense = Dense(parts, use_bias=False, name=name, **dense_of(self))
-            return jax.nn.softmax(at_least_float32(dense(x)))
-
-        parts = []
-        if shared == 1:
-            parts.append(jnp.ones((*x.shape[:-1], 1), jnp.float32))
-        elif shared:
-            parts.append(shared * probabilities("shared_gate", shared))
-        if routed:
-            p = probabilities("routed_gate", routed)
-            kept = _largest(p, active)
-            if train:
-                self._sow_load(p, kept, mask)
-            chosen = p * kept
-            total = jnp.sum(chosen, -1, keepdims=True)
-            parts.append(active * chosen / jnp.maximum(total, jnp.finfo(p.dtype).eps))
-        if len(parts) == 1:
-            return parts[0]
-        balance = jnp.split(2 * probabilities("balance", 2), 2, -1)
-        weighed = [b * part for b, part in zip(balance, parts, strict=True)]
-        return jnp.concatenate(weighed, -1)
-
-    def _sow_load(self, p: jax.Array, kept: jax.Array, mask: jax.Array | None) -> None:
-        """The load-balancing term; kept is 0 or 1 and hands on no gradient."""
-        over = {"axes": (0, 1), "mask": mask}
-        (mean, _), (share, _) = (masked_mean(t, **over) for t in (p, kept))
-        self.sow(LOSSES, "load", jnp.mean(mean * share) * p.shape[-1] ** 2)
-
-
-def _largest(p: jax.Array, count: int) -> jax.Array:
-    """1 for the `count` largest of the last axis, the first of equals; 0 for others."""
-    _, index = jax.lax.top_k(jax.lax.stop_gradient(p), count)
-    return jnp.sum(jax.nn.one_hot(index, p.shape[-1], dtype=p.dtype), -2)

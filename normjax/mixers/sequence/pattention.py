@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 
 from normjax.core.dense import Dense
 from normjax.core.errors import UserError, one_of
+from normjax.core.gelu import gelu
 from normjax.core.moments import at_least_float32
 from normjax.mixers import cache
 from normjax.mixers.base import MIXERS, Mixer
@@ -25,11 +26,11 @@ from normjax.mixers.steps import (
 
 
 def _l2_norm_gelu(s):
-    return jax.nn.gelu(_unit_mean_square(s), approximate=False)
+    return gelu(_unit_mean_square(s))
 
 
 def _gelu_l2_norm(s):
-    return _unit_mean_square(jax.nn.gelu(s, approximate=False))
+    return _unit_mean_square(gelu(s))
 
 
 def _softmax(s):

@@ -19,7 +19,7 @@ from normjax.mixers.ops.gated_recurrence import (
     gated_recurrence_in_blocks,
 )
 from normjax.mixers.ops.masks import only_tokens
-from normjax.mixers.steps import dense_of, rows_of
+from normjax.mixers.steps import dense_of, rows_of, short_convolution
 
 
 class RGLRU(nn.Module):
@@ -170,16 +170,13 @@ class RecurrentBlock(nn.Module):
         rows, mask = rows_of(x, mask)
         width, dense = self.features or x.shape[-1], dense_of(self)
         gate, u = SplitDense(2, width, name="branches", **dense)(rows)
-        u, taps, state = only_tokens(u, mask), self.conv_width - 1, None
+        positions = cache.positions_of(self, rows, mask, positions, decode)
+        u, state = only_tokens(u, mask), None
         if decode:
-            positions = cache.next_positions(self, rows.shape[:2], mask, positions)
             wide = jnp.promote_types(u.dtype, jnp.float32)
             state = cache.variable(self, "state", (u.shape[0], width), wide)
-            u = cache.with_last(self, "inputs", u, taps, mask)
-            u = self._convolve(u, cache.padding_first(positions, mask))
-            u = cache.padding_in_place(u, mask)
-        else:
-            u = self._convolve(jnp.pad(u, ((0, 0), (taps, 0), (0, 0))), positions)
+        init = nn.initializers.normal((0.01 / self.conv_width) ** 0.5)
+        u = short_convolution(self, u, mask, positions, decode, init)
         unit = RGLRU(self.num_heads, self.param_dtype, name="rg_lru")
         before = None if state is None else state.value
         h, last = unit(u, mask=mask, positions=positions, state=before)
@@ -192,26 +189,3 @@ class RecurrentBlock(nn.Module):
     def inner_widths(self, dim: int) -> dict[str, int]:
         """Arguments that keep the inside at width `dim` when the tokens get another."""
         return {"features": self.features or dim}
-
-    def _convolve(self, u: jax.Array, positions: jax.Array | None) -> jax.Array:
-        """Sum over the last `conv_width` positions of the same document.
-
-        Args:
-          u: [B, conv_width - 1 + L, D], with what comes before the L positions.
-        """
-        size, channels = self.conv_width, u.shape[-1]
-        length = u.shape[1] - size + 1
-        init = nn.initializers.normal((0.01 / size) ** 0.5)
-        kernel = self.param("conv_kernel", init, (size, channels), self.param_dtype)
-        zeros = nn.initializers.zeros
-        bias = self.param("conv_bias", zeros, (channels,), self.param_dtype)
-        if positions is None:
-            positions = jnp.arange(length)[None]
-        y = bias.astype(u.dtype).reshape(1, 1, -1)
-        for back in range(size):
-            start = size - 1 - back
-            before = u[:, start : start + length]
-            inside = (positions >= back)[..., None]
-            tap = kernel[size - 1 - back].astype(u.dtype).reshape(1, 1, -1)
-            y = y + jnp.where(inside, before, 0) * tap
-        return y
