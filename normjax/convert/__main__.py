@@ -2,12 +2,15 @@
 
 python -m normjax.convert --model=slab_swin_tiny checkpoint.pth runs/a
 python -m normjax.convert --to_torch runs/a weights.safetensors
+python -m normjax.convert --linearize runs/lm runs/liger
 
 The first writes a run that `eval.py --workdir=runs/a` opens: the config of the model's
 recipe, or of --config=FILE:ARGUMENTS, whose fields --config.field=value sets.
 CHECKPOINT is a file, or the folder of a model in several. --averaged takes the average
 of the weights that lies beside them. The second writes a state dict in the layout of
-the family's release, or in that of --layout=NAME.
+the family's release, or in that of --layout=NAME. The third writes a run whose softmax
+layers are a gated recurrence and a window (`liger`), to be fine-tuned;
+--config.model.mixer.recurrence=gsa and other fields are set in its config.
 """
 
 import sys
@@ -16,15 +19,23 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from normjax import convert
 from normjax.cli.flags import define_config, parse_flags
 from normjax.cli.main import run
+from normjax.config.overrides import Override, override
 from normjax.core.errors import UserError
 from normjax.core.paths import local_path, workdir_path
+from normjax.core.scanned import scanned_of
 from normjax.evaluation.published import image_size, open_published, recipe_of
 
-USAGE = "--model=NAME CHECKPOINT WORKDIR, or --to_torch WORKDIR FILE.safetensors"
+USAGE = (
+    "--model=NAME CHECKPOINT WORKDIR, --to_torch WORKDIR FILE.safetensors, or "
+    "--linearize WORKDIR NEW_WORKDIR"
+)
+
+LINEARIZED = "with --linearize"
 
 
 def convert_command(argv: Sequence[str]) -> int:
@@ -35,12 +46,18 @@ def convert_command(argv: Sequence[str]) -> int:
         flags.DEFINE_string("model", None, "preset", flag_values=values)
         flags.DEFINE_bool("averaged", False, "the averaged weights", flag_values=values)
         flags.DEFINE_bool("to_torch", False, "back to PyTorch", flag_values=values)
+        what = "softmax layers of a run as liger"
+        flags.DEFINE_bool("linearize", False, what, flag_values=values)
         flags.DEFINE_string("layout", None, "of the file to write", flag_values=values)
 
     given = parse_flags(
         argv, define, __doc__, files="CHECKPOINT WORKDIR", overrides=True
     )
     values, (first, second) = given.flags, given.files
+    if values.linearize:
+        given.refuse(["model", "config", "averaged", "to_torch", "layout"], LINEARIZED)
+        _linearize(workdir_path(first), workdir_path(second), given.overrides)
+        return 0
     if values.to_torch:
         given.refuse(["model", "config", "averaged"], "with --to_torch")
         if given.overrides:
@@ -128,6 +145,31 @@ def _export(workdir: Path, file: Path, layout: str | None) -> None:
     state = convert.to_torch(model, variables, size, layout)
     convert.write(file, state)
     console.print(f"{file}: {len(state)} arrays")
+
+
+def _linearize(source: Path, target: Path, overrides: Sequence[Override]) -> None:
+    from normjax.convert.linearize import linearized_model
+    from normjax.convert.names import abstract_variables
+    from normjax.records import report
+    from normjax.records.arrays import check_same_arrays
+    from normjax.train.config import kept_config
+    from normjax.train.experiment import build_model
+    from normjax.train.start import saved_variables, start_from
+
+    before = kept_config(source)
+    after = linearized_model(before.model.to_dict())
+    config = kept_config(source).unlock()
+    config.model = ConfigDict(after)
+    config.init.path = ""
+    config = override(config, overrides).lock()
+    variables = saved_variables(source)
+    model = build_model(config, **convert.size_of(variables))
+    shapes = abstract_variables(model, ())
+    check_same_arrays(variables, shapes, f"{source} and the model of {target}")
+    scanned = scanned_of(model)
+    start_from(config, variables, target, _description(model, ()), scanned)
+    rows = [("mixer", str(before.model.get("mixer", "softmax")), str(after["mixer"]))]
+    report.table(f"{source} -> {target}", ("", "before", "after"), rows)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,19 @@ Such an array is left out on reading (one that we can compute is compared first)
 written as the published code makes it, so that its strict loading takes our files.
 """
 
+import functools
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from normjax.core.errors import UserError
 from normjax.mixers.ops.partition import shifted_regions
 from normjax.mixers.ops.rotary import rotary_frequencies
+from normjax.models.sinusoids import sinusoids
 
 _MASKED = -100.0
 
@@ -49,11 +53,12 @@ class Host(NamedTuple):
     """What such arrays depend on besides those they come beside.
 
     Attributes:
-      model: ours.  image_side, patch: of the images and their patches, in pixels.
+      model: ours.  image_shape: [H, ...] of the images; () if unknown.
+      patch: side of their patches.
     """
 
     model: Any
-    image_side: int
+    image_shape: tuple[int, ...]
     patch: int
 
 
@@ -91,12 +96,20 @@ def relative_position_index(table, *_: Any) -> np.ndarray:
     return (rows * (2 * side - 1) + columns).astype(np.int64)
 
 
+def absolute_offset_index(table, *_: Any) -> np.ndarray:
+    """The same for a table (heads, rows * columns) by what two positions are apart."""
+    side = round(table[1] ** 0.5)
+    y, x = (i.reshape(-1) for i in np.indices((side, side)))
+    rows, columns = (abs(i[:, None] - i[None]) for i in (y, x))
+    return (rows * side + columns).astype(np.int64)
+
+
 def attention_mask(table, match, host: Host) -> np.ndarray | None:
     """-100 between regions of a shifted window; None where nothing is shifted."""
-    if not host.image_side:
+    if not host.image_shape:
         raise UserError("the masks of shifted windows depend on the size of the images")
     side, stage, block = _side(table), int(match["s"]), int(match["i"])
-    grid = host.image_side // host.patch >> stage
+    grid = host.image_shape[0] // host.patch >> stage
     if block % 2 == 0 or grid <= side:
         return None
     regions = shifted_regions((grid, grid), (side, side), side // 2)
@@ -125,6 +138,34 @@ def _other_base(frequencies: np.ndarray) -> str:
     return f", but of config.model.rotary_base={base:.6g}"
 
 
+def sine_positions(pool, match, host: Host) -> np.ndarray | None:
+    """The table of sines of tokens as wide as the pooling reads; None if learned."""
+    del match
+    if host.model.positions != "sine":
+        return None
+    if len(host.image_shape) < 2:
+        raise UserError("the table of positions depends on the size of the images")
+    images = jax.ShapeDtypeStruct((1, *host.image_shape[:2], 3), np.float32)
+    stem = functools.partial(host.model.stem, dim=pool[-1], norm=None, activation=None)
+    init = functools.partial(stem().init_with_output, train=False)
+    tokens, _ = jax.eval_shape(init, jax.random.key(0), images)
+    table = sinusoids(math.prod(tokens.shape[1:3]), pool[-1])
+    return table[None].astype(np.float32)
+
+
+def identities(qkv, match, host: Host) -> np.ndarray:
+    """By which the released code takes neighbours apart."""
+    del qkv, match, host
+    return np.eye(9, dtype=np.float32).reshape(9, 1, 3, 3)
+
+
+def rotary_angles(qkvo, match, host: Host) -> np.ndarray:
+    """Angles of a step, by which heads of a stage turn on a map."""
+    channels = qkvo[1] // host.model.num_heads[int(match["s"])]
+    angles = 10000.0 ** -np.linspace(0, 1, channels // 4)
+    return np.repeat(angles, 2).astype(np.float32)
+
+
 def mask_side(state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple]) -> int:
     """Side in pixels of the images that the masks in a file were made for, else 0.
 
@@ -148,6 +189,27 @@ def _token(shape, *_: Any) -> np.ndarray:
     return np.zeros((1, 1, shape[-1]), np.float32)
 
 
+def unit_times(positions, *_: Any) -> np.ndarray:
+    """0 to 1, one for each of the positions of a long convolution."""
+    return np.linspace(0, 1, positions[1]).astype(np.float32)[None, :, None]
+
+
+def filter_rates(skip, *_: Any) -> np.ndarray:
+    """By which the filters of a long convolution fall, one a channel."""
+    slowest, fastest = (np.log(0.01) / t for t in (1.5, 0.3))
+    return np.linspace(slowest, fastest, skip[0]).astype(np.float32)[None, None]
+
+
+def no_bias(weight, *_: Any) -> np.ndarray:
+    """The zeros of a layer (in, out) whose bias is never trained."""
+    return np.zeros(weight[-1:], np.float32)
+
+
+def position_ids(table, *_: Any) -> np.ndarray:
+    """0, 1, 2, ... of a table of positions."""
+    return np.arange(table[0], dtype=np.int64)[None]
+
+
 _BLOCK = r"(layers\.(?P<s>\d+)\.blocks\.(?P<i>\d+)\.)"
 _UNREAD = "nothing reads it"
 ROWS = (
@@ -167,6 +229,22 @@ ROWS = (
         tolerance=0.0,
     ),
     Row(
+        "gcvit",
+        r"(levels\.\d+\.blocks\.\d+\.attn\.)relative_position_bias_table",
+        r"\1relative_position_index",
+        relative_position_index,
+        "recomputed, equal",
+        tolerance=0.0,
+    ),
+    Row(
+        "tiny_vit",
+        r"(layers\.\d+\.blocks\.\d+\.attn\.attention_bias)es",
+        r"\1_idxs",
+        absolute_offset_index,
+        "recomputed, equal",
+        tolerance=0.0,
+    ),
+    Row(
         "swin",
         _BLOCK + r"attn\.relative_position_bias_table",
         r"\1attn_mask",
@@ -174,8 +252,66 @@ ROWS = (
         "recomputed, equal",
         tolerance=0.0,
     ),
+    Row(
+        "m2_bert",
+        r"(.*)pos_emb\.z",
+        r"\1pos_emb.t",
+        unit_times,
+        "recomputed, equal",
+        tolerance=1e-6,
+    ),
+    Row(
+        "m2_bert",
+        r"(.*filter_fn2?\.)bias",
+        r"\1modulation.deltas",
+        filter_rates,
+        "recomputed, equal",
+        tolerance=1e-6,
+    ),
+    Row(
+        "m2_bert",
+        r"(.*embeddings\.)position_embeddings\.weight",
+        r"\1position_ids",
+        position_ids,
+        "counts the positions",
+        tolerance=0.0,
+    ),
+    Row(
+        "norm_free_gpt2",
+        r"(transformer\.h\.\d+\.(attn\.(v_attn|c_proj)|mlp\.(c_fc|c_proj))\.)weight",
+        r"\1bias",
+        no_bias,
+        "0, and never trained",
+        tolerance=0.0,
+    ),
     Row("deit", r"pos_embed", r"cls_token", _token, _UNREAD),
     Row("cswin", r"(.*attns\.\d+\.)positional_encoding", r"\1scale", _token, _UNREAD),
+    Row(
+        "cct",
+        r"classifier\.attention_pool\.weight",
+        r"classifier.positional_emb",
+        sine_positions,
+        "recomputed: the entries of sines build a table that is learned",
+    ),
+    *(
+        Row(
+            "stvit",
+            r"(.*attn\.)stoken_refine\.qkv\.weight",
+            rf"\1{name}.weights",
+            identities,
+            "recomputed, equal",
+            tolerance=0.0,
+        )
+        for name in ("fold", "unfold")
+    ),
+    Row(
+        "ravlt",
+        r"(layers\.(?P<s>\d+)\.)blocks\.0\.attn\.qkvo\.weight",
+        r"\1RoPE.angle",
+        rotary_angles,
+        "recomputed, equal",
+        tolerance=2**-8,
+    ),
     Row(
         "pvt",
         r"block4\.0\.attn\.scale",
@@ -227,7 +363,7 @@ def extras_of(
       image_shape: [H, ...] of the images; () if unknown.
     """
     patch = shapes.get("patch_embed.proj.weight", (1,))[-1]
-    host, found = Host(model, image_shape[0] if image_shape else 0, patch), {}
+    host, found = Host(model, image_shape, patch), {}
     for row in ROWS:
         for beside, shape in shapes.items() if _is_of(row, layout) else ():
             match = re.fullmatch(row.beside, beside)

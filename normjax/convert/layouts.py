@@ -13,15 +13,17 @@ FAMILY = {name: family for family in FAMILIES.values() for name in family.layout
 ANCHORS = tuple(dict.fromkeys(name for f in FAMILIES.values() for name in f.anchors))
 """Arrays of which every model has one, whatever stands before its names."""
 
-STEMS = tuple(
-    dict.fromkeys(
-        name for f in FAMILIES.values() if f.classes for name in f.stems or f.anchors
-    )
-)
-"""First convolutions."""
+STEMS = {
+    name: f.patches.get(name, 1)
+    for f in FAMILIES.values()
+    if f.classes
+    for name in f.patches or f.stems or f.anchors
+}
+"""First layers, and how many positions stand beside each other in what they read: one
+for convolutions, those of a patch for linear layers."""
 
-TIED = {head: table for f in FAMILIES.values() for head, table in f.tied.items()}
-"""Arrays that repeat another one where it serves twice."""
+TIED = tuple(dict.fromkeys(pair for f in FAMILIES.values() for pair in f.tied.items()))
+"""Pairs (array, the one that it repeats) where one serves twice."""
 
 SIZES = {
     "vocab_size": (

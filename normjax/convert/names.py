@@ -1,7 +1,8 @@
 """From the variables of a model to the names and shapes of a PyTorch state dict."""
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,15 +15,18 @@ from normjax.convert import layouts
 from normjax.convert.transforms import Transform, named
 from normjax.core.collections import TRANSIENT
 from normjax.core.errors import UserError, one_of
+from normjax.core.registry import unwrapped
+from normjax.families import Family
 from normjax.families.layout import (
     BATCH_NORM,
     LAYER_NORM,
     NORM,
     REPBN,
+    Beside,
     Kind,
     prepbn,
 )
-from normjax.models import MODELS
+from normjax.models import COMPONENTS, MODELS
 from normjax.norms import PRepBN
 
 Path = tuple[str, ...]
@@ -78,10 +82,18 @@ def layouts_of(model: nn.Module, variables: Mapping[str, Any]) -> list[str]:
     Raises:
       UserError: there are none, or those of several families.
     """
-    homeless = {n: _placed(model, variables, n)[1] for n in layouts.LAYOUTS}
-    fitting = [name for name, without in homeless.items() if not without]
-    kind = type(model).__name__
+    paths = ["/".join(key[1:]) for key in flatten_dict(dict(variables))]
+    norms, kind = _norm_kinds(model), type(model).__name__
+    own = _of_its_kind(model)
+    fitting = [
+        name
+        for name in own
+        if all(
+            _found(path, paths, layouts.LAYOUTS[name], norms, model) for path in paths
+        )
+    ]
     if not fitting:
+        homeless = {name: _placed(model, variables, name)[1] for name in own}
         nearest = min(homeless, key=lambda name: len(homeless[name]))
         hint = _no_place(nearest, homeless[nearest])
         raise UserError(f"no published layout for this {kind}: {hint}")
@@ -90,6 +102,57 @@ def layouts_of(model: nn.Module, variables: Mapping[str, Any]) -> list[str]:
         several = " and ".join(fitting)
         raise UserError(f"this {kind} fits the layouts {several}: name one (--layout)")
     return fitting
+
+
+def _of_its_kind(model: nn.Module) -> list[str]:
+    """The layouts of families with a preset of the model's class; else all of them."""
+    entry = MODELS.entry_of(type(model))
+    own = [
+        name
+        for name, family in layouts.FAMILY.items()
+        if entry and any(p["name"] == entry.name for p in family.presets.values())
+    ]
+    return own or list(layouts.LAYOUTS)
+
+
+def form_of(family: Family, names: Collection[str]) -> dict[str, Any]:
+    """Arguments of the models whose files hold these names (`Family.forms`)."""
+    forms = [form for array, form in family.forms.items() if array in names]
+    return {k: v for form in forms for k, v in form.items()}
+
+
+def _other_form(model: nn.Module, family: Family, names: Collection[str]) -> str:
+    """What keeps files with these arrays from being those of `model`; "" if nothing."""
+    for argument, value in form_of(family, names).items():
+        ours, theirs = getattr(model, argument), value
+        if value is not None and argument in COMPONENTS:
+            theirs = unwrapped(COMPONENTS[argument].factory(value))
+            ours = ours and unwrapped(ours)
+        if ours != theirs:
+            return f"config.model.{argument}={value!r}"
+    return ""
+
+
+def check_form(model: nn.Module, layout: str, entries: list[Entry]) -> None:
+    """Raises UserError where files of a layout are those of another form of `model`."""
+    names = {name for entry in entries for name in entry.names}
+    other = _other_form(model, layouts.FAMILY[layout], names)
+    if other:
+        raise UserError(f"files of the layout {layout!r} are of models with {other}")
+
+
+def own_layout(model: nn.Module, variables: Mapping[str, Any]) -> str:
+    """The first layout of a model that is of its form.
+
+    Raises:
+      UserError: there is none.
+    """
+    fitting = layouts_of(model, variables)
+    for layout in fitting:
+        names = {n for e in entries_of(model, variables, layout) for n in e.names}
+        if not _other_form(model, layouts.FAMILY[layout], names):
+            return layout
+    return fitting[0]
 
 
 def check_layout(name: str) -> str:
@@ -117,7 +180,11 @@ def entries_of(
     entries = []
     for key, value, names, transform in placed:
         like = np.broadcast_to(np.zeros((), value.dtype), value.shape)
-        shapes = tuple(t.shape for t in transform.to_torch(like))
+        try:
+            shapes = tuple(t.shape for t in transform.to_torch(like))
+        except (ValueError, IndexError):
+            homeless = ["/".join(key) + f" of shape {value.shape}"]
+            raise UserError(_no_place(layout, homeless)) from None
         entries.append(Entry(key, value.shape, value.dtype, names, shapes, transform))
     return entries
 
@@ -136,14 +203,20 @@ def _placed(
     paths = ["/".join(key[1:]) for key in flat]
     placed, homeless = [], []
     for key, value in flat.items():
-        path, found = "/".join(key[1:]), None
-        for ours, theirs, kind in layouts.LAYOUTS[layout]:
-            found = found or _match(path, paths, ours, theirs, kind, norms)
+        rows = layouts.LAYOUTS[layout]
+        found = _found("/".join(key[1:]), paths, rows, norms, model)
         if found is None:
             homeless.append("/".join(key))
         else:
             placed.append((key, value, *found))
     return placed, homeless
+
+
+@functools.cache
+def _pattern(ours: str) -> re.Pattern[str]:
+    """Of the paths of the arrays in a module of a row."""
+    module = re.sub(r"\{(\w)\}", r"(?P<\1>\\d+)", ours)
+    return re.compile(f"(?P<module>{module}){'/' if ours else ''}(?P<leaf>.+)")
 
 
 def _norm_kinds(model: Any) -> list[Kind]:
@@ -156,23 +229,46 @@ def _norm_kinds(model: Any) -> list[Kind]:
     return [LAYER_NORM, BATCH_NORM, REPBN, *last]
 
 
-def _match(path, paths, ours, theirs, kind, norms):
+def _beside(stage: int, block: int) -> dict[str, int]:
+    """Numbers that follow from those of a stage and a block, as rows name them."""
+    halves = {"pair": block // 2, "rest": block % 2, "after": block + 1}
+    halves["later"] = block + 2
+    doubled = {"odd": 2 * stage - 1, "even": 2 * stage}
+    return {"next": stage + 1, "last": stage - 1, **doubled, **halves}
+
+
+def _found(path: str, paths: list[str], rows: Any, norms: list[Kind], model: Any):
+    """(their names, transform) of the array at `path` by the first row that has it."""
+    for ours, theirs, kind in rows:
+        found = _match(path, paths, ours, theirs, kind, norms, model)
+        if found is not None:
+            return found
+    return None
+
+
+def _match(path, paths, ours, theirs, kind, norms, model):
     """(their names, transform) of the array at `path` by one row, or None."""
-    pattern = re.sub(r"\{(\w)\}", r"(?P<\1>\\d+)", ours)
-    slash = "/" if ours else ""
-    match = re.fullmatch(f"(?P<module>{pattern}){slash}(?P<leaf>.+)", path)
+    match = _pattern(ours).fullmatch(path)
     if match is None:
         return None
     module, leaf = match["module"], match["leaf"]
+    if isinstance(kind, Beside):
+        if f"{module.rpartition('/')[0]}/{kind.path}" not in paths:
+            return None
+        kind = kind.kind
+    kind, order = kind if isinstance(kind, tuple) else (kind, None)
     if kind == NORM:
         start = f"{module}/"
         leaves = {p.removeprefix(start) for p in paths if p.startswith(start)}
         kind = next((k for k in norms if leaves <= set(k)), {})
-    if leaf not in kind:
-        return None
+    if order is not None:
+        kind = {k: (n, order if f == "same" else f) for k, (n, f) in kind.items()}
     numbers = {k: int(v) for k, v in match.groupdict().items() if k in "si"}
     stage = numbers.get("s", 0)
-    prefix = theirs.format(**numbers, next=stage + 1, last=stage - 1)
-    names, transform = kind[leaf][0], named(kind[leaf][1])
+    table: Any = kind(model, stage) if callable(kind) else kind
+    if leaf not in table:
+        return None
+    prefix = theirs.format(**numbers, **_beside(stage, numbers.get("i", 0)))
+    names, transform = table[leaf][0], named(table[leaf][1])
     names = (names,) if isinstance(names, str) else names
     return tuple(f"{prefix}.{name}" if prefix else name for name in names), transform

@@ -5,13 +5,15 @@ its values count, and what the model cannot be is refused.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from normjax.convert.names import reads_images
+from normjax.convert.names import form_of, reads_images
 from normjax.core.errors import UserError
+from normjax.families import PRESETS, Family, family_of
+from normjax.families.llama import LLAMA
 from normjax.norms import NORMS
 
 FIELDS = {
@@ -26,9 +28,6 @@ FIELDS = {
 }
 """Their field -> the argument of a model of ours, where it has such a one."""
 
-TEXT = ("llama", "mistral")
-"""Values of `model_type` that name the same network as our decoder."""
-
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "sliding_window": (None,),
     "partial_rotary_factor": (None, 1.0),
@@ -36,6 +35,10 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (None, False),
     "quantization_config": (None,),
     "distilled": (None, False),
+    "ffn_with_glu": (None, True),
+    "normalize_qk_projections": (None, True),
+    "normalization_layer_name": (None, "rms_norm"),
+    "activation_fn_name": (None, "silu", "swish"),
 }
 _ACTIVATIONS = {"silu": ("silu", "swish"), "gelu": ("gelu",)}
 
@@ -84,8 +87,9 @@ def settle(config: Any, model: Any, given: Mapping) -> list[Change]:
     """
     if getattr(model, "pool", None) == "distilled":
         given = {**given, "distilled": None}
-    _check(given, text=not reads_images(model))
-    changes = []
+    family = family_of(config.model.get("name", "")) or LLAMA
+    _check(given, () if reads_images(model) else family.model_types)
+    changes = _settle_described(config.model, family, given)
     for theirs, ours in FIELDS.items():
         value = given.get(theirs)
         if value is None or not hasattr(model, ours):
@@ -104,10 +108,33 @@ def settle(config: Any, model: Any, given: Mapping) -> list[Change]:
     return changes
 
 
-def _check(given: Mapping, *, text: bool) -> None:
+def settle_form(config: Any, names: Collection[str]) -> list[Change]:
+    """Set in `config` what tells the layouts of its family apart (`Family.forms`).
+
+    Args:
+      config: of a run, unlocked.  names: of the arrays of a file.
+    """
+    family, changes = family_of(config.model.name), []
+    form = form_of(family, names) if family else {}
+    for argument, value in form.items():
+        before = config.model.get(argument, PRESETS[config.model.name].get(argument))
+        if value != before:
+            if argument in config.model:
+                del config.model[argument]  # a field keeps the type that it had
+            config.model[argument] = value
+            changes.append(Change(f"model.{argument}", value, before))
+    return changes
+
+
+def _check(given: Mapping, text: tuple[str, ...]) -> None:
+    """Raises UserError for what the model cannot be.
+
+    Args:
+      text: values of `model_type` that name its network; none where it reads images.
+    """
     kind = given.get("model_type")
-    if kind and text and kind not in TEXT:
-        _refuse("model_type", kind, " or ".join(TEXT))
+    if kind and text and kind not in text:
+        _refuse("model_type", kind, " or ".join(text))
     for field, allowed in _ALLOWED.items():
         value = given.get(field)
         windowed = field != "sliding_window" or given.get("use_sliding_window", True)
@@ -132,6 +159,33 @@ def _refuse(field: str, value: Any, ours: Any) -> NoReturn:
     raise UserError(f"config.json says {field}={value}, the model is for {ours}")
 
 
+def _settle_described(model: Any, family: Family, given: Mapping) -> list[Change]:
+    """What the config.json of the family says in words of its own."""
+    if family.described is None or "model_type" not in given:
+        return []
+    try:
+        described = family.described(given)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"config.json does not describe the model: {error}") from None
+    changes = []
+    for argument, value in described.items():
+        before = model.get(argument, PRESETS[model.name].get(argument))
+        if _plain(value) == _plain(before):
+            continue
+        if argument in model:
+            del model[argument]  # a field keeps the type that it had
+        model[argument] = value
+        changes.append(Change(f"model.{argument}", value, before))
+    return changes
+
+
+def _plain(value: Any) -> Any:
+    """Dicts and tuples alone, of whatever a config keeps them in."""
+    if hasattr(value, "items"):
+        return {k: _plain(v) for k, v in value.items()}
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
 def _settle_groups(model: Any, given: Mapping) -> list[Change]:
     """Heads that share their keys and values."""
     groups, heads = given.get("num_key_value_heads"), given.get("num_attention_heads")
@@ -142,7 +196,8 @@ def _settle_groups(model: Any, given: Mapping) -> list[Change]:
     if isinstance(spec, list | tuple):  # mixers by layer
         _refuse("num_key_value_heads", groups, heads)
     value = {**spec, "name": "grouped_query", "num_kv_heads": groups}
-    if spec["name"] == "grouped_query" and spec.get("num_kv_heads", 1) == groups:
+    sharing = ("grouped_query", "prefix_attention")
+    if spec["name"] in sharing and spec.get("num_kv_heads", 1) == groups:
         return []
     if spec["name"] not in ("softmax", "grouped_query"):
         _refuse("num_key_value_heads", groups, heads)

@@ -16,9 +16,11 @@ from normjax.convert.layouts import FAMILY, SIZES, STEMS, TIED
 from normjax.convert.names import (
     Entry,
     abstract_variables,
+    check_form,
     check_layout,
     entries_of,
     layouts_of,
+    own_layout,
 )
 from normjax.convert.results import Converted, Loose
 from normjax.core.errors import UserError
@@ -137,8 +139,8 @@ def _matched(
     shapes = {n: s for e in entries for n, s in zip(e.names, e.shapes, strict=True)}
     there = {name: theirs.get(name, shape) for name, shape in shapes.items()}
     # What depends on the size of the images is compared at the size of the file's.
-    side = mask_side(state, there) or (image_shape[0] if image_shape else 0)
-    extras = extras_of(model, there, layout, (side, side) if side else ())
+    side = mask_side(state, there)
+    extras = extras_of(model, there, layout, (side, side) if side else image_shape)
     known = {name: False for name in extras}
     weights = {n: e.dtype.kind == "f" for e in entries for n in e.names}
     check_types(state, known | weights)
@@ -166,6 +168,7 @@ def _nearest(model: nn.Module, variables: Any, state: State) -> tuple[str, list[
         return sum(name in state for entry in found[layout] for name in entry.names)
 
     layout = max(found, key=known)
+    check_form(model, layout, found[layout])
     return layout, found[layout]
 
 
@@ -194,8 +197,9 @@ def to_torch(
       >>> state["model.norm.weight"].shape, state["lm_head.weight"].shape
       ((8,), (7, 8))
     """
-    layout = check_layout(layout) if layout else layouts_of(model, variables)[0]
+    layout = check_layout(layout) if layout else own_layout(model, variables)
     entries, flat = entries_of(model, variables, layout), flatten_dict(dict(variables))
+    check_form(model, layout, entries)
     state = {}
     for entry in entries:
         arrays = entry.transform.to_torch(np.asarray(flat[entry.path]))
@@ -242,7 +246,7 @@ def arguments_of(state: State, norm: Mapping[str, Any]) -> dict[str, Any]:
     if (name in ("prepbn", "repbn")) != (kind is not None):
         kind = kind or "without running statistics"
         raise UserError(f"the norms of the file are {kind}, those of the model {name}")
-    for head, table in TIED.items():
+    for head, table in TIED:
         if table in state and head not in state:
             sizes["tied"] = True
     return {
@@ -285,10 +289,10 @@ def size_of(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 def channels_of(state: State) -> int:
     """Channels of the images that the first convolution of a state dict reads."""
-    stems = [state[name] for name in STEMS if name in state]
-    if not stems:
+    inputs = [state[k].shape[1] // n for k, n in STEMS.items() if k in state]
+    if not inputs:
         raise UserError(f"the file lacks the first convolution ({', '.join(STEMS)})")
-    return stems[0].shape[1]
+    return inputs[0]
 
 
 def grouped(names: Mapping[str, str]) -> list[tuple[str, int, str]]:
@@ -301,6 +305,8 @@ def _ours(entry: Entry, state: State) -> np.ndarray:
     arrays = tuple(np.asarray(state[name]) for name in entry.names)
     try:
         ours = np.asarray(entry.transform.to_ours(arrays), entry.dtype)
+    except UserError as error:
+        raise UserError(f"{entry.names[0]} and its like: {error}") from None
     except (ValueError, IndexError):  # of other dims
         shapes = " and ".join(f"{n} {np.shape(state[n])}" for n in entry.names)
         raise UserError(f"the shape of {shapes} is of another layer") from None
@@ -311,7 +317,7 @@ def _ours(entry: Entry, state: State) -> np.ndarray:
 def _without_repeats(state: State, shapes: Mapping) -> tuple[dict, dict[str, str]]:
     """The state without arrays that repeat another, and those."""
     state, dropped = dict(state), {}
-    for name, other in TIED.items():
+    for name, other in TIED:
         if name not in state or name in shapes or other not in state:
             continue
         if not np.array_equal(state[name], state[other]):
@@ -335,7 +341,7 @@ def _schedule(state: State) -> dict[str, int]:
     found = {}
     for counter, argument in (("warm", "warmup_steps"), ("total_step", "decay_steps")):
         arrays = [a for name, a in state.items() if name.endswith(f".{counter}")]
-        values = {int(array) for array in arrays}
+        values = {int(value) for array in arrays for value in np.ravel(array)}
         if len(values) > 1:
             raise UserError(f"norms of the file differ in {counter}: {sorted(values)}")
         if any(values):

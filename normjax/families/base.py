@@ -1,6 +1,6 @@
 """What a family is, and the arguments that several have."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from normjax.families.layout import Row
@@ -61,6 +61,38 @@ class Preprocessing(NamedTuple):
         return max(image_size, int(image_size / self.crop_ratio))
 
 
+class Figures(NamedTuple):
+    """What is published of the size and the worth of a preset.
+
+    Attributes:
+      parameters: that are trained.
+      multiply_adds: of one image, in 1e9, as the released code computes it: products of
+        attention are counted. None where nobody says it.
+      top_1: on ImageNet-1k's validation images, in percent, or None.
+      source: of `top_1`: whose weights, and what they saw, if more than ImageNet-1k.
+      image_size: side, or (height, width), at which all of this was measured.
+      num_classes: with so many classes.
+
+    Example:
+      >>> from normjax.families import Figures
+      >>> Figures(parameters=5_717_416, multiply_adds=1.258, top_1=72.2).image_size
+      224
+    """
+
+    parameters: int
+    multiply_adds: float | None = None
+    top_1: float | None = None
+    source: str = "authors"
+    image_size: int | tuple[int, int] = 224
+    num_classes: int = 1000
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        size = self.image_size
+        return size if isinstance(size, tuple) else (size, size)
+
+
 class Family(NamedTuple):
     """What is known of a family of models.
 
@@ -73,13 +105,21 @@ class Family(NamedTuple):
       anchors: arrays of which every such file has one, whatever stands before its
         names: the first convolution, or the table of tokens.
       stems: first convolutions, where they are not the anchors.
+      patches: first layers that are linear ones of unfolded patches -> positions of a
+        patch.
       tied: arrays that repeat another one where it serves twice.
       classes: arrays with a row for each class.  tokens: those with one for each token.
+      forms: arguments that models have whose files hold an array, by its name: where
+        layouts of a family differ in more than names.
       optional: arrays of such files that models of ours may lack: pattern -> why.
       epsilon: of the norms that presets leave open.
+      figures: of presets, by their names.
       recipes: by variant, the words of a preset's name but the family's own.
       preprocessing: by the beginning of a preset's name, the longest that fits; ""
         is that of all others. Empty for models of text.
+      model_types: values of `model_type` in the config.json of such models of text.
+      described: function of what stands there to arguments of the model, where they
+        are no fields that other families have as well.
       config: file and arguments of the config that trains a preset, with {variant},
         {size} for its last word, or {preset}; "" where none does.
 
@@ -98,13 +138,18 @@ class Family(NamedTuple):
     layouts: Mapping[str, list[Row]] = {}
     anchors: tuple[str, ...] = ()
     stems: tuple[str, ...] = ()
+    patches: Mapping[str, int] = {}
     tied: Mapping[str, str] = {}
     classes: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
+    forms: Mapping[str, Arguments] = {}
     optional: Mapping[str, str] = {}
     epsilon: float = 1e-6
+    figures: Mapping[str, Figures] = {}
     recipes: Mapping[str, Recipe] = {}
     preprocessing: Mapping[str, Preprocessing] = {}
+    model_types: tuple[str, ...] = ("llama", "mistral")
+    described: Callable[[Mapping[str, Any]], Arguments] | None = None
     config: str = ""
 
     def preset_of(self, variant: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 from normjax.families.base import (
     Arguments,
     Family,
+    Figures,
     Preprocessing,
     Recipe,
     is_original,
@@ -93,6 +94,17 @@ CSWIN = Family(
     classes=("head.weight",),
     epsilon=1e-5,
     preprocessing={"": Preprocessing(), "cswin_": Preprocessing(crop_ratio=0.9)},
+    # Of SLAB less vectors in each block that nothing reads.
+    figures={
+        "cswin_tiny": Figures(20_393_320, None, 82.7),
+        "cswin_tiny_prepbn": Figures(20_419_359),
+        "slab_cswin_tiny": Figures(21_227_167, 4.324, 82.8),
+        "flatten_cswin_tiny": Figures(21_201_768, 4.324, 83.1),
+        "cswin_small": Figures(34_643_304, None, 83.6),
+        "cswin_small_prepbn": Figures(34_685_757),
+        "slab_cswin_small": Figures(35_493_565, 6.783),
+        "flatten_cswin_small": Figures(35_451_752),
+    },
     recipes={name: _recipe(name, rate) for name, rate in _DROP_PATHS.items()},
     config="imagenet_cswin.py:variant={variant}",
 )

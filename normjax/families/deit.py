@@ -5,12 +5,13 @@ from typing import Any
 from normjax.families.base import (
     Arguments,
     Family,
+    Figures,
     Preprocessing,
     Recipe,
     is_original,
     prepbn,
 )
-from normjax.families.layout import CONV, CORE, END, LINEAR, block
+from normjax.families.layout import CONV, CORE, END, LINEAR, Kind, block
 
 _SLAB = {"norm": {"name": "prepbn", "decay_steps": 60_000}, "mixer": "sla"}
 _BLOCK = "blocks_{i}", "blocks.{i}"
@@ -39,6 +40,18 @@ def _recipe(variant: str, drop_path: float) -> Recipe:
     return Recipe(drop_path, clip_norm=5.0)
 
 
+def _tokens(model: Any, stage: int) -> Kind:
+    """Tokens beside the image; behind it iLLaMA has them."""
+    del stage
+    if model.pool == "last":
+        return {}
+    return {
+        "cls_token": ("cls_token", "same"),
+        "dist_token": ("dist_token", "same"),
+        "pos_embed": ("pos_embed", "tokens"),
+    }
+
+
 DEIT = Family(
     name="deit",
     presets={
@@ -55,15 +68,7 @@ DEIT = Family(
     },
     layouts={
         "deit": [
-            (
-                "",
-                "",
-                {
-                    "cls_token": ("cls_token", "same"),
-                    "dist_token": ("dist_token", "same"),
-                    "pos_embed": ("pos_embed", "tokens"),
-                },
-            ),
+            ("", "", _tokens),
             ("stem/proj", "patch_embed.proj", CONV),
             *block(*_BLOCK),
             (f"{_BLOCK[0]}/mixer", f"{_BLOCK[1]}.attn", CORE),
@@ -78,6 +83,16 @@ DEIT = Family(
         "dist_token": "the model has no distillation token",
         r"head_dist\.(weight|bias)": "the model has no head of distillation",
         "cls_token": "the model averages its tokens",
+    },
+    # Of SLAB less a class token that nothing reads.
+    figures={
+        "deit_tiny": Figures(5_717_416, 1.254, 72.2),
+        "deit_small": Figures(22_050_664, 4.599, 79.8),
+        "deit_base": Figures(86_567_656, None, 81.8),
+        "deit_tiny_prepbn": Figures(5_727_041, 1.254, 73.6),
+        "deit_small_prepbn": Figures(22_069_889, 4.599, 80.2),
+        "slab_deit_tiny": Figures(6_198_209, 1.139, 74.3),
+        "slab_deit_small": Figures(22_992_257, 4.359, 80.0),
     },
     recipes={name: _recipe(name, rate) for name, rate in _DROP_PATHS.items()},
     config="imagenet_deit.py:variant={variant}",

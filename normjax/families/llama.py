@@ -48,6 +48,15 @@ def _layout(*projections: Row) -> list[Row]:
     ]
 
 
+def grouped_layout() -> list[Row]:
+    """Rows of a state dict in which heads share their keys and values."""
+    ours, theirs = f"{_BLOCK[0]}/mixer", f"{_BLOCK[1]}.self_attn"
+    return _layout(
+        (f"{ours}/q", f"{theirs}.q_proj", LINEAR),
+        (f"{ours}/kv", theirs, joined("k_proj", "v_proj")),
+    )
+
+
 LLAMA = Family(
     name="llama",
     kind="tokens",
@@ -62,14 +71,7 @@ LLAMA = Family(
                 joined("q_proj", "k_proj", "v_proj"),
             )
         ),
-        "llama_grouped": _layout(
-            (f"{_BLOCK[0]}/mixer/q", f"{_BLOCK[1]}.self_attn.q_proj", LINEAR),
-            (
-                f"{_BLOCK[0]}/mixer/kv",
-                f"{_BLOCK[1]}.self_attn",
-                joined("k_proj", "v_proj"),
-            ),
-        ),
+        "llama_grouped": grouped_layout(),
     },
     anchors=("model.embed_tokens.weight",),
     tied={"lm_head.weight": "model.embed_tokens.weight"},

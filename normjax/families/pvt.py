@@ -5,6 +5,7 @@ from typing import Any
 from normjax.families.base import (
     Arguments,
     Family,
+    Figures,
     Preprocessing,
     Recipe,
     is_original,
@@ -111,6 +112,25 @@ PVT = Family(
     classes=("head.weight",),
     preprocessing={"": Preprocessing()},
     optional={"cls_token": "the model averages its tokens"},
+    # Of FLatten less a final norm that nothing reads.
+    figures={
+        "pvt_tiny": Figures(13_229_288, 1.933, 75.1),
+        "pvt_tiny_prepbn": Figures(13_239_554, 1.926, 76.0),
+        "slab_pvt_tiny": Figures(12_157_692, 2.036, 76.5),
+        "flatten_pvt_tiny": Figures(12_149_480, 2.037, 77.8),
+        "pvt_small": Figures(24_485_864, 3.816, 79.8),
+        "pvt_small_prepbn": Figures(24_507_801, 3.806, 80.1),
+        "slab_pvt_small": Figures(21_683_788, 4.028),
+        "flatten_pvt_small": Figures(21_669_224),
+        "pvt_medium": Figures(44_208_104, 6.659, 81.2),
+        "pvt_medium_prepbn": Figures(44_253_117, 6.649, 81.7),
+        "slab_pvt_medium": Figures(37_267_300, 7.034),
+        "flatten_pvt_medium": Figures(37_241_192),
+        "pvt_large": Figures(61_369_320, 9.814, 81.7),
+        "pvt_large_prepbn": Figures(61_434_724),
+        "slab_pvt_large": Figures(50_684_478),
+        "flatten_pvt_large": Figures(50_648_168),
+    },
     recipes={name: _recipe(name, rate) for name, rate in _DROP_PATHS.items()},
     config="imagenet_pvt.py:variant={variant}",
 )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from normjax.families.base import Arguments, Family, Preprocessing
+from normjax.families.base import Arguments, Family, Figures, Preprocessing
 from normjax.families.layout import CONV, LINEAR, NORM, Row
 
 
@@ -30,6 +30,8 @@ RESNET = Family(
         "resnet18": _resnet(2, 2, 2, 2),
         "resnet34": _resnet(3, 4, 6, 3),
         "resnet50": _resnet(3, 4, 6, 3, block="bottleneck"),
+        "resnet101": _resnet(3, 4, 23, 3, block="bottleneck"),
+        "resnet152": _resnet(3, 8, 36, 3, block="bottleneck"),
         # The published networks for 32 pixels have no parameters in their shortcuts.
         "resnet20": _resnet(
             3,
@@ -54,6 +56,13 @@ RESNET = Family(
     preprocessing={
         "": Preprocessing(interpolation="bilinear"),
         "resnet20": Preprocessing(image_size=32, crop_ratio=1.0),
+    },
+    figures={
+        "resnet18": Figures(11_689_512, 1.814, 69.758, "torchvision V1"),
+        "resnet34": Figures(21_797_672, 3.664, 73.314, "torchvision V1"),
+        "resnet50": Figures(25_557_032, 4.089, 76.130, "torchvision V1"),
+        "resnet101": Figures(44_549_160, 7.801, 77.374, "torchvision V1"),
+        "resnet152": Figures(60_192_808, 11.514, 78.312, "torchvision V1"),
     },
     config="finetune.py:{preset}",
 )

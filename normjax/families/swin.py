@@ -5,6 +5,7 @@ from typing import Any
 from normjax.families.base import (
     Arguments,
     Family,
+    Figures,
     Preprocessing,
     Recipe,
     layer_norm,
@@ -85,6 +86,20 @@ SWIN = Family(
     classes=("head.weight", "head.fc.weight"),
     epsilon=1e-5,
     preprocessing={"": Preprocessing()},
+    figures={
+        "swin_tiny": Figures(28_288_354, 4.491, 81.3),
+        "swin_tiny_prepbn": Figures(28_313_151, 4.491, 81.4),
+        "slab_swin_tiny": Figures(29_216_605, 4.483, 81.8),
+        "flatten_swin_tiny": Figures(29_192_384, 4.483, 82.1),
+        "swin_small": Figures(49_606_258, 8.741, 83.0),
+        "swin_small_prepbn": Figures(49_649_511, 8.741),
+        "slab_swin_small": Figures(50_552_965, 8.734, 83.6),
+        "flatten_swin_small": Figures(50_510_288, 8.734, 83.5),
+        "swin_base": Figures(87_768_224, 15.438, 83.5),
+        "swin_base_prepbn": Figures(87_825_877, 15.438),
+        "slab_swin_base": Figures(89_029_373, 15.421),
+        "flatten_swin_base": Figures(88_972_488, 15.421, 83.8),
+    },
     recipes={name: _recipe(name, rate) for name, rate in _DROP_PATHS.items()},
     config="imagenet_swin.py:variant={variant}",
 )

@@ -18,20 +18,45 @@ from normjax.core.registry import compatible
 from normjax.families import PRESETS
 from normjax.mixers import MIXERS
 from normjax.models.base import MODELS, patterns_of
+from normjax.models.blocks import BLOCKS
+from normjax.models.conv_stacks import ConvStack, ConvUnitsStem
 from normjax.models.decoder import Decoder
+from normjax.models.encoder import Encoder
 from normjax.models.encoder_decoder import EncoderDecoder
+from normjax.models.experts import MixtureOfExperts, Routing, route
 from normjax.models.gated_mlp import GatedMLP
+from normjax.models.graph import Graph
+from normjax.models.local_global import LocalGlobalLayer, Permutation
+from normjax.models.merges import NormConv, SqueezedReduction, SqueezedStem
 from normjax.models.mlps import MLPS
 from normjax.models.mobilenet_v2 import MobileNetV2
+from normjax.models.nfnet import NFNet
 from normjax.models.norm_free_resnet import NormFreeResNet
+from normjax.models.osnet import OSNet
+from normjax.models.parallel_decoder import ParallelDecoder
 from normjax.models.placement import PLACEMENTS, placement_of
 from normjax.models.pyramid import Pyramid
+from normjax.models.raft import MultiScalePatches
+from normjax.models.recursive_decoder import RecursiveDecoder, recursive_start
 from normjax.models.resnet import ResNet
+from normjax.models.scalable_kernels import (
+    KernelAdapter,
+    KernelDense,
+    relu_features,
+    universal_features,
+)
+from normjax.models.separable import SeparableMerge
 from normjax.models.stems import STEMS, ConvNorm, ConvPoolStem, ConvUnitStem, PatchMerge
+from normjax.models.text_line import TextLine
+from normjax.models.tiny_vit import InvertedMerge, TinyViT
+from normjax.models.tokenizers import ConvTokenizer, SequencePooling
+from normjax.models.tokens_to_token import TokensToToken
 from normjax.models.vit import ViT
+from normjax.models.widenet import WideNet
 from normjax.norms import NORMS
 
 __all__ = [
+    "BLOCKS",
     "COMPONENTS",
     "MLPS",
     "MODELS",
@@ -40,17 +65,47 @@ __all__ = [
     "STEMS",
     "ConvNorm",
     "ConvPoolStem",
+    "ConvStack",
+    "ConvTokenizer",
     "ConvUnitStem",
+    "ConvUnitsStem",
     "Decoder",
+    "Encoder",
     "EncoderDecoder",
     "GatedMLP",
+    "Graph",
+    "InvertedMerge",
+    "KernelAdapter",
+    "KernelDense",
+    "LocalGlobalLayer",
+    "MixtureOfExperts",
     "MobileNetV2",
+    "MultiScalePatches",
+    "NFNet",
+    "NormConv",
     "NormFreeResNet",
+    "OSNet",
+    "ParallelDecoder",
     "PatchMerge",
+    "Permutation",
     "Pyramid",
+    "RecursiveDecoder",
     "ResNet",
+    "Routing",
+    "SeparableMerge",
+    "SequencePooling",
+    "SqueezedReduction",
+    "SqueezedStem",
+    "TextLine",
+    "TinyViT",
+    "TokensToToken",
     "ViT",
+    "WideNet",
     "build",
+    "recursive_start",
+    "relu_features",
+    "route",
+    "universal_features",
 ]
 
 COMPONENTS = {
@@ -60,7 +115,11 @@ COMPONENTS = {
     "mlp": MLPS,
     "stem": STEMS,
     "merge": STEMS,
+    "branches": BLOCKS,
+    "pooled_block": BLOCKS,
     "embed_norm": NORMS,
+    "final_norm": NORMS,
+    "mlp_norm": NORMS,
 }
 """Registries of the component factories that a model takes, by argument name.
 
@@ -68,8 +127,8 @@ COMPONENTS = {
 
 Example:
   >>> from normjax import models
-  >>> sorted(models.COMPONENTS)
-  ['activation', 'embed_norm', 'merge', 'mixer', 'mlp', 'norm', 'stem']
+  >>> sorted(models.COMPONENTS)[:5]
+  ['activation', 'branches', 'embed_norm', 'final_norm', 'merge']
   >>> "swiglu" in models.COMPONENTS["mlp"]
   True
 """
@@ -113,17 +172,17 @@ def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
             raise UserError(f"model {name!r}: {kind} takes a component, got None")
     own, map_alone = model.layouts(), {"grid"}
     fed = {"norm": own, "mlp": own} | dict.fromkeys(_ON_MAPS, map_alone)
+    patterned = model.patterned() if hasattr(model, "patterned") else {"mixer"}
     factories = {
-        kind: _made(name, kind, spec, fed.get(kind, ()))
+        kind: _patterns(name, kind, spec, model.mixer_layouts())
+        if kind in patterned
+        else _each(name, kind, spec, fed.get(kind, ()))
         for kind, spec in specs.items()
-        if kind != "mixer"
     }
-    if "mixer" in specs:
-        factories["mixer"] = _mixers(name, specs["mixer"], model.mixer_layouts())
     return model.clone(**factories)
 
 
-_ON_MAPS = ("stem", "merge", "embed_norm")
+_ON_MAPS = ("stem", "merge", "pooled_block", "embed_norm", "final_norm")
 _HOST_GIVES = {"num_heads", "dim", "hidden", "norm", "activation"}
 
 
@@ -139,12 +198,23 @@ def _made(model: str, kind: str, spec: Any, layouts: Collection[str]) -> Any:
     return factory
 
 
-def _mixers(model: str, spec: Any, layouts: tuple[set[str], ...]) -> Any:
+def _each(model: str, kind: str, spec: Any, layouts: Collection[str]) -> Any:
+    """The factory of a component, or those of the merges."""
+    if kind == "merge" and isinstance(spec, list | tuple):
+        return tuple(_made(model, kind, one, layouts) for one in spec)
+    return _made(model, kind, spec, layouts)
+
+
+def _patterns(model: str, kind: str, spec: Any, layouts: tuple[set[str], ...]) -> Any:
     """Factories as `spec` has it: one for all, one per stage, or patterns of layers."""
     stages = zip(patterns_of(spec, len(layouts)), layouts, strict=True)
+    nothing = (None,) if kind == "mlp" else ()
+
+    def factory(one: Any, layout: set[str]) -> Any:
+        return None if one in nothing else _made(model, kind, one, layout)
+
     made = tuple(
-        tuple(_made(model, "mixer", one, layout) for one in pattern)
-        for pattern, layout in stages
+        tuple(factory(o, layout) for o in pattern) for pattern, layout in stages
     )
     if not isinstance(spec, list | tuple):
         return made[0][0]

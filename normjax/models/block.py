@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 
 from normjax.core.folding import FoldSite, Stream, reads_of, writes_of
+from normjax.core.registry import unwrapped
 from normjax.mixers.ops.masks import only_tokens
 from normjax.models.layers import Factory, LayerScale, StochasticDepth
 from normjax.models.placement import BranchPlacement, residual
@@ -36,7 +37,10 @@ class Branch(NamedTuple):
       placement: where the norms sit.
       takes: pairs (argument of the layer, what of the context it gets); what is None in
         the context, or absent, is not given.
-      carries: the layer is called with `carry` as well and gives (y, new carry).
+      carries: the layer is called with `carry` as well, if there is one, and gives
+        (y, new carry).
+      replaces: what the layer gives, of the stream or of its norm if there is one
+        before, is the new stream, not added to it.
       layer_scale: first value of a factor per channel on what the layer gives, as of
         CaiT (Touvron et al., 2021); None for no such factor.
       drop_path: rate of stochastic depth.
@@ -50,6 +54,7 @@ class Branch(NamedTuple):
     placement: BranchPlacement
     takes: Pairs = ()
     carries: bool = False
+    replaces: bool = False
     layer_scale: float | None = None
     drop_path: float = 0.0
     reads: str = "reads"
@@ -74,8 +79,15 @@ _MIXER = ("train", "mask", "positions", "decode")
 
 
 def mixing(norm: Factory, mixer: Any, placement: BranchPlacement, **more) -> Branch:
-    """The branch `mixer` of a token mixer, with `norm1`; `more` as of Branch."""
-    takes = tuple(zip(_MIXER, _MIXER, strict=True))
+    """The branch `mixer` of a token mixer, with `norm1`; `more` as of Branch.
+
+    It carries if the mixer says so (`carries`), and is told what the layers of a stage
+    share (`shared`).
+    """
+    make = unwrapped(mixer)[0]
+    told = (*_MIXER, *getattr(make, "shared", ()))
+    takes = tuple(zip(told, told, strict=True))
+    more = {"carries": getattr(make, "carries", False), **more}
     return Branch("mixer", "norm1", norm, mixer, placement, takes, **more)
 
 
@@ -94,8 +106,22 @@ def looking(norm: Factory, cross: Any, placement: BranchPlacement, **more) -> Br
     return Branch("cross", "norm_cross", norm, cross, placement, takes, **more)
 
 
+def positioning(name: str, layer: Any) -> Branch:
+    """A branch of that name without norm: x + layer(x), as of `PositionConv`."""
+    return Branch(name, f"{name}_norm", _no_norm, layer, BranchPlacement())
+
+
+def _no_norm(**_: Any) -> None:
+    """The norm of a branch that has none."""
+
+
 def feeding(norm: Factory, mlp: Any, placement: BranchPlacement, **more) -> Branch:
-    """The branch `mlp` of a layer for each position, with `norm2`."""
+    """The branch `mlp` of a layer for each position, with `norm2`.
+
+    It is told what it says (`told`), such as `train`.
+    """
+    told = getattr(unwrapped(mlp)[0], "told", ())
+    more = {"takes": tuple(zip(told, told, strict=True)), **more}
     return Branch("mlp", "norm2", norm, mlp, placement, **more)
 
 
@@ -150,16 +176,19 @@ class Block(nn.Module):
         def layer(h):
             nonlocal carry
             made, told = branch.layer, dict(branch.takes)
+            carries = branch.carries and carry is not None
             made = made if isinstance(made, nn.Module) else made(name=branch.name)
             told = {name: known[what] for name, what in told.items() if what in known}
-            y = made(h, **told, **({"carry": carry} if branch.carries else {}))
-            if branch.carries:
+            y = made(h, **told, **({"carry": carry} if carries else {}))
+            if carries:
                 y, carry = y
             if branch.layer_scale is not None:
                 name = f"{branch.name}_layer_scale"
                 y = LayerScale(branch.layer_scale, name=name)(y)
             return StochasticDepth(branch.drop_path)(y, train=known["train"])
 
+        if branch.replaces:
+            return layer(norm("", x) if branch.placement.pre else x), carry
         return residual(x, layer, norm, branch.placement), carry
 
     @nn.nowrap
@@ -174,7 +203,7 @@ class Block(nn.Module):
                 sites.append(FoldSite(name, norm, readers, scale=place.input_scale))
             if place.output:
                 sites.append(FoldSite(f"{name}_out", norm, writer=branch.writer()))
-            if place.post:
+            if place.post or place.stream:
                 sites.append(FoldSite(name, norm, obstacle=_STREAM))
             sites.extend(sites_of(branch.name, branch.unbound()))
         return sites
@@ -206,6 +235,9 @@ def stream_of(
       obstacle: why the stream cannot be changed, whatever its layers are; "" if it can.
     """
     branches = [(path, b) for path, block in blocks.items() for b in block.branches]
+    bare = [f"{path}/{b.name}" for path, b in branches if not b.placement.pre]
+    if bare and not obstacle:
+        obstacle = f"{bare[0]} reads it without norm"
     norms = (f"{path}/{branch.norm_name}" for path, branch in branches)
     written = {path: (layer, writes_of(layer)) for path, layer in first.items()}
     for path, branch in branches:

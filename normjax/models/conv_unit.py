@@ -7,6 +7,7 @@ from flax.typing import Dtype
 
 from normjax.core.depthwise import depthwise_conv
 from normjax.core.folding import FoldSite
+from normjax.mixers.ops.partition import unfolded
 from normjax.models.layers import Factory
 from normjax.norms import includes_activation
 
@@ -38,21 +39,28 @@ class DepthwiseConv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1])
         kernel = self.param("kernel", _he_depthwise, shape, self.param_dtype)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        if self.stride > 2:  # most of the positions would be computed for nothing
+            size = self.kernel_size
+            patches = unfolded(x, size, self.stride, size // 2)
+            patches = patches.reshape(*patches.shape[:3], x.shape[-1], -1)
+            kernel = kernel.reshape(-1, x.shape[-1])
+            return jnp.einsum("bhwck,kc->bhwc", patches, kernel)
         return depthwise_conv(x, kernel)[:, :: self.stride, :: self.stride]
 
 
 class ConvUnit(nn.Module):
     """activation(norm(conv(x))).
 
-    The convolution has no bias: the norm has one or takes it away. Its kernel starts
-    normal with variance 2 / fan-out (He et al., 2015). Behind a norm that includes an
-    activation (EvoNorm) there is no other.
+    By default the convolution has no bias: the norm has one or takes it away. Its
+    kernel starts normal with variance 2 / fan-out (He et al., 2015). Behind a norm that
+    includes an activation (EvoNorm) there is no other.
 
     Attributes:
       features: channels of the result.
       norm: factory.  activation: factory, or None for none.
       kernel_size, stride: of the convolution; padding keeps the map at stride 1.
       depthwise: one kernel per channel; `features` are those of x.
+      use_bias: of the convolution, unless it is depthwise.
     """
 
     features: int
@@ -61,6 +69,7 @@ class ConvUnit(nn.Module):
     kernel_size: int = 3
     stride: int = 1
     depthwise: bool = False
+    use_bias: bool = False
     dtype: Dtype | None = None
 
     @nn.compact
@@ -81,7 +90,7 @@ class ConvUnit(nn.Module):
             (size, size),
             strides=(stride, stride),
             padding=size // 2,
-            use_bias=False,
+            use_bias=self.use_bias,
             kernel_init=he_fan_out,
             dtype=self.dtype,
             name=name,

@@ -1,15 +1,18 @@
 """Causal language model in LLaMA's shape, for any norm, causal mixer and MLP."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
+from normjax.core.ranges import POSITIVE, Range
 from normjax.core.registry import with_defaults
 from normjax.core.scanned import split_layers
+from normjax.mixers.cache import next_positions
 from normjax.models.base import MODELS, patterns_of, widened
 from normjax.models.block import Block, difference, sites_of, stream_of
 from normjax.models.layers import Factory
@@ -27,7 +30,7 @@ class Decoder(TokenModel):
     Attributes:
       vocab_size: tokens.
       dim, num_heads: of the transformer.  depth: layers.
-      mlp_hidden: width inside the MLP; None for 4 dim.
+      mlp_hidden: width inside the MLP, or those of the layers in turn; None for 4 dim.
       norm, mixer, activation, mlp: factories (see `models.build`, which takes keys).
       placement: where the norms sit; a key of `models.PLACEMENTS`, or a `Placement`.
       rotary_base: queries and keys turn by their position, with frequencies down to
@@ -38,6 +41,8 @@ class Decoder(TokenModel):
       dropout_rate: on the embeddings.
       remat: recompute each block in the backward pass instead of storing it.
       dtype: of the computation; parameters are float32.
+      max_length: positions that there is a learned embedding of, which is added to that
+        of the token (GPT); None: there is none.
       scan_layers: compile one block and run it `depth` times, on variables `blocks`
         with a first axis of layers; for deep models, whose layers are all alike.
 
@@ -52,7 +57,10 @@ class Decoder(TokenModel):
       (1, 3, 257)
     """
 
+    max_length: int | None = None
     scan_layers: bool = False
+
+    ranges: ClassVar[Mapping[str, Range]] = {"max_length": POSITIVE}
 
     @property
     def scanned(self) -> tuple[str, ...]:
@@ -85,14 +93,34 @@ class Decoder(TokenModel):
             collection `cache` holds (see `mixers.cache`); without `positions`.
 
         Raises:
-          UserError: `scan_layers` of layers that differ.
+          UserError: `scan_layers` of layers that differ, or rows that are longer than
+            `max_length`.
         """
         table = self._table()
-        x = self._embedded(table, tokens, mask, train)
+        places = self._places(tokens, mask, positions, decode)
+        x = self._embedded(table, tokens, mask, train, places=places)
         context = {"mask": mask, "positions": positions}
         x = self._stack(x, train, context, decode)
         x = self._finished(x, mask, train)
         return self._logits(x, table)
+
+    def _places(self, tokens, mask, positions, decode) -> jax.Array | None:
+        """[B or 1, L, dim], the learned embeddings of the positions of tokens."""
+        if self.max_length is None:
+            return None
+        length = tokens.shape[1]
+        if length > self.max_length:
+            hint = f"max_length={self.max_length}"
+            raise UserError(f"rows of {length} tokens, but positions up to {hint}")
+        shape = (self.max_length, self.dim)
+        places = self.param("pos_embed", nn.initializers.normal(0.02), shape)
+        if decode:
+            positions = next_positions(self, tokens.shape, mask, positions)
+        elif positions is None and mask is not None:
+            positions = jnp.cumsum(mask, 1) - 1
+        if positions is None:
+            return places[None, :length]
+        return places[jnp.maximum(positions, 0)]
 
     def _stack(self, x: jax.Array, *arguments) -> jax.Array:
         if not self.scan_layers:
@@ -155,7 +183,8 @@ class Decoder(TokenModel):
         elif not obstacle and self.dropout_rate:
             obstacle = "dropout acts on the stream"
         blocks = {f"blocks_{i}": self._layer(i, parent=None) for i in range(self.depth)}
-        return stream_of(("embed",), {}, blocks, obstacle)
+        tables = ("embed",) if self.max_length is None else ("embed", "pos_embed")
+        return stream_of(tables, {}, blocks, obstacle)
 
     @nn.nowrap
     def narrowed(self) -> "Decoder":

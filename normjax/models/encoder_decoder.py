@@ -25,7 +25,7 @@ class EncoderDecoder(TokenModel):
     Attributes:
       vocab_size: tokens.
       dim, num_heads: of the transformers.  depth: layers of each.
-      mlp_hidden: width inside the MLP; None for 4 dim.
+      mlp_hidden: width inside the MLP, or those of the layers in turn; None for 4 dim.
       norm, mixer, activation, mlp: factories (see `models.build`, which takes keys).
       placement: where the norms sit; a key of `models.PLACEMENTS`, or a `Placement`.
       rotary_base: queries and keys turn by their position, with frequencies down to

@@ -1,5 +1,7 @@
 """Feed-forward layers with a gate: fc2(activation(a) * v), [a | v] = fc1(x)."""
 
+import functools
+from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.linen as nn
@@ -8,8 +10,9 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from normjax.activations import GELU, Identity, ReLU, Sigmoid, SiLU
-from normjax.core.dense import Dense, SplitDense, trunc_normal
+from normjax.core.dense import BlockDiagonalDense, Dense, SplitDense, trunc_normal
 from normjax.core.moments import at_least_float32
+from normjax.core.ranges import POSITIVE, Range
 from normjax.mixers.steps import depthwise_layer
 from normjax.models.layers import Factory
 from normjax.models.mlps import MLPS
@@ -238,6 +241,51 @@ class ConvGLU(GatedMLP):
     def mixed(self, gate):
         """x: [B, H, W, C] -> same."""
         return depthwise_layer(self, "dwc", gate, (3, 3, gate.shape[-1]))
+
+
+@MLPS.register("monarch_mlp", "seq", "grid", "causal", "decode")
+class MonarchMLP(nn.Module):
+    """y = W2 (activation(a) * v), [a | v] = W1 x, W1 and W2 block-diagonal (M2-BERT).
+
+    Halves of all outputs: a is made of the first half of the channels, v of the second
+    (Fu et al., 2023). 3 C hidden / blocks multiply-adds a position.
+
+    Attributes:
+      hidden: width of a and of v.  activation: factory.
+      blocks: of either matrix.
+      dtype: of the computation.  param_dtype: of the parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import activations
+      >>> from normjax.models.gated_mlp import MonarchMLP
+      >>> mlp = MonarchMLP(hidden=24, activation=activations.build("gelu"))
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+      >>> y, variables = mlp.init_with_output(jax.random.key(1), x)
+      >>> y.shape, variables["params"]["fc1"]["kernel"].shape
+      ((2, 6, 8), (4, 2, 12))
+    """
+
+    hidden: int
+    activation: Factory
+    blocks: int = 4
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    # No Dense is next to the norms.
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[str | None] = None
+    ranges: ClassVar[Mapping[str, Range]] = {"blocks": POSITIVE}
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., C] -> same."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense = functools.partial(BlockDiagonalDense, blocks=self.blocks, **types)
+        h = dense(2 * self.hidden, use_bias=False, name="fc1")(x)
+        gate, value = jnp.split(h, 2, -1)
+        gate = self.activation(name="act")(gate)
+        return dense(x.shape[-1], name="fc2")(gate * value)
 
 
 @jax.custom_jvp

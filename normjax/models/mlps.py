@@ -33,6 +33,7 @@ class MLP(nn.Module):
     Attributes:
       hidden: width between the two layers.  activation: factory.
       dtype: of the computation; parameters are float32.
+      use_bias: learn biases.
 
     Example:
       >>> import jax
@@ -48,6 +49,7 @@ class MLP(nn.Module):
     hidden: int
     activation: Factory
     dtype: Dtype | None = None
+    use_bias: bool = True
 
     reads: ClassVar[tuple[str, ...]] = ("fc1",)
     writes: ClassVar[str | None] = "fc2"
@@ -57,6 +59,7 @@ class MLP(nn.Module):
         """x: [..., C] -> [..., C]."""
         width = x.shape[-1]
         dense = {"kernel_init": trunc_normal, "dtype": self.dtype}
+        dense |= {"use_bias": self.use_bias}
         x = Dense(self.hidden, name="fc1", **dense)(x)
         x = self.activation(name="act")(x)
         return Dense(width, name="fc2", **dense)(x)
@@ -69,6 +72,7 @@ class DepthwiseMLP(nn.Module):
     Attributes:
       hidden: width between the two layers.  activation: factory.
       rectify: a ReLU before the convolution, as next to linear spatial reduction.
+      residual: activation(h + dwconv3x3(h)) with h = fc1(x) (SG-Former).
       dtype: of the computation.  param_dtype: of the convolution's parameters.
 
     Example:
@@ -85,6 +89,7 @@ class DepthwiseMLP(nn.Module):
     hidden: int
     activation: Factory
     rectify: bool = False
+    residual: bool = False
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -98,6 +103,47 @@ class DepthwiseMLP(nn.Module):
         dense = {"kernel_init": trunc_normal, "dtype": self.dtype}
         x = Dense(self.hidden, name="fc1", **dense)(x)
         x = jax.nn.relu(x) if self.rectify else x
-        x = depthwise_layer(self, "dwc", x, (3, 3, self.hidden))
+        near = depthwise_layer(self, "dwc", x, (3, 3, self.hidden))
+        x = x + near if self.residual else near
         x = self.activation(name="act")(x)
         return Dense(width, name="fc2", **dense)(x)
+
+
+@MLPS.register("residual_depthwise_mlp", "grid")
+class ResidualDepthwiseMLP(nn.Module):
+    """y = fc2(h + dwconv3x3(h)), h = activation(fc1(x)), on a map (STViT, RAVLT).
+
+    (Huang et al., 2023; Fan et al., 2025.)
+
+    Attributes:
+      hidden: width between the two layers.  activation: factory.
+      dtype: of the computation.  param_dtype: of the convolution's parameters.
+
+    Example:
+      >>> import jax
+      >>> from normjax import activations
+      >>> from normjax.models.mlps import ResidualDepthwiseMLP
+      >>> mlp = ResidualDepthwiseMLP(hidden=32, activation=activations.build("gelu"))
+      >>> x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))  # [B, H, W, C]
+      >>> y, variables = mlp.init_with_output(jax.random.key(1), x)
+      >>> y.shape, sorted(variables["params"])
+      ((1, 4, 4, 8), ['dwc_bias', 'dwc_kernel', 'fc1', 'fc2'])
+    """
+
+    hidden: int
+    activation: Factory
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    reads: ClassVar[tuple[str, ...]] = ("fc1",)
+    writes: ClassVar[str | None] = "fc2"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [B, H, W, C] -> same."""
+        width = x.shape[-1]
+        dense = {"kernel_init": trunc_normal, "dtype": self.dtype}
+        h = Dense(self.hidden, name="fc1", **dense)(x)
+        h = self.activation(name="act")(h)
+        h = h + depthwise_layer(self, "dwc", h, (3, 3, self.hidden))
+        return Dense(width, name="fc2", **dense)(h)

@@ -16,6 +16,7 @@ class BranchPlacement(NamedTuple):
       pre: on what the branch reads, F(N(x)).
       output: on what it gives, N(F(x)).
       post: on the sum of stream and branch, N(x + F(x)).
+      stream: on the stream that branch and sum go on with, N(x) + F(N(x)).
       input_scale: factor on the (normalised) input of F.
       branch_scale: factor on what the branch gives.
     """
@@ -23,6 +24,7 @@ class BranchPlacement(NamedTuple):
     pre: bool = False
     output: bool = False
     post: bool = False
+    stream: bool = False
     input_scale: float = 1.0
     branch_scale: float = 1.0
 
@@ -33,11 +35,18 @@ class Placement(NamedTuple):
     Attributes:
       layer: function of (index from 0, number of layers) -> that layer's branches'.
       embedding, final: whether the embedding and the last stream are normalised.
+      feeding: the same of the layer's last branch, its MLP; None: as the others.
     """
 
     layer: Callable[[int, int], BranchPlacement]
     embedding: bool = False
     final: bool = True
+    feeding: Callable[[int, int], BranchPlacement] | None = None
+
+    def branches(self, index: int, depth: int) -> tuple[BranchPlacement, ...]:
+        """The norms of a layer's branches: of the mixers, and of the MLP."""
+        feeding = self.feeding or self.layer
+        return self.layer(index, depth), feeding(index, depth)
 
 
 def mix(fraction: float) -> Placement:
@@ -65,9 +74,19 @@ def norm_free(alpha: float) -> Placement:
     return Placement(layer, final=False)
 
 
+def _pre(index: int, depth: int) -> BranchPlacement:
+    del index, depth
+    return BranchPlacement(pre=True)
+
+
+def _stream(index: int, depth: int) -> BranchPlacement:
+    del index, depth
+    return BranchPlacement(stream=True)
+
+
 PLACEMENTS: dict[str, Placement] = {
-    "pre": Placement(lambda index, depth: BranchPlacement(pre=True)),
-    "pre_open": Placement(lambda index, depth: BranchPlacement(pre=True), final=False),
+    "pre": Placement(_pre),
+    "pre_open": Placement(_pre, final=False),
     "post": Placement(lambda index, depth: BranchPlacement(post=True), final=False),
     "sandwich": Placement(lambda index, depth: BranchPlacement(pre=True, output=True)),
     "peri": Placement(
@@ -79,7 +98,10 @@ PLACEMENTS: dict[str, Placement] = {
             pre=True, input_scale=1 / math.sqrt(index + 1)
         )
     ),
+    "carried": Placement(_pre, feeding=_stream),
+    "carried_open": Placement(_pre, feeding=_stream, final=False),
     "none": Placement(lambda index, depth: BranchPlacement(), final=False),
+    "final": Placement(lambda index, depth: BranchPlacement()),
     "norm_free": norm_free(0.2),
 }
 """Where the norms of a network sit, by name: `placement=` of models.
@@ -93,13 +115,17 @@ With F a branch, N a norm and l the layer from 1:
     peri           the sandwich with a norm on the embedding (Kim et al., 2025)
     mix            post in the first quarter of the layers, then pre (Li et al., 2025)
     scaled         x + F(N(x) / sqrt(l)): LayerNorm Scaling (Sun et al., 2025)
+    carried        pre for mixers, N(x) + F(N(x)) for MLPs (CCT; Hassani et al., 2021)
+    carried_open   the same without a norm at the end (ConTraCon)
     none           x + F(x)
+    final          the same with a norm at the end (Jha and Reagen, 2024)
     norm_free      x + 0.2 F(x / sqrt(1 + 0.08 (l - 1))): no norms (Brock et al., 2021)
 
 Example:
   >>> from normjax.models import PLACEMENTS
-  >>> PLACEMENTS["sandwich"].layer(0, 12)
-  BranchPlacement(pre=True, output=True, post=False, input_scale=1.0, branch_scale=1.0)
+  >>> place = PLACEMENTS["sandwich"].layer(0, 12)
+  >>> place.pre, place.output, place.post
+  (True, True, False)
   >>> [PLACEMENTS["mix"].layer(i, 8).post for i in range(4)]
   [True, True, False, False]
 """
@@ -121,8 +147,9 @@ def placement_of(name: str | Placement) -> Placement:
 def stream_obstacle(name: str | Placement, depth: int) -> str:
     """Why the residual stream of a network does not only carry sums; "" if it does."""
     placement = placement_of(name)
-    layers = [placement.layer(i, depth) for i in range(depth)]
-    if placement.embedding or any(layer.output or layer.post for layer in layers):
+    layers = [b for i in range(depth) for b in placement.branches(i, depth)]
+    inside = any(layer.output or layer.post or layer.stream for layer in layers)
+    if placement.embedding or inside:
         return f"placement {name!r} adds norms into the stream"
     if not placement.final or not all(layer.pre for layer in layers):
         return f"placement {name!r} lets layers read it without norm"
@@ -143,6 +170,8 @@ def residual(
       norm: norm(suffix, x) applies a norm of this branch; suffix "" or "_out".
       placement: which norms there are.
     """
+    if placement.stream:
+        x = norm("", x)
     h = norm("", x) if placement.pre else x
     if placement.input_scale != 1.0:
         h = h * placement.input_scale

@@ -10,7 +10,9 @@ from flax.typing import Dtype
 from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
+from normjax.core.patches import patch_convolution
 from normjax.core.registry import Registry
+from normjax.mixers.ops.partition import padded
 from normjax.models.block import sites_of
 from normjax.models.conv_unit import ConvUnit
 from normjax.models.layers import Factory
@@ -79,6 +81,7 @@ class PatchEmbed(nn.Module):
             padding="VALID",
             kernel_init=init,
             dtype=self.dtype,
+            conv_general_dilated=patch_convolution,
             name="proj",
         )(x)
 
@@ -154,6 +157,32 @@ class ConvStem(nn.Module):
         return {"hidden": self.hidden or max(1, dim // 2)}
 
 
+def strided_conv(stem: Any, key: str, x: jax.Array) -> jax.Array:
+    """The convolution `proj` of a stem that says its kernel, stride and padding.
+
+    Args:
+      stem: a module, under `key`.  x: [B, H, W, C].
+
+    Raises:
+      UserError: patches that do not cover the map.
+    """
+    stride, size = stem.stride, stem.kernel_size
+    if stem.pad:
+        x = padded(x, (stride, stride))
+    elif not stem.padding:
+        _check_divisible(key, x, stride)
+    init = nn.initializers.truncated_normal(1 / (size * math.sqrt(x.shape[-1])))
+    return nn.Conv(
+        stem.dim,
+        (size, size),
+        strides=(stride, stride),
+        padding=stem.padding,
+        kernel_init=init,
+        dtype=stem.dtype,
+        name="proj",
+    )(x)
+
+
 @STEMS.register("conv_norm", "grid")
 class ConvNorm(nn.Module):
     """One strided convolution and a norm: norm(conv(x)).
@@ -165,6 +194,7 @@ class ConvNorm(nn.Module):
       dim: width of the result.
       norm: factory.  activation: factory, unused: there is none.
       kernel_size, stride, padding: of the convolution.
+      pad: zeros on the right and below up to multiples of the stride.
       dtype: of the computation.
 
     Example:
@@ -183,27 +213,17 @@ class ConvNorm(nn.Module):
     kernel_size: int = 4
     stride: int = 4
     padding: int = 0
+    pad: bool = False
     dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """x: [B, H, W, C] -> [B, H / stride, W / stride, dim].
+        """x: [B, H, W, C] -> [B, H / stride, W / stride, dim], rounded as torch does.
 
         Raises:
-          UserError: H or W is no multiple of `stride`.
+          UserError: H or W is no multiple of `stride`, without `padding` and `pad`.
         """
-        stride, size = self.stride, self.kernel_size
-        _check_divisible("conv_norm", x, stride)
-        init = nn.initializers.truncated_normal(1 / (size * math.sqrt(x.shape[-1])))
-        x = nn.Conv(
-            self.dim,
-            (size, size),
-            strides=(stride, stride),
-            padding=self.padding,
-            kernel_init=init,
-            dtype=self.dtype,
-            name="proj",
-        )(x)
+        x = strided_conv(self, "conv_norm", x)
         return self.norm(name="norm", dtype=self.dtype)(x, train=train)
 
     @nn.nowrap

@@ -12,6 +12,7 @@ from normjax.core.dense import Dense, trunc_normal
 from normjax.core.folding import FoldSite
 from normjax.core.registry import with_defaults
 from normjax.mixers.ops.masks import only_tokens
+from normjax.models.base import patterns_of
 from normjax.models.block import Block, feeding, looking, mixing
 from normjax.models.layers import Factory
 from normjax.models.placement import Placement, placement_of
@@ -26,7 +27,7 @@ class TokenModel(nn.Module):
     Attributes:
       vocab_size: tokens.
       dim, num_heads: of the transformers.  depth: layers of each.
-      mlp_hidden: width inside the MLP; None for 4 dim.
+      mlp_hidden: width inside the MLP, or those of the layers in turn; None for 4 dim.
       norm, mixer, activation, mlp: factories (see `models.build`, which takes keys).
       placement: where the norms sit; a key of `models.placement.PLACEMENTS`.
       rotary_base: see `mixers.SoftmaxAttention`; None for no rotation.
@@ -42,7 +43,7 @@ class TokenModel(nn.Module):
     dim: int = 256
     depth: int = 4
     num_heads: int = 4
-    mlp_hidden: int | None = None
+    mlp_hidden: int | tuple[int, ...] | None = None
     norm: Any = "rms_norm"
     mixer: Any = "softmax"
     activation: Any = "silu"
@@ -65,9 +66,16 @@ class TokenModel(nn.Module):
         shape = (self.vocab_size, self.dim)
         return self.param("embed", nn.initializers.normal(0.02), shape)
 
-    def _embedded(self, table, tokens, mask, train, prefix="") -> jax.Array:
-        """What the residual stream of a transformer starts with."""
+    def _embedded(
+        self, table, tokens, mask, train, prefix="", places=None
+    ) -> jax.Array:
+        """What the residual stream of a transformer starts with.
+
+        Args:
+          places: what is added to the tokens for their positions; None for nothing.
+        """
         x = table.astype(self.dtype or table.dtype)[tokens]
+        x = x if places is None else x + places.astype(x.dtype)
         x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
         if not placement_of(self.placement).embedding:
             return x
@@ -95,22 +103,29 @@ class TokenModel(nn.Module):
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     @nn.nowrap
+    def _hidden(self, layer: int) -> int:
+        """Width inside the MLP of a layer."""
+        wanted = 4 * self.dim if self.mlp_hidden is None else self.mlp_hidden
+        (widths,) = patterns_of(wanted, 1)
+        return widths[layer % len(widths)]
+
+    @nn.nowrap
     def _block(
         self, layer: int, mixer: Factory, cross: Factory | None = None, **where
     ) -> Block:
         """A layer of these mixers."""
         own = {"dtype": self.dtype}
         norm = functools.partial(self.norm, **own)
-        inside = {"hidden": self.mlp_hidden or 4 * self.dim, **own}
+        inside = {"hidden": self._hidden(layer), **own}
         mlp = with_defaults(self.mlp, keep_size=False)
         mlp = functools.partial(mlp, activation=self.activation, **inside)
-        placement = placement_of(self.placement).layer(layer, self.depth)
+        placement, last = placement_of(self.placement).branches(layer, self.depth)
         rate = {"drop_path": self.drop_path_rate * layer / max(self.depth - 1, 1)}
         branches = [mixing(norm, functools.partial(mixer, **own), placement, **rate)]
         if cross is not None:
             cross = functools.partial(cross, **own)
             branches.append(looking(norm, cross, placement, **rate))
-        branches.append(feeding(norm, mlp, placement, **rate))
+        branches.append(feeding(norm, mlp, last, **rate))
         kind = nn.remat(Block, static_argnums=(2, 4)) if self.remat else Block
         return kind(tuple(branches), self.mask_norms, **where)
 

@@ -11,18 +11,30 @@ from flax.typing import Dtype
 
 from normjax.core.broadcast import mean_over_positions, repeat_over_batch
 from normjax.core.dense import Dense, trunc_normal
-from normjax.core.errors import UserError
+from normjax.core.errors import UserError, one_of
 from normjax.core.folding import FoldSite, Stream
 from normjax.core.registry import with_defaults
 from normjax.models.base import MODELS, patterns_of, widened
 from normjax.models.block import Block, feeding, mixing, sites_of, stream_of
 from normjax.models.layers import Factory
 from normjax.models.placement import Placement, placement_of, stream_obstacle
+from normjax.models.sinusoids import POSITIONS
+from normjax.models.tokenizers import SequencePooling
 
 _SHARED = "layers with other norms share the weights next to it"
-POOLS = {"cls": "seq", "distilled": "seq", "mean": "grid"}
-TOKENS = {"cls": ("cls_token",), "distilled": ("cls_token", "dist_token"), "mean": ()}
-"""Learned tokens before those of the image."""
+POOLS = {
+    "cls": "seq",
+    "distilled": "seq",
+    "mean": "grid",
+    "sequence": "grid",
+    "last": "seq",
+}
+TOKENS = {
+    "cls": ("cls_token",),
+    "distilled": ("cls_token", "dist_token"),
+    "last": ("cls_token",),
+}
+"""Learned tokens beside those of the image."""
 
 
 @MODELS.register("vit", "seq", "grid")
@@ -34,10 +46,14 @@ class ViT(nn.Module):
       dim, depth, num_heads, mlp_ratio: of the transformer.
       norm, mixer, activation, mlp, stem: factories (see `models.build`, which takes
         keys). Several mixers are those of the layers in turn.
+      embed_norm: factory of the norms in the stem; None for `norm`.
       pool: "cls" reads a class token, so that tokens form a sequence; "distilled" a
         second token beside it, whose own head gives logits that are averaged with
-        those of the first (DeiT); "mean" averages the tokens, which stay a grid
-        [B, H, W, C].
+        those of the first (DeiT); "last" a class token behind the image (iLLaMA; its
+        place in the table stays the first); "mean" averages the tokens, which stay a
+        grid [B, H, W, C]; "sequence" weighs them (`models.SequencePooling`).
+      positions: the table that is added to the tokens: "learned", "sine" or
+        "stored_sine"; see `models.sinusoids.POSITIONS`.
       placement: where the norms sit; a key of `models.placement.PLACEMENTS`.
       share_layers: all layers have the weights of one mixer and one MLP, and each its
         own norms (WideNet; Xue et al., 2022).
@@ -68,7 +84,9 @@ class ViT(nn.Module):
     activation: Any = "gelu"
     mlp: Any = "mlp"
     stem: Any = "patch"
+    embed_norm: Any = None
     pool: str = "mean"
+    positions: str = "learned"
     placement: str | Placement = "pre"
     share_layers: bool = False
     drop_path_rate: float = 0.0
@@ -81,6 +99,8 @@ class ViT(nn.Module):
         """What the norms and the mixer get to see."""
         if self.pool not in POOLS:
             raise UserError(f"pool {self.pool!r} is none of {', '.join(POOLS)}")
+        if self.positions not in POSITIONS:
+            raise UserError(one_of("positions", self.positions, POSITIONS))
         return {POOLS[self.pool]}
 
     @nn.nowrap
@@ -103,11 +123,18 @@ class ViT(nn.Module):
             x = self.norm(name="norm", dtype=self.dtype)(x, train=train)
         init = {"kernel_init": trunc_normal, "dtype": self.dtype}
         heads = [Dense(self.num_classes, name=n, **init) for n in self._heads()]
-        read = [x[:, i] for i in range(len(TOKENS[self.pool]))]
-        read = read or [mean_over_positions(x)]
-        each = [head(x) for head, x in zip(heads, read, strict=True)]
+        each = [head(x) for head, x in zip(heads, self._read(x), strict=True)]
         logits = each[0] if len(each) == 1 else sum(each) / len(each)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def _read(self, x: jax.Array) -> list[jax.Array]:
+        """What the heads read, [B, C] each."""
+        if self.pool == "sequence":
+            return [SequencePooling(dtype=self.dtype, name="pool")(x)]
+        if self.pool == "last":
+            return [x[:, -1]]
+        tokens = TOKENS.get(self.pool, ())
+        return [x[:, i] for i in range(len(tokens))] or [mean_over_positions(x)]
 
     @nn.nowrap
     def _heads(self) -> tuple[str, ...]:
@@ -117,7 +144,7 @@ class ViT(nn.Module):
     def _stem(self, **where) -> nn.Module:
         return self.stem(
             dim=self.dim,
-            norm=self.norm,
+            norm=self.norm if self.embed_norm is None else self.embed_norm,
             activation=self.activation,
             dtype=self.dtype,
             **where,
@@ -127,7 +154,8 @@ class ViT(nn.Module):
     def _mixer(self, layer: int = 0) -> Factory:
         (pattern,) = patterns_of(self.mixer, 1)
         known = {"layer": layer, "num_layers": self.depth}
-        known |= {"num_heads": self.num_heads, "reduction_norm": self.norm}
+        known |= {"num_heads": self.num_heads}
+        known |= dict.fromkeys(("norm", "reduction_norm"), self.norm)
         return with_defaults(pattern[layer % len(pattern)], **known)
 
     def _shared(self) -> dict[str, nn.Module]:
@@ -145,27 +173,29 @@ class ViT(nn.Module):
 
     @nn.nowrap
     def _block(self, layer: int, mixer: Any = None, mlp: Any = None, **where) -> Block:
-        placement = placement_of(self.placement).layer(layer, self.depth)
+        placement, last = placement_of(self.placement).branches(layer, self.depth)
         rate = {"drop_path": self.drop_path_rate * layer / max(self.depth - 1, 1)}
         norm = functools.partial(self.norm, dtype=self.dtype)
         mixer = mixer or functools.partial(self._mixer(layer), dtype=self.dtype)
         branches = (
             mixing(norm, mixer, placement, **rate),
-            feeding(norm, mlp or self._mlp(), placement, **rate),
+            feeding(norm, mlp or self._mlp(), last, **rate),
         )
         kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         return kind(branches, **where)
 
     def _embed(self, x: jax.Array, train: bool) -> jax.Array:
         """Add the tokens that are learned, if any, and the table of positions."""
-        if names := TOKENS[self.pool]:
+        if names := TOKENS.get(self.pool, ()):
             x = x.reshape(x.shape[0], -1, self.dim)
             tokens = [self.param(n, trunc_normal, (1, 1, self.dim)) for n in names]
             shape = (x.shape[0], 1, self.dim)
             tokens = [jnp.broadcast_to(t, shape).astype(x.dtype) for t in tokens]
             x = jnp.concatenate([*tokens, x], axis=1)
-        table = self.param("pos_embed", trunc_normal, (1, *x.shape[1:]))
-        x = x + repeat_over_batch(table[0].astype(x.dtype), x.shape[0])
+        table = POSITIONS[self.positions](self, x.shape[1:])
+        x = x + repeat_over_batch(table.astype(x.dtype), x.shape[0])
+        if self.pool == "last":
+            x = jnp.roll(x, -1, 1)
         return nn.Dropout(self.dropout_rate)(x, deterministic=not train)
 
     @nn.nowrap
@@ -179,8 +209,15 @@ class ViT(nn.Module):
         for i in range(self.depth):
             sites.extend(self._block_sites(i))
         if placement.final:
-            sites.append(FoldSite("norm", norm, readers=self._heads()))
+            sites.append(FoldSite("norm", norm, readers=self._readers()))
         return sites
+
+    @nn.nowrap
+    def _readers(self) -> tuple[str, ...]:
+        """The linear layers that read the last norm."""
+        # Weights of the pooled tokens sum to 1: what is affine before, is behind.
+        pool = ("pool/scores",) if self.pool == "sequence" else ()
+        return (*pool, *self._heads())
 
     @nn.nowrap
     def _block_sites(self, layer: int) -> Iterable[FoldSite]:
@@ -203,7 +240,9 @@ class ViT(nn.Module):
             obstacle = "layers share their weights"
         elif not obstacle and self.dropout_rate:
             obstacle = "dropout acts on the stream"
-        tables = (*TOKENS[self.pool], "pos_embed")
+        elif not obstacle and self.positions != "learned":
+            obstacle = f"the table of positions {self.positions!r} is no parameter"
+        tables = (*TOKENS.get(self.pool, ()), "pos_embed")
         stem = {"stem": self._stem(parent=None)}
         blocks = {f"blocks_{i}": self._block(i, parent=None) for i in range(self.depth)}
         return stream_of(tables, stem, blocks, obstacle)
