@@ -8,10 +8,13 @@ python -m normjax.bench models [PRESET ...]               inference and training
 python -m normjax.bench fold [PRESET[:NORM] ...]          folded beside no norms at all
 python -m normjax.bench conv_bn [PRESET ...]              the modes of ConvBN blocks
 python -m normjax.bench decoders [PRESET ...]             tokens a second, folded or not
+python -m normjax.bench optimizers [NAME ...]             an update beside AdamW's
 python -m normjax.bench golden                            reference arrays, here
+python -m normjax.bench tpu norms [NAME ...]              cycles of a TPU, without one
 python -m normjax.bench gpu [SECTION ...]                 all about a GPU, in turns
 
---small makes norms, cores, models, golden and gpu try themselves in seconds.
+--small makes norms, cores, models, optimizers, golden and gpu try themselves in
+seconds.
 """
 
 import importlib
@@ -24,7 +27,7 @@ from normjax.cli.main import run
 from normjax.core.errors import UserError, one_of
 
 TABLES = ("loop", "norms", "mixers", "cores", "models", "decoders", "fold", "conv_bn")
-COMMANDS = (*TABLES, "golden", "gpu")
+COMMANDS = (*TABLES, "optimizers", "golden", "tpu", "gpu")
 
 
 def bench_command(argv: Sequence[str]) -> int:

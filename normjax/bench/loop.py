@@ -18,7 +18,7 @@ from normjax.records.checkpoint import Checkpoints
 from normjax.tasks.base import percent
 from normjax.train.experiment import build_experiment
 from normjax.train.loop import Run
-from normjax.train.programs import trace_train_step
+from normjax.train.phases import trace_phase
 
 ROUNDS = 5
 
@@ -47,21 +47,23 @@ def measure(config: Any) -> tuple[float, float]:
     experiment = build_experiment(config)
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
-        run = Run(experiment, Path(folder), checkpoints)
-        step_fn, _ = run.compile(trace_train_step(experiment))
+        run = Run(experiment, Path(folder), checkpoints, trace_phase(experiment))
+        step_fn = run.train_step
         log = report.MetricLog(run.workdir, 0)
         batch = next(experiment.train_batches())
         loop, bare = [], []
         for _ in range(ROUNDS):
+            step_fn.begin(run.state, steps)
             begin = time.perf_counter()
             for _ in range(steps):
                 run.state, _ = step_fn(run.state, batch)
             jax.block_until_ready(run.state)
             bare.append((time.perf_counter() - begin) / steps)
             begin = time.perf_counter()
-            run.advance(step_fn, log, Interrupt(), run.step + steps)
+            run.advance(log, Interrupt(), run.step + steps)
             jax.block_until_ready(run.state)
             loop.append((time.perf_counter() - begin) / steps)
         log.close()
+        step_fn.close()
         checkpoints.close()
     return float(np.median(loop)), float(np.median(bare))

@@ -24,6 +24,8 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)(conv|sr|merge_\d+/(proj|reduction))/kernel$", ("embed", "mlp")),
     (r"/(q|k|v|kv|qk|qkv|qkvo|qkvu|vg|share|branches)/kernel$", ("embed", "heads")),
     (r"/proj/kernel$", ("heads", "embed")),
+    (r"/experts/fc1/kernel$", ("expert", "embed", "mlp")),
+    (r"/experts/fc2/kernel$", ("expert", "mlp", "embed")),
     (r"/(fc1|key)/kernel$", ("embed", "mlp")),
     (r"/(fc2|value)/kernel$", ("mlp", "embed")),
 )

@@ -6,11 +6,49 @@
 from normjax.core.layer_decay import layer_decay
 from normjax.optim import optimizers, schedules
 from normjax.optim.base import OPTIMIZERS, SCHEDULES, TRANSFORMATIONS
-from normjax.optim.build import build, learning_rate, roles, updates_made
+from normjax.optim.batch_tests import (
+    BatchPlan,
+    BatchTest,
+    grown_batch,
+    grown_plan,
+    inner_product_test,
+    norm_test,
+    orthogonality_test,
+)
+from normjax.optim.build import (
+    build,
+    learning_rate,
+    perturbation,
+    roles,
+    updates_made,
+)
 from normjax.optim.groups import Group
+from normjax.optim.logistic import logistic_gradient, perceptron_step
+from normjax.optim.scaling import (
+    WidthFactors,
+    batch_scaled_rate,
+    mup_groups,
+    mup_readout,
+    mup_table,
+    robust_factors,
+    width_factors,
+)
+from normjax.optim.schedules.shapes import with_tail
+from normjax.optim.sharpness import perturbed, sharpness_aware_gradient
+from normjax.optim.sparsity import (
+    RelayState,
+    fatrelu,
+    prosparse_factor,
+    relay,
+    relay_state,
+    relu_budget_penalty,
+    relu_polynomial,
+    sparsity_penalty,
+)
 from normjax.optim.transformations import (
     adaptive_clip,
     clip_by_global_norm,
+    component_clip,
     normalize_and_project,
 )
 
@@ -18,15 +56,44 @@ __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "TRANSFORMATIONS",
+    "BatchPlan",
+    "BatchTest",
     "Group",
+    "RelayState",
+    "WidthFactors",
     "adaptive_clip",
+    "batch_scaled_rate",
     "build",
     "clip_by_global_norm",
+    "component_clip",
+    "fatrelu",
+    "grown_batch",
+    "grown_plan",
+    "inner_product_test",
     "layer_decay",
     "learning_rate",
+    "logistic_gradient",
+    "mup_groups",
+    "mup_readout",
+    "mup_table",
+    "norm_test",
     "normalize_and_project",
     "optimizers",
+    "orthogonality_test",
+    "perceptron_step",
+    "perturbation",
+    "perturbed",
+    "prosparse_factor",
+    "relay",
+    "relay_state",
+    "relu_budget_penalty",
+    "relu_polynomial",
+    "robust_factors",
     "roles",
     "schedules",
+    "sharpness_aware_gradient",
+    "sparsity_penalty",
     "updates_made",
+    "width_factors",
+    "with_tail",
 ]

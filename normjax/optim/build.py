@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from normjax.core.arguments import field_names
@@ -21,6 +22,7 @@ from normjax.optim.groups import (
     labels,
     path_name,
 )
+from normjax.optim.sharpness import perturbed
 
 PARTS: Mapping[str, tuple[Registry, str]] = {
     "name": (OPTIMIZERS, "adamw"),
@@ -34,6 +36,8 @@ OWN: Mapping[str, Any] = {
     "project_weights": False,
     "transformations": (),
     "groups": (),
+    "sam_rho": 0.0,
+    "mup_base_width": 0,
     "trainable": ".*",
     "frozen_statistics": False,
 }
@@ -51,12 +55,16 @@ EVERYWHERE = frozenset(
 )
 """Arguments that all configs have, whatever their optimizer and schedule take."""
 
+GIVEN = frozenset({"scanned"})
+"""Arguments that `build` gives an optimizer, not a config."""
+
 NO_DECAY = {
     "pos_embed",
     "cls_token",
     "dist_token",
     "positional_encoding",
     "relative_position_bias",
+    "expert_bias",
 }
 
 
@@ -119,6 +127,7 @@ def build(
       [[0.]] [-0.001]
     """
     made, own = _factories(config), {**OWN, **_fields(config)}
+    made["name"] = with_defaults(made["name"], scanned=scanned)
     groups = groups_of(own["groups"])
     _trainable(own["trainable"])
     rate, decayed = made["schedule"](total_steps), functools.partial(_decayed, scanned)
@@ -170,6 +179,40 @@ def roles(config: Any, params: Any, scanned: tuple[str, ...] = ()) -> Any:
     return chosen
 
 
+def perturbation(
+    config: Any, scanned: tuple[str, ...] = ()
+) -> Callable[[Any, Any], Any] | None:
+    """(params, gradients) -> `perturbed` by `config.optim.sam_rho`, or None at 0.
+
+    What is not trained stays where it is, and its gradients count in no norm.
+
+    Args:
+      config: as of `build`.
+      scanned: names at the root of parameters with a first axis of layers.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import optim
+      >>> move = optim.perturbation({"sam_rho": 0.5, "trainable": "b"})
+      >>> params = {"a": jnp.zeros(1), "b": jnp.zeros(2)}
+      >>> there = move(params, {"a": jnp.ones(1), "b": jnp.array([3.0, 4.0])})
+      >>> print(there["a"], there["b"])
+      [0.] [0.3 0.4]
+    """
+    rho = _fields(config).get("sam_rho", 0.0)
+    if not rho:
+        return None
+
+    def move(params, gradients):
+        role = roles(config, params, scanned)
+        trained = jax.tree.map(
+            lambda g, role: g if role == "train" else jnp.zeros_like(g), gradients, role
+        )
+        return perturbed(params, trained, rho)
+
+    return move
+
+
 def updates_made(opt_state: Any, steps: jax.Array) -> jax.Array:
     """Updates that the learning rate's schedule has counted; a skipped one is none.
 
@@ -211,10 +254,10 @@ def _factories(config: Any) -> dict[str, Callable[..., Any]]:
         if name not in registry:
             names = [entry.name for entry in registry]
             raise UserError(one_of(f"config.optim.{field}", name, names))
-        takes = field_names(registry[name].make)
+        takes = set(field_names(registry[name].make)) - GIVEN
         given = {k: v for k, v in fields.items() if k in takes}
         made[field] = registry.factory({"name": name, **given})
-        taken |= set(takes)
+        taken |= takes
     known = {*PARTS, *OWN, *taken}
     for name in fields:
         if name not in known | EVERYWHERE:

@@ -21,6 +21,19 @@ def is_complete(folder: Any) -> bool:
     return folder.exists() if is_local(folder) else exists(folder / COMMITTED)
 
 
+def newest_step(folder: Any) -> int | None:
+    """Step of the newest checkpoint in a folder of them; None without any.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    folder = workdir_path(folder)
+    with os_errors(folder):
+        there = folder.iterdir() if folder.exists() else ()
+        steps = [int(place.name) for place in there if place.name.isdecimal()]
+        return max((s for s in steps if is_complete(folder / str(s))), default=None)
+
+
 def move(folder: Any, target: Any) -> None:
     """Move a checkpoint to where there is none that is complete.
 

@@ -21,7 +21,8 @@ from normjax.core.console import console
 from normjax.core.files import whole_file
 from normjax.core.lines import open_lines, read_lines
 from normjax.core.paths import workdir_path
-from normjax.records.events import open_events
+from normjax.records.events import Arrays, open_events
+from normjax.records.wandb_run import WandbRun
 from normjax.tasks.base import Column
 
 METRICS_FILE = "metrics.jsonl"
@@ -33,13 +34,16 @@ class MetricLog:
     A resumed run continues both files; lines past the step it resumes from are dropped,
     so that each step stands there once. In a bucket a process that is killed loses at
     most what it wrote last.
+
+    Args:
+      also: gets the same scalars.
     """
 
-    def __init__(self, workdir: Path, resumed_step: int):
+    def __init__(self, workdir: Path, resumed_step: int, also: WandbRun | None = None):
         kept = [r for r in read_metrics(workdir) if r["step"] <= resumed_step]
-        self._events = open_events(workdir, resumed_step)
+        self._events, self._also = open_events(workdir, resumed_step), also
         path = workdir_path(workdir) / METRICS_FILE
-        self._lines = open_lines(path, kept, self._events.add)
+        self._lines = open_lines(path, kept, self._add)
         self._closed = False
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -47,12 +51,23 @@ class MetricLog:
         measured = {k: v for k, v in scalars.items() if not math.isnan(v)}
         self._lines.write({"step": step, **measured})
 
+    def show(self, step: int, images: Arrays, histograms: Arrays) -> None:
+        """Show images, uint8 [H, W, C], and histograms of values in TensorBoard."""
+        self._events.show(step, images, histograms)
+
     def close(self) -> None:
         """Flush and close both files."""
         if not self._closed:
             self._closed = True
             self._lines.close()
             self._events.close()
+            if self._also:
+                self._also.close()
+
+    def _add(self, record: Mapping[str, Any]) -> None:
+        self._events.add(record)
+        if self._also:
+            self._also.add(record)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from normjax.core.errors import UserError
 from normjax.core.files import exists, whole_file, write
 from normjax.records import report
 from normjax.records.json_files import read_json
+from normjax.study.coordinates import draw_coordinates
 from normjax.train.loop import train
 from normjax.train.nonfinite import NonFiniteLoss
 
@@ -33,6 +35,10 @@ class Study(NamedTuple):
       seeds: each cell is run with each of them.
       metric: of the final evaluation.  percent: whether it is a fraction.
       layers: a quantity of `train.diagnostics` to draw against depth, or "".
+      axis: what the columns are numbers of, which are then drawn along a logarithmic
+        axis, a line a row; empty: they are names.
+      coordinates: configs by (row, width), of which a few updates show how much the
+        outputs of the layers move, see `coordinates`; empty: none.
     """
 
     title: str
@@ -42,6 +48,8 @@ class Study(NamedTuple):
     metric: str = "top1"
     percent: bool = True
     layers: str = ""
+    axis: str = ""
+    coordinates: Mapping[tuple[str, int], ConfigDict] = MappingProxyType({})
 
     def shown(self, value: float) -> str:
         """The metric in tables."""
@@ -72,6 +80,11 @@ def run_study(
         raise UserError(
             f"--only={only.pattern!r} leaves none of {len(study.runs)} cells"
         )
+    if study.coordinates:
+        workdir.mkdir(parents=True, exist_ok=True)
+        plot = workdir / "coordinates.png"
+        draw_coordinates(study.coordinates, plot)
+        console.print(f"coordinates in {plot}")
     # A whole table first, then the next seed.
     todo = [(cell, seed) for seed in study.seeds for cell in wanted]
     # Seeds differ in data only: the second compilation of a step is read from disk.
@@ -120,7 +133,8 @@ def _summarize(study: Study, workdir: Path) -> Path:
     lines = [_markdown(names), _markdown("---" for _ in names), *map(_markdown, table)]
     path = workdir / "table.md"
     write(path, ("\n".join(lines) + "\n").encode())
-    _plot(study, rows, columns, results, workdir / "table.png")
+    plot = _plot_lines if study.axis else _plot
+    plot(study, rows, columns, results, workdir / "table.png")
     console.print(f"table in {path}, plot in {workdir / 'table.png'}")
     if study.layers:
         plot = workdir / f"{study.layers}.png"
@@ -176,6 +190,34 @@ def _plot(study, rows, columns, results, path: Path) -> None:
     axes.set_title(study.title)
     axes.grid(alpha=0.3)
     axes.legend()
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+    pyplot.close(figure)
+
+
+def _plot_lines(study, rows, columns, results, path: Path) -> None:
+    """The mean of each row against the columns, which are numbers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    factor, unit = (100, ", %") if study.percent else (1, "")
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="tight")
+    for row in rows:
+        points = [
+            (float(column), factor * float(np.mean(values)))
+            for column in columns
+            if (values := results.get((row, column)))
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", ms=4, label=row)
+    axes.set_xscale("log")
+    axes.set_xlabel(study.axis)
+    axes.set_ylabel(study.metric + unit)
+    axes.set_title(study.title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     with whole_file(path) as file:
         figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)

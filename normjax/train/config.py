@@ -44,11 +44,29 @@ def resolve_fractions(registry: Registry, spec: dict, total_steps: int) -> dict:
     return resolved
 
 
+def first_total(config: Any) -> int:
+    """The updates that fractions of a run are of: all, of a run that was not extended.
+
+    Args:
+      config: of a run, also one that lacks the field.
+    """
+    return config.get("fractions_of", 0) or config["total_steps"]
+
+
+def optim_of(config: Any) -> dict[str, Any]:
+    """`config.optim` whose warmup is as long as before the run was extended."""
+    fields, total = dict(config.optim), config.total_steps
+    if first_total(config) != total and "warmup_fraction" in fields:
+        steps = round(fields["warmup_fraction"] * first_total(config))
+        fields["warmup_fraction"] = steps / total
+    return fields
+
+
 def keep_config(config: ConfigDict, workdir: Path, *, write: bool = True) -> None:
     """Write the config into the workdir, after comparing it with the one there.
 
-    Fields of the start and of the machine may differ (see `fields`): what is kept is
-    what the run was started with last.
+    Fields of the start and of the machine may differ (see `fields`), and a run may be
+    extended: what is kept is what the run was started with last.
 
     Raises:
       UserError: the workdir belongs to a run with another config, or cannot be written.
@@ -56,7 +74,10 @@ def keep_config(config: ConfigDict, workdir: Path, *, write: bool = True) -> Non
     path, mine = workdir_path(workdir) / CONFIG_FILE, plain(config)
     kept = read_json(path) if config_exists(workdir) else None
     if kept is not None:
-        changed = differences(_said(kept), _said(mine))
+        then, now = _said(kept), _said(mine)
+        if _extends(then, now):
+            then |= {name: now[name] for name in ("total_steps", "fractions_of")}
+        changed = differences(then, now)
         if changed:
             raise UserError(
                 f"workdir {workdir} holds a run with another config "
@@ -150,6 +171,12 @@ def _said(config: dict) -> dict[str, Any]:
         if field.resume and isinstance(node, dict):
             node.pop(last, None)
     return whole
+
+
+def _extends(then: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a run is to be longer than it was, see `train.extend`."""
+    longer = now["total_steps"] > then["total_steps"]
+    return longer and now["fractions_of"] == first_total(then)
 
 
 def differences(old: Any, new: Any, path: str = "config") -> list[str]:

@@ -24,9 +24,16 @@ from normjax.devices.sharding import rules_of, state_shardings, with_shardings
 from normjax.devices.votes import abstract_votes
 from normjax.tasks import TASKS, Task
 from normjax.tasks.scores import evaluate
-from normjax.train.config import nonfinite_policy, resolve_fractions
+from normjax.train.config import (
+    first_total,
+    nonfinite_policy,
+    optim_of,
+    resolve_fractions,
+)
+from normjax.train.parts import Part, parts_of
 from normjax.train.state import TrainState, create_state
 from normjax.train.step import Recipe
+from normjax.train.width import width_of
 
 DTYPES = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 """Of the computation; "auto" is bfloat16 on accelerators and float32 on CPU."""
@@ -40,6 +47,7 @@ class Experiment:
       config: as given.  task: with its data.
       model, optimizer, schedule, recipe: of the step.  mesh: the devices.
       rules: how parameters lie on the mesh, see `sharding`.
+      begin: what becomes of the parameters that the model makes.
     """
 
     config: Any
@@ -50,6 +58,7 @@ class Experiment:
     recipe: Recipe
     mesh: Mesh
     rules: dict[str, str]
+    begin: Callable[[Any], Any] = lambda params: params
 
     @functools.cached_property
     def shardings(self) -> TrainState:
@@ -96,9 +105,14 @@ class Experiment:
     def _shapes(self) -> TrainState:
         return self._traced[0]
 
+    def parts(self) -> list[Part]:
+        """What the parts of the model hold, and compute for one example."""
+        return parts_of(self._shapes.params, self._traced[2])
+
     @functools.cached_property
-    def _traced(self) -> tuple[TrainState, bool]:
-        """Shapes of the state, and whether a module reads the batch."""
+    def _traced(self) -> tuple[TrainState, bool, Any]:
+        """Shapes of the state, whether a module reads the batch, and what is computed
+        before the first step: the model of one example."""
         found = []
 
         def ask(call, args, kwargs, context):
@@ -106,17 +120,18 @@ class Experiment:
             return call(*args, **kwargs)
 
         with nn.intercept_methods(ask):
-            shapes = jax.eval_shape(lambda: self._create())
-        return shapes, any(found)
+            trace = jax.make_jaxpr(lambda: self._create(), return_shape=True)
+            jaxpr, shapes = trace()
+        return shapes, any(found), jaxpr.jaxpr
 
     def _create(self) -> TrainState:
-        row = {k: jnp.zeros((1, *s.shape), s.dtype) for k, s in self.task.row().items()}
         return create_state(
             self.model,
             self.optimizer,
             self.config.seed,
-            self.task.objective.inputs(row),
+            _example(self.task),
             use_ema=self.config.ema_decay > 0,
+            begin=self.begin,
         )
 
     def train_batches(self, start_step: int = 0):
@@ -149,13 +164,16 @@ class Experiment:
         variables: Any,
         split: str,
         watch: Callable[[Iterator[Any]], Iterator[Any]] = iter,
+        note: Callable[[dict[str, np.ndarray]], Any] | None = None,
     ) -> dict[str, float]:
         """Scores of `variables` over `split`.
 
         Args:
           watch: what the batches go through, such as `Votes.watch`.
+          note: of `tasks.scores.evaluate`.
         """
-        sums = evaluate(eval_step, variables, watch(self.eval_batches(split)))
+        batches = watch(self.eval_batches(split))
+        sums = evaluate(eval_step, variables, batches, note=note)
         return self.task.summarize(sums, split)
 
     def _share(self) -> dict[str, int]:
@@ -185,22 +203,35 @@ def build_experiment(
     task = TASKS[config.task].make(config, described)
     platform = mesh.devices.flat[0].platform
     model = build_model(config, platform, **task.model_arguments())
+    fields = optim_of(config)
     recipe = Recipe(
         microbatches=config.microbatches,
+        deferred_batch_stats=config.deferred_batch_stats,
         ema_decay=config.ema_decay,
         auxiliary_loss_weight=config.auxiliary_loss_weight,
         skip_nonfinite=nonfinite_policy(config)[0] == "skip",
+        perturb=optim.perturbation(fields, scanned_of(model)),
     )
+    width = width_of(config, model, lambda: _example(task))
+    if width is not None:
+        fields["groups"] = width.groups
     return Experiment(
         config=config,
         task=task,
         model=model,
-        optimizer=optim.build(config.optim, config.total_steps, scanned_of(model)),
-        schedule=optim.learning_rate(config.optim, config.total_steps),
+        optimizer=optim.build(fields, config.total_steps, scanned_of(model)),
+        schedule=optim.learning_rate(fields, config.total_steps),
         recipe=recipe,
         mesh=mesh,
         rules=rules,
+        **({"begin": width.begin} if width else {}),
     )
+
+
+def _example(task: Task) -> Any:
+    """What the model is called with, of one row of zeros."""
+    row = {k: jnp.zeros((1, *s.shape), s.dtype) for k, s in task.row().items()}
+    return task.objective.inputs(row)
 
 
 def build_model(config: Any, platform: str = "", **arguments: Any) -> nn.Module:
@@ -214,7 +245,7 @@ def build_model(config: Any, platform: str = "", **arguments: Any) -> nn.Module:
     norm = spec["norm"]
     if isinstance(norm, str):
         norm = {"name": norm, **norm_schedule(norm)}
-    spec["norm"] = resolve_fractions(norms.NORMS, norm, config.total_steps)
+    spec["norm"] = resolve_fractions(norms.NORMS, norm, first_total(config))
     dtype = computation_dtype(config, platform)
     model = models.build(spec, **arguments, dtype=dtype)
     return reparam.reparameterize(model, config.to_dict().get("reparam"))

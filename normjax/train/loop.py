@@ -13,21 +13,24 @@ from normjax.core.compiler import compiled_code_in
 from normjax.core.console import console
 from normjax.core.paths import workdir_path
 from normjax.devices.chips import chip_of
-from normjax.devices.processes import gather, is_first, on_first
+from normjax.devices.processes import is_first, on_first
 from normjax.devices.signals import Interrupt, Stopped
 from normjax.devices.votes import Votes
 from normjax.records import report
 from normjax.records.checkpoint import Checkpoints, RunFailed
 from normjax.records.datasets import keep_data, keep_description
+from normjax.records.wandb_run import WandbRun, check_wandb
 from normjax.records.workdir import check_room, held
+from normjax.train import extend
 from normjax.train.alike import check_alike
 from normjax.train.begin import beginning, begun_state, tell
-from normjax.train.config import keep_config
+from normjax.train.config import keep_config, plain
 from normjax.train.experiment import Experiment, build_experiment
 from normjax.train.nonfinite import Failure, Guard
 from normjax.train.pace import Pace
+from normjax.train.phases import Phase, TrainStep, trace_phase
 from normjax.train.profile import Profile
-from normjax.train.programs import jit_diagnose, trace_train_step
+from normjax.train.programs import jit_diagnose
 from normjax.train.scoring import Scoring, first
 
 MAX_IN_FLIGHT = 2  # steps that the host may run ahead of the device
@@ -52,18 +55,19 @@ def train(config: Any, workdir: Path) -> dict[str, float] | None:
       RunFailed: the workdir cannot be written any more.
     """
     workdir = workdir_path(workdir)
+    check_wandb(config.get("wandb", ""))
     experiment = build_experiment(config)
     check_alike(config, experiment.task.digests())
-    step = trace_train_step(experiment)  # a wrong config must not touch the workdir
+    phase = trace_phase(experiment)  # a wrong config must not touch the workdir
     with held(workdir):
         try:
-            return _train(experiment, step, workdir)
+            return _train(experiment, phase, workdir)
         except OSError as error:
             raise RunFailed(f"workdir {workdir}: {error}") from error
 
 
 def _train(
-    experiment: Experiment, step: jax.stages.Traced, workdir: Path
+    experiment: Experiment, phase: Phase, workdir: Path
 ) -> dict[str, float] | None:
     kept = experiment.config.checkpoint
     state = experiment.abstract_state()
@@ -83,7 +87,7 @@ def _train(
             tell(begin, workdir)
             checkpoints.save(begun_state(experiment, begin))
         with _compiled_code(experiment, workdir):
-            return Run(experiment, workdir, checkpoints).run(step)
+            return Run(experiment, workdir, checkpoints, phase).run()
     finally:
         checkpoints.close()
 
@@ -104,9 +108,18 @@ class Run:
     """One process's part of a run; `bench` drives its parts by hand.
 
     All processes compute; the first alone writes what people read.
+
+    Args:
+      phase: of the training step, any.
     """
 
-    def __init__(self, experiment: Experiment, workdir: Path, checkpoints: Checkpoints):
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        phase: Phase,
+    ):
         self.experiment, self.workdir = experiment, workdir
         self.config, self.checkpoints = experiment.config, checkpoints
         self.restore()
@@ -124,7 +137,7 @@ class Run:
         task = experiment.task
         self.pace = Pace(self.config.batch_size * task.units_per_row)
         self.chip = chip_of(experiment.mesh.devices.flat[0].device_kind)
-        self.flops = 0.0
+        self.train_step = TrainStep(experiment, phase)
 
     def restore(self) -> None:
         """Go on from the newest sound checkpoint, or begin."""
@@ -134,20 +147,19 @@ class Run:
             self.state = self.experiment.create_state()
         self.step = int(self.state.step)
 
-    def run(self, step: jax.stages.Traced) -> dict[str, float] | None:
-        """Train with `step` to the end and evaluate, or None after a signal."""
-        step_fn, self.flops = self.compile(step)
+    def run(self) -> dict[str, float] | None:
+        """Train to the end and evaluate, or None after a signal."""
+        self.train_step.begin(self.state, self.config.total_steps - self.step)
         self._print_summary()
         log = self._open_log()
+        extend.tell(self.experiment, self.workdir, self.state, log)
         self.scoring.remember(self.step)
         try:
             with self.interrupt as interrupt:
                 until = self.config.total_steps
                 with contextlib.suppress(Stopped):
                     self.scoring.catch_up(self.state, log)
-                    while failed := self._advance_or_fail(
-                        step_fn, log, interrupt, until
-                    ):
+                    while failed := self._advance_or_fail(log, interrupt, until):
                         log.close()
                         log = self._roll_back(failed)
                     if self.step == until or self.scoring.stalled:
@@ -159,17 +171,23 @@ class Run:
                 return None
         finally:
             log.close()
+            self.train_step.close()
             self.profile.close()
             if self.looks:
                 self.looks.close()
 
     def _open_log(self) -> Any:
-        return report.MetricLog(self.workdir, self.step) if is_first() else _NoLog()
+        if not is_first():
+            return _NoLog()
+        also, project = None, self.config.get("wandb", "")
+        if project:
+            also = WandbRun(project, self.workdir, plain(self.config))
+        return report.MetricLog(self.workdir, self.step, also)
 
-    def _advance_or_fail(self, step_fn, log, interrupt, until: int) -> int:
+    def _advance_or_fail(self, log, interrupt, until: int) -> int:
         """Train as `advance` does; the step that the run is to roll back from, or 0."""
         try:
-            self.advance(step_fn, log, interrupt, until)
+            self.advance(log, interrupt, until)
         except Failure as failure:
             return failure.step
         return 0
@@ -189,19 +207,13 @@ class Run:
         log.write(self.step, self.guard.roll_back(failed, self.step))
         return log
 
-    def compile(self, step: jax.stages.Traced):
-        """The step for this run's shapes; nothing is compiled again in the loop."""
-        compiled = step.lower().compile()
-        gather(None)  # the first step does not wait long for those that compile longer
-        costs = compiled.cost_analysis() or {}
-        return compiled, costs.get("flops", 0.0)
-
-    def advance(self, step_fn, log, interrupt: Interrupt, until: int) -> None:
+    def advance(self, log, interrupt: Interrupt, until: int) -> None:
         """Train up to step `until`, or until a signal."""
         config, total, votes = self.config, self.config.total_steps, self.votes
-        pending: collections.deque[tuple[int, Any]] = collections.deque()
+        pending: collections.deque[tuple[int, Any, float]] = collections.deque()
         if self.scoring.stalled:
             return
+        self.train_step.begin(self.state, until - self.step)
         batches: Any = self.experiment.train_batches(self.guard.batch(self.step))
         bar = report.ProgressBar(total, self.step)
         self.pace.start(self.step)
@@ -211,9 +223,9 @@ class Run:
                 batch = votes.cast(batch, interrupt)
                 self.profile.at(self.step, self.state)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
-                    self.state, metrics = step_fn(self.state, batch)
+                    self.state, metrics = self.train_step(self.state, batch)
                 self.step += 1
-                pending.append((self.step, metrics))
+                pending.append((self.step, metrics, self.train_step.flops))
                 look = config.diagnostics_every
                 if look and self.step % look == 0:
                     self._look(batch)
@@ -237,7 +249,7 @@ class Run:
                 self._record(*pending.popleft(), log, bar)
         self.pace.stop()
 
-    def _record(self, step: int, metrics, log, bar) -> None:
+    def _record(self, step: int, metrics, flops: float, log, bar) -> None:
         """Take the metrics of a step that is done by now."""
         values = {name: float(v) for name, v in jax.device_get(metrics).items()}
         values = self.votes.read(values)
@@ -248,21 +260,21 @@ class Run:
         if step % self.config.log_every == 0 or last or notable:
             (rate, waited), unit = self.pace.window(step), self.experiment.task.unit
             speed = {f"{unit}_per_second": rate, INPUT_WAIT: waited}
-            mfu = self._utilization(rate)
+            mfu = self._utilization(rate, flops)
             speed |= {} if mfu is None else {"mfu": mfu}
             log.write(step, {**values, **speed})
             shown = {k: values[k] for k in ("loss", "lr", "lam") if k in values}
             bar.update(step, {**shown, f"{unit}/s": rate})
 
-    def _utilization(self, rate: float) -> float | None:
-        """FLOPs of the step, as its compiler counts them, over those that the devices
-        could have done meanwhile; None of devices that `devices.chips` does not know.
+    def _utilization(self, rate: float, flops: float) -> float | None:
+        """FLOPs over those that the devices could have done meanwhile; None of devices
+        that `devices.chips` does not know.
 
         Args:
-          rate: units a second.
+          rate: units a second.  flops: of a step and device.
         """
         steps = rate / self.pace.units
-        return self.flops * steps / self.chip.flops if self.chip else None
+        return flops * steps / self.chip.flops if self.chip else None
 
     def _look(self, batch) -> None:
         """Record what happens inside the layers on `batch`; waits for it."""
@@ -314,7 +326,7 @@ class Run:
             ("model", f"{config.model.name} ({type(model).__name__})"),
             ("norm, mixer", _component_names(model)),
             ("parameters", parameters),
-            ("FLOPs a step and device", self.flops),
+            ("FLOPs a step and device", self.train_step.flops),
             ("devices", f"{mesh.size} x {kind}{f' ({axes})' if axes else ''}"),
             ("data", self.experiment.task.describe()),
             *self.experiment.task.details(),
@@ -322,6 +334,14 @@ class Run:
             ("steps", f"{self.step:,} of {config.total_steps:,} done"),
         ]
         report.table("run", ("", ""), rows)
+        if is_first():
+            self._print_parts()
+
+    def _print_parts(self) -> None:
+        parts = self.experiment.parts()
+        sums = [sum(numbers) for numbers in list(zip(*parts, strict=True))[1:]]
+        columns = ("part", "modules", "parameters", "multiply-adds of an example")
+        report.table("model", columns, [*parts, ("all", *sums)])
 
     def _print_result(self, rows: dict[str, dict[str, float]]) -> None:
         task = self.experiment.task
@@ -335,10 +355,9 @@ class Run:
         if self.pace.steps:
             rate = self.pace.speed()
             speed = f"{rate:,.0f} {task.unit}/s"
+            used = self._utilization(rate, self.train_step.flops)
             if self.chip:
-                speed += (
-                    f", {self._utilization(rate):.1%} of the peak of {self.chip.name}"
-                )
+                speed += f", {used:.1%} of the peak of {self.chip.name}"
             console.print(
                 f"{self.pace.steps} steps in {self.pace.seconds:.1f} s, {speed}; "
                 f"curves in {plot}"
@@ -359,6 +378,9 @@ class _NoLog:
     """The log of a process that writes none."""
 
     def write(self, step: int, scalars: Any) -> None:
+        pass
+
+    def show(self, step: int, images: Any, histograms: Any) -> None:
         pass
 
     def close(self) -> None:

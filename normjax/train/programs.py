@@ -19,7 +19,7 @@ from normjax.core.scanned import scanned_of
 from normjax.devices.mesh import DATA, batch_shards, replicated
 from normjax.devices.per_device import per_device, with_axis_name
 from normjax.devices.votes import with_votes
-from normjax.tasks.scores import make_eval_step
+from normjax.tasks.scores import make_eval_step, make_noted_step
 from normjax.train.experiment import Experiment
 from normjax.train.frozen import Frozen, frozen_modules
 from normjax.train.step import make_gradients, make_train_step
@@ -68,6 +68,13 @@ def jit_eval_step(experiment: Experiment, model: nn.Module | None = None) -> Any
     return _jit(e, step, replicated(e.mesh))
 
 
+def jit_noted_step(experiment: Experiment) -> Any:
+    """(variables, batch) -> (sums of the metrics, what is answered in each row)."""
+    e = experiment
+    step = make_noted_step(_unrecorded(e.placed().apply), e.task.objective)
+    return _jit(e, step, replicated(e.mesh))
+
+
 def jit_diagnose(experiment: Experiment) -> Any:
     """(state, batch) -> what happens inside the layers; see `diagnostics`."""
     e = experiment
@@ -83,6 +90,19 @@ def jit_answers(experiment: Experiment, model: nn.Module) -> Any:
     def answers(variables, batch):
         x, known = objective.inputs(batch)
         return objective.answers(apply(variables, x, train=False, **known), batch)
+
+    return _jit(experiment, answers, replicated(experiment.mesh))
+
+
+def jit_labelled_answers(experiment: Experiment, model: nn.Module) -> Any:
+    """(variables, batch) -> (*`Objective.answers`, labels), whole on every device."""
+
+    apply, objective = _unrecorded(model.apply), experiment.task.objective
+
+    def answers(variables, batch):
+        x, known = objective.inputs(batch)
+        outputs = apply(variables, x, train=False, **known)
+        return *objective.answers(outputs, batch), batch["label"]
 
     return _jit(experiment, answers, replicated(experiment.mesh))
 

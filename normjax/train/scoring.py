@@ -12,7 +12,8 @@ from normjax.devices.signals import Stopped
 from normjax.records import report
 from normjax.records.checkpoint import Checkpoints
 from normjax.train.experiment import Experiment
-from normjax.train.programs import jit_eval_step
+from normjax.train.pictures import Pictures
+from normjax.train.programs import jit_noted_step
 from normjax.train.recalibrate import (
     COUNT,
     forget,
@@ -42,19 +43,26 @@ class Scoring:
         self._experiment, self._workdir = experiment, workdir
         self._checkpoints, self._watch = checkpoints, watch
         self._config = experiment.config
-        self._eval_step = jit_eval_step(experiment)
+        self._step, self._pictures = jit_noted_step(experiment), Pictures(experiment)
+        self._seen: tuple[Any, str, list[Any]] | None = None
         self._rank, self._ranks = experiment.task.ranking(), list[float]()
 
     def evaluate(
         self, state: TrainState, log: Any = None, prefix: str = "eval_", split: str = ""
     ) -> Scores:
-        """The scores of `state` on a split, by default the config's `eval_split`."""
+        """The scores of `state` on a split, by default the config's `eval_split`.
+
+        Args:
+          log: gets them, under `prefix`, and what there is to see.
+        """
         e, split = self._experiment, split or self._config.data.eval_split
-        variables = state.eval_variables()
-        scores = e.evaluate(self._eval_step, variables, split, self._watch)
+        variables, rows = state.eval_variables(), list[Any]()
+        scores = e.evaluate(self._step, variables, split, self._watch, rows.append)
+        self._seen = variables, split, rows
         if log is not None:
-            found = {prefix + name: value for name, value in scores.items()}
-            log.write(int(state.step), found)
+            step = int(state.step)
+            log.write(step, {prefix + name: value for name, value in scores.items()})
+            self._pictures.write(step, variables, split, rows, log)
             self._ranks.append(self._rank(scores))
         return scores
 
@@ -106,6 +114,7 @@ class Scoring:
             found["before_recalibration_"] = rows["before recalibration"]
             state = self._recalibrated(state, batch)
         scores = rows[config.data.eval_split] = found["eval_"] = self.evaluate(state)
+        seen = self._seen
         if config.data.test_split:
             test = self.evaluate(state, split=config.data.test_split)
             rows[config.data.test_split] = found["test_"] = test
@@ -113,6 +122,9 @@ class Scoring:
             for prefix, values in found.items():
                 if not self._is_logged(step, prefix):
                     log.write(step, {prefix + k: v for k, v in values.items()})
+            if seen:
+                variables, split, given = seen
+                self._pictures.write(step, variables, split, given, log)
             self._checkpoints.replace(state, scores)
             forget(self._workdir)
         return rows

@@ -12,7 +12,7 @@ from normjax.records.arrays import another_model, check_same_arrays
 from normjax.records.checkpoint import Checkpoints
 from normjax.records.datasets import keep_description
 from normjax.records.workdir import held
-from normjax.train.config import keep_config
+from normjax.train.config import keep_config, optim_of
 from normjax.train.state import TrainState, state_of
 
 
@@ -43,6 +43,10 @@ def _write_start(
 ) -> None:
     if config.get("init", {}).get("path"):
         raise UserError("config.init.path has no effect: this run begins otherwise")
+    if config.optim.get("mup_base_width", 0):
+        raise UserError(
+            "config.optim.mup_base_width has no effect: this run begins otherwise"
+        )
     keep_config(config, workdir, write=False)
     checkpoints = Checkpoints(workdir)
     try:
@@ -50,7 +54,7 @@ def _write_start(
             raise UserError(f"workdir {workdir} holds a checkpoint: choose another")
         keep_config(config, workdir)
         variables = jax.tree.map(jnp.asarray, variables)
-        optimizer = optim.build(config.optim, config.total_steps, scanned)
+        optimizer = optim.build(optim_of(config), config.total_steps, scanned)
         rng, use_ema = jax.random.key(config.seed), config.ema_decay > 0
         checkpoints.save(state_of(variables, optimizer, rng, use_ema=use_ema))
     finally:

@@ -1,6 +1,6 @@
 """What a run is at one moment."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -67,14 +67,17 @@ def create_state(
     inputs: Inputs,
     *,
     use_ema: bool,
+    begin: Callable[[Any], Any] = lambda params: params,
 ) -> TrainState:
     """The state before the first step; a pure function of the seed, made to be jitted.
 
     Args:
       inputs: what the model is called with, of any values.
+      begin: what becomes of the parameters that it makes.
     """
     rng, (x, known) = jax.random.key(seed), inputs
-    variables = model.init({"params": rng}, x, train=False, **known)
+    variables = dict(model.init({"params": rng}, x, train=False, **known))
+    variables[PARAMS] = begin(variables[PARAMS])
     return state_of(variables, optimizer, rng, use_ema=use_ema)
 
 

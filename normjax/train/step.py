@@ -11,12 +11,14 @@ import optax
 from normjax import optim
 from normjax.core.collections import (
     BATCH_STATS,
+    DEFERRED,
     DIAGNOSTICS,
     LOSSES,
     OVERWRITE,
     PARAMS,
     hold_counters,
 )
+from normjax.norms.deferred import moved_together
 from normjax.tasks import Objective
 from normjax.tasks.base import Batch
 from normjax.train.state import TrainState
@@ -37,14 +39,20 @@ class Recipe(NamedTuple):
       microbatches: parts that a batch is worked through in, one after the other.
       ema_decay: of the running average of parameters and batch statistics; 0 is off.
       auxiliary_loss_weight: factor on the sum of what layers sow into "losses".
+      deferred_batch_stats: running statistics follow the whole batch, not each part.
       skip_nonfinite: leave the update out if its loss or gradient is not finite: all
         but `step` stays.
+      perturb: (params, gradients) -> where the gradient is taken again; see
+        `optim.perturbation`. Of each microbatch by itself. Batch statistics and metrics
+        are those of the first pass; dropout draws the same in both.
     """
 
     microbatches: int = 1
     ema_decay: float = 0.0
     auxiliary_loss_weight: float = 1.0
     skip_nonfinite: bool = False
+    deferred_batch_stats: bool = False
+    perturb: Callable[[Any, Any], Any] | None = None
 
 
 Gradients = Callable[..., tuple[dict[str, Any], Any, dict[str, jax.Array]]]
@@ -85,8 +93,9 @@ def make_train_step(
         model_state, grads, metrics = gradients(
             state.params, state.model_state, inputs, targets, dropout_key
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         metrics["grad_norm"], metrics[BAD_GRADIENT] = _norm_and_first_bad(grads)
         made = optim.updates_made(state.opt_state, state.step)
         metrics["lr"] = jnp.asarray(schedule(made), jnp.float32)
@@ -138,20 +147,26 @@ def make_gradients(
     def microbatch(params, carry, part):
         """Gradient of one part; `carry` threads the state of the model through."""
         model_state, overwrite = carry
-        (_, (new, metrics)), (grads, overwrite) = gradient(
+        (_, (new, metrics)), (grads, written) = gradient(
             (params, overwrite), model_state, *part
         )
-        return (new, overwrite), (grads, metrics)
+        if recipe.perturb is not None:
+            there = recipe.perturb(params, grads)
+            _, (grads, written) = gradient((there, overwrite), model_state, *part)
+        moments = new.pop(DEFERRED, {})
+        return (new, written), (grads, metrics), moments
 
     def gradients(params, model_state, inputs, targets, key):
         carry, count = _separate(model_state), recipe.microbatches
         if count == 1:
             part = (inputs, targets, key)
-            carry, (grads, metrics) = microbatch(params, carry, part)
+            carry, (grads, metrics), _ = microbatch(params, carry, part)
         else:
             keys = jax.random.split(key, count)
             parts = (*_split((inputs, targets), count), keys)
-            carry, (grads, metrics) = _accumulate(microbatch, params, carry, parts)
+            deferred = recipe.deferred_batch_stats
+            summed = _accumulate(microbatch, params, carry, parts, deferred)
+            carry, (grads, metrics) = summed
         return {**carry[0], **carry[1]}, grads, metrics
 
     return gradients
@@ -166,6 +181,9 @@ def _separate(model_state):
 def _loss_of(model: Any, objective: Objective, recipe: Recipe, share: float):
     """share * loss as a function of ((params, overwrite), model_state, batch, key)."""
 
+    parted = recipe.deferred_batch_stats and recipe.microbatches > 1
+    deferred = [DEFERRED] if parted else []
+
     def loss_fn(trained, model_state, inputs, targets, key):
         (params, overwrite), (x, known) = trained, inputs
         variables = {PARAMS: params, **model_state, **overwrite}
@@ -174,7 +192,7 @@ def _loss_of(model: Any, objective: Objective, recipe: Recipe, share: float):
             x,
             train=True,
             **known,
-            mutable=[*model_state, DIAGNOSTICS, LOSSES],
+            mutable=[*model_state, DIAGNOSTICS, LOSSES, *deferred],
             rngs={"dropout": key},
         )
         new = dict(new)
@@ -189,24 +207,30 @@ def _loss_of(model: Any, objective: Objective, recipe: Recipe, share: float):
     return loss_fn
 
 
-def _accumulate(microbatch, params, carry, parts):
+def _accumulate(microbatch, params, carry, parts, deferred):
     """Mean gradient and metrics over the microbatches, by a scan.
 
     Args:
       parts: (inputs, targets, keys), trees of arrays [M, ...].
+      deferred: running statistics move once, by the moments of all parts.
     """
     before, count = carry[0], len(parts[2])
 
     def body(scanned, part):
         (model_state, overwrite), sums = scanned
         carry = (hold_counters(before, model_state), overwrite)
-        carry, result = microbatch(params, carry, part)
-        return (carry, jax.tree.map(lambda a, b: a + b / count, sums, result)), None
+        carry, result, moments = microbatch(params, carry, part)
+        sums = jax.tree.map(lambda a, b: a + b / count, sums, result)
+        return (carry, sums), moments
 
     first = jax.tree.map(lambda x: x[0], parts)
-    _, shapes = jax.eval_shape(microbatch, params, carry, first)
+    _, shapes, _ = jax.eval_shape(microbatch, params, carry, first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (carry, sums), _ = jax.lax.scan(body, (carry, zeros), parts)
+    (carry, sums), moments = jax.lax.scan(body, (carry, zeros), parts)
+    if deferred and BATCH_STATS in carry[0]:
+        state, overwrite = carry
+        stats = moved_together(state[BATCH_STATS], moments)
+        carry = {**state, BATCH_STATS: stats}, overwrite
     return carry, sums
 
 

@@ -15,11 +15,12 @@ def sgd(
     *,
     beta1: float = 0.9,
     weight_decay: float = 0.05,
+    nesterov: bool = True,
 ) -> optax.GradientTransformation:
     """Gradient descent with Nesterov's momentum (Sutskever et al., 2013).
 
         g <- g + weight_decay w        m <- beta1 m + g
-        w <- w - rate (g + beta1 m)
+        w <- w - rate (g + beta1 m), or rate m without `nesterov`
 
     Weight decay is part of the gradient (L2).
 
@@ -28,6 +29,7 @@ def sgd(
       decayed: the tree of bools by parameter that says which decay, or a function from
         the parameters to it; None: all.
       beta1: weight of the old value in m.  weight_decay: added to the gradient.
+      nesterov: whether the momentum looks ahead.
 
     Example:
       >>> import jax.numpy as jnp
@@ -41,5 +43,5 @@ def sgd(
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=decayed),
-        optax.sgd(rate, momentum=beta1, nesterov=True),
+        optax.sgd(rate, momentum=beta1, nesterov=nesterov),
     )

@@ -8,5 +8,10 @@ Example:
 """
 
 from normjax.optim.schedules.cosine import cosine
+from normjax.optim.schedules.infinite import infinite
+from normjax.optim.schedules.linear import linear
+from normjax.optim.schedules.power import power
+from normjax.optim.schedules.rewarmed_cosine import rewarmed_cosine
+from normjax.optim.schedules.wsd import wsd
 
-__all__ = ["cosine"]
+__all__ = ["cosine", "infinite", "linear", "power", "rewarmed_cosine", "wsd"]

@@ -2,6 +2,12 @@
 
 from normjax.optim.transformations.adaptive_clip import adaptive_clip
 from normjax.optim.transformations.clip_by_global_norm import clip_by_global_norm
+from normjax.optim.transformations.component_clip import component_clip
 from normjax.optim.transformations.normalize_and_project import normalize_and_project
 
-__all__ = ["adaptive_clip", "clip_by_global_norm", "normalize_and_project"]
+__all__ = [
+    "adaptive_clip",
+    "clip_by_global_norm",
+    "component_clip",
+    "normalize_and_project",
+]
