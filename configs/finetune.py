@@ -6,9 +6,10 @@
     python train.py --config=configs/finetune.py:deit_tiny,train=norms,...
 
 Arguments: model (its key may stand alone), path (image folder or zip), weights (a file
-or folder of published weights, or a workdir), size (of the images), train (all, norms
-or head: what learns besides the head), decay (of the learning rate from layer to layer,
-where all learn; 1: none), steps, and runlocal (4 steps of 4 images).
+or folder of published weights, or a workdir), size (of the images; 0: as
+published), train (all, norms or head: what learns besides the head), decay (of the
+learning rate from layer to layer, where all learn; 1: none), steps, and runlocal (4
+steps of 4 images).
 """
 
 from typing import Any
@@ -21,7 +22,6 @@ from normjax.core.layer_decay import layer_decay
 from normjax.families import FAMILIES, PRESETS, family_of
 
 TRAINED = {"all": ".*", "norms": "norm|^head/", "head": "^head/"}
-MADE_FOR = 224  # pixels, of the windows and stripes of presets
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -31,7 +31,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         arg = f"model={first}{comma}{rest}"
     choice = parse_arg(
         arg,
-        **{"model": "deit_tiny", "path": "", "weights": "", "size": MADE_FOR},
+        **{"model": "deit_tiny", "path": "", "weights": "", "size": 0},
         **{"train": "all", "decay": 0.75, "steps": 1000, "runlocal": False},
     )
     name, family = choice["model"], family_of(choice["model"])
@@ -40,13 +40,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise UserError(one_of("model", name, images))
     if choice["train"] not in TRAINED:
         raise UserError(one_of("config argument train", choice["train"], TRAINED))
+    published: Any = family.preprocessing_of(name)
+    made_for = published.image_size
+    choice["size"] = choice["size"] or made_for
     config = image_config()
     model = {"name": name, "norm": _norm(name, family.epsilon)}
-    config.model = ConfigDict({**model, **_sized(name, choice["size"])})
+    config.model = ConfigDict({**model, **_sized(name, choice["size"], made_for)})
     config.init.path = choice["weights"]
     config.total_steps, config.batch_size = choice["steps"], 64
     config.eval_every = config.checkpoint.every = max(choice["steps"] // 10, 1)
-    _images(config.data, choice, family.preprocessing_of(name))
+    _images(config.data, choice, published)
     config.optim.lr = 5e-4 if choice["train"] == "all" else 2e-3
     config.optim.weight_decay = 0.05 if choice["train"] == "all" else 0.0
     config.optim.trainable = TRAINED[choice["train"]]
@@ -75,9 +78,9 @@ def _norm(name: str, epsilon: float) -> Any:
     return {**norm_config("prepbn"), **inner, "batch_norm": replacing}
 
 
-def _sized(name: str, size: int) -> dict[str, Any]:
+def _sized(name: str, size: int, made_for: int) -> dict[str, Any]:
     """The mixers of a preset for images of this size: windows grow with the map."""
-    if size == MADE_FOR or "mixer" not in PRESETS[name]:
+    if size == made_for or "mixer" not in PRESETS[name]:
         return {}
 
     def sized(spec: Any) -> Any:
@@ -88,7 +91,7 @@ def _sized(name: str, size: int) -> dict[str, Any]:
         large = {k: v for k, v in spec.items() if k in WINDOWS and v >= 7}
         if large and size % 32:
             raise UserError(f"config argument size: {size} is no multiple of 32")
-        return {**spec, **{k: v * size // MADE_FOR for k, v in large.items()}}
+        return {**spec, **{k: v * size // made_for for k, v in large.items()}}
 
     return {"mixer": sized(PRESETS[name]["mixer"])}
 

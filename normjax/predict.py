@@ -12,7 +12,7 @@ from normjax.cli.flags import (
     define_workdir,
     parse_flags,
 )
-from normjax.cli.main import run
+from normjax.cli.main import EXIT_FAILED, run
 from normjax.core.errors import UserError, printable
 from normjax.core.paths import local_path
 
@@ -27,7 +27,8 @@ def predict_command(argv: Sequence[str]) -> int:
     IMAGE is a file, or a folder whose images are taken. A run and an exported model
     know the names of their classes; those of published weights stand in --classes, a
     line each in the order of the logits. Images are resized and cropped as in
-    evaluation.
+    evaluation. One that cannot be read gets a line on stderr, the others their classes;
+    the exit code is then 1.
     """
     given = parse_flags(
         argv, _define, predict_command.__doc__, files="IMAGE...", overrides=True
@@ -42,14 +43,19 @@ def predict_command(argv: Sequence[str]) -> int:
     files, classifier = files_of(places), _classifier(given)
     if values.classes:
         classifier = with_names(classifier, values.classes)
-    rows = []
-    for file, guesses in predict(classifier, files, values.top):
+    rows, unread = [], 0
+    for file, found in predict(classifier, files, values.top):
         name = printable(str(file))
-        for guess in guesses:
+        if isinstance(found, UserError):
+            unread += 1
+            print("error:", found, file=sys.stderr)
+            rows.append((name, "not read", ""))
+            continue
+        for guess in found:
             rows.append((name, guess.name, f"{100 * guess.probability:.2f} %"))
             name = ""
     report.table("", ("image", "class", "probability"), rows)
-    return 0
+    return EXIT_FAILED if unread else 0
 
 
 def _define(values: flags.FlagValues) -> None:

@@ -52,7 +52,9 @@ def make_diagnose(
       (as Mix-LN and Peri-LN draw it);
     - gradient_norm: of the parameters of each top-level module;
     - attention_entropy: -sum_j p_j log p_j of each mixer that has such p, mean over
-      queries and heads;
+      queries and heads (as sigmaReparam tracks it; Zhai et al., 2023);
+    - head_entropy: the same of each head, "blocks_0/mixer/0" (Jha and Reagen, 2024);
+    - entropy_not_finite: heads of each mixer whose entropy is no number;
     - statistics_fluctuation: of each BatchNorm, the mean over channels of
       |batch mean - running mean| / running standard deviation (after PowerNorm; Shen et
       al., 2020).
@@ -86,7 +88,7 @@ def make_diagnose(
         return {
             "activation_variance": _variances(inside),
             "gradient_norm": {name: _norm(tree) for name, tree in grads.items()},
-            "attention_entropy": _entropies(details),
+            **_entropies(details),
             "statistics_fluctuation": _fluctuations(inside, stats),
         }
 
@@ -118,8 +120,15 @@ def _norm(tree: Any) -> jax.Array:
     return optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
 
 
-def _entropies(details: Any) -> dict[str, jax.Array]:
-    return dict(_leaves(details, "attention_entropy"))
+def _entropies(details: Any) -> dict[str, dict[str, jax.Array]]:
+    """Of layers, of heads, and how many are no numbers."""
+    found = {k: jnp.ravel(v) for k, v in _leaves(details, "attention_entropy")}
+    heads = {f"{k}/{i}": e for k, v in found.items() for i, e in enumerate(v)}
+    return {
+        "attention_entropy": {k: jnp.mean(v) for k, v in found.items()},
+        "head_entropy": heads,
+        "entropy_not_finite": {k: jnp.sum(~jnp.isfinite(v)) for k, v in found.items()},
+    }
 
 
 def _fluctuations(inside: Any, stats: Any) -> dict[str, jax.Array]:

@@ -115,7 +115,10 @@ def train_command(argv: Sequence[str]) -> int:
 
     The first command again, or --workdir alone, goes on exactly where the run stopped;
     with --config.FIELD=VALUE of fields that change nothing in what is learned, such as
-    data.path, eval_every and mesh.fsdp. `python -m normjax.train` is the same command.
+    data.path, eval_every and mesh.fsdp. A larger config.total_steps extends the run:
+    the learning rate follows the schedule of the new total from there on, warmups and
+    the decays of norms stay as long as they were.
+    `python -m normjax.train` is the same command.
     Exit codes: 0 done, 1 training failed, 2 wrong input, 75 stopped by a signal with a
     checkpoint saved.
     """
@@ -127,6 +130,7 @@ def train_command(argv: Sequence[str]) -> int:
     given = parse_flags(argv, define, train_command.__doc__, overrides=True)
     from normjax.devices.processes import initialize
     from normjax.train.config import config_exists, kept_config
+    from normjax.train.extend import extended
     from normjax.train.loop import train
 
     alone = not given.flags.config and given.flags.workdir
@@ -136,12 +140,13 @@ def train_command(argv: Sequence[str]) -> int:
         config = given.config()
     workdir = given.workdir()
     initialize()
-    scores = train(config, workdir)
+    scores = train(extended(config, workdir), workdir)
     return EXIT_INTERRUPTED if scores is None else 0
 
 
 _OF_WEIGHTS = ("weights", "data", "classes", "image_size")
 _OF_RUNS = ("workdir", "best", "adapt", "corruption", "severity", "stream", "images")
+_OF_RUNS = (*_OF_RUNS, "temperature")
 """Flags of eval.py that go with --model, and those that do not."""
 
 
@@ -149,6 +154,7 @@ def eval_command(argv: Sequence[str]) -> int:
     """Evaluate a run, folded and unfolded, or adapted to what it was not trained for.
 
     python eval.py --workdir=runs/a [--split=test] [--best] [--fold]
+        [--temperature=SPLIT]
     python eval.py --workdir=runs/a --corruption=jpeg [--severity=5] [--images=2000]
     python eval.py --workdir=runs/a --adapt=tent,lame [--stream=correlated]
 
@@ -159,6 +165,8 @@ def eval_command(argv: Sequence[str]) -> int:
 
     Top-1, top-5, negative log likelihood (nats) and expected calibration error of
     images, with --fold also of the model whose norms are merged into their neighbours.
+    --temperature fits one on another split, prints errors of calibration before and
+    behind it and draws reliability.png.
     Where the data of a run have moved, --config.data.path=... says where they are.
     Published weights see images as their family does: resized, cropped and normalised.
     The order of the classes is that of their sorted names, as ImageNet's is of wnids,
@@ -177,7 +185,7 @@ def eval_command(argv: Sequence[str]) -> int:
     if values.corruption is None:
         given.refuse(["severity"], "without --corruption")
     if streamed:
-        given.refuse(["fold"], "with --adapt or --corruption")
+        given.refuse(["fold", "temperature"], "with --adapt or --corruption")
     else:
         given.refuse(["images"], "without --adapt or --corruption")
     if values.corruption is not None:
@@ -190,10 +198,18 @@ def eval_command(argv: Sequence[str]) -> int:
     initialize()
     if not streamed:
         which = {"split": values.split, "fold": values.fold, "best": values.best}
-        evaluate_run(workdir, overrides=given.overrides, **which)
+        fitted = values.temperature or ""
+        evaluate_run(workdir, temperature=fitted, overrides=given.overrides, **which)
         return 0
+    _over_stream(given)
+    return 0
+
+
+def _over_stream(given: CommandLine) -> None:
+    """A run over a stream of batches, adapted or not."""
     from normjax.evaluation.adapt import Stream, adapt_run
 
+    values = given.flags
     stream = Stream(
         split=values.split or "",
         corruption=values.corruption or "",
@@ -201,10 +217,8 @@ def eval_command(argv: Sequence[str]) -> int:
         order=values.stream,
         images=values.images,
     )
-    adapt_run(
-        workdir, values.adapt, stream, best=values.best, overrides=given.overrides
-    )
-    return 0
+    told = {"best": values.best, "overrides": given.overrides}
+    adapt_run(given.workdir(), values.adapt, stream, **told)
 
 
 def _define_eval(values: flags.FlagValues) -> None:
@@ -212,6 +226,7 @@ def _define_eval(values: flags.FlagValues) -> None:
     flags.DEFINE_string("split", None, "split; default: the config's", values)
     flags.DEFINE_bool("fold", False, "compare with the folded model", values)
     flags.DEFINE_bool("best", False, "best checkpoint, not the newest", values)
+    flags.DEFINE_string("temperature", None, "split to fit a temperature on", values)
     flags.DEFINE_list("adapt", [], "test-time adaptations to compare", values)
     flags.DEFINE_string("corruption", None, "of the images", values)
     flags.DEFINE_integer("severity", 5, "1 to 5", flag_values=values)

@@ -75,10 +75,10 @@ def decode_with_range(encoded: bytes, channels: int) -> tuple[np.ndarray, str]:
 
 class OneRange:
     """Refuses gray of more than eight bits that fills another range than that before
-    it: what is white in one image is not in the other."""
+    it: what is white in one image is not in the other. Threads may share it."""
 
     def __init__(self) -> None:
-        self._kept, self._name = "", ""
+        self._kept: dict[str, tuple[str, str]] = {}
 
     def check(self, fills: str, name: str) -> None:
         """Take note of an image.
@@ -89,13 +89,15 @@ class OneRange:
         Raises:
           Undecodable: another range than that of those before.
         """
-        if fills and self._kept and self._kept != fills:
+        if not fills:
+            return
+        # `setdefault`: of two threads one alone is the first.
+        kept, first = self._kept.setdefault("first", (fills, name))
+        if kept != fills:
             raise Undecodable(
-                f"its values fill {fills}, those of {self._name!r} {self._kept}: what "
-                "is white in one is not in the other"
+                f"its values fill {fills}, those of {first!r} {kept}: what is white in "
+                "one is not in the other"
             )
-        if fills:
-            self._kept, self._name = fills, name
 
 
 def verify(encoded: bytes) -> Verified:

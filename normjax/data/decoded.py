@@ -27,6 +27,7 @@ class DecodedImages(abc.ABC):
         are no examples.
       ignored: numbers of other files, by reason.
       skip: whether images that cannot be decoded are stood in for.
+      deep: number of the first image found here of more than eight bits, or -1.
       stand_ins: those found so far, with the example that stands in for each: the next
         one that can be decoded, behind the last the first.
     """
@@ -42,6 +43,7 @@ class DecodedImages(abc.ABC):
     left_out: int
     ignored: Mapping[str, int]
     skip: bool
+    deep: int = -1
     stand_ins: dict[int, int]
 
     @property
@@ -112,7 +114,20 @@ class DecodedImages(abc.ABC):
         image, fills = decode.decode_with_range(encoded, self.channels)
         if fills:
             self._range.check(fills, self.name_of(index))
+            self.deep = index if self.deep < 0 else self.deep
         return image
+
+    def check_deep(self, number: int) -> None:
+        """Compare the range of an image, which another process found, with that here.
+
+        Raises:
+          UserError: they differ.
+        """
+        try:
+            self._image(number, self.read(number)[0])
+        except decode.Undecodable as error:
+            what = f"cannot decode {self.name_of(number)}"
+            raise UserError(f"{what}: {error}") from None
 
     @functools.cached_property
     def _range(self) -> decode.OneRange:

@@ -10,6 +10,7 @@ import numpy as np
 from normjax.core.errors import UserError, one_of
 from normjax.data import prepared
 from normjax.data.class_order import in_order
+from normjax.data.decode import OneRange
 from normjax.data.folder import HELD_OUT, Folder, scan
 from normjax.data.in_place import FolderSource
 from normjax.data.shards import scan_shards
@@ -90,6 +91,7 @@ class ImageSet:
             raise UserError(f"data.{field} is of {_listed(FOLDERS)}, and only that")
         self.name, self._skip = name, undecodable == "skip"
         self._folder: Folder | None = None
+        self._gray = OneRange()
         self._cache = prepared.cache_dir(data_dir if name in EMBEDDED else None)
         self._keys, self._ignored = ("image", "label"), {}
         if name == "digits":
@@ -128,7 +130,7 @@ class ImageSet:
         """
         if self._folder:
             given = {"channels": self._channels, "skip": self._skip}
-            return FolderSource(self._folder, split, **given)
+            return FolderSource(self._folder, split, **given, gray=self._gray)
         image_key, label_key = self._keys
         return ImageSource(
             self.name,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from normjax.core.errors import UserError, one_of, printable
+from normjax.data.decode import OneRange
 from normjax.data.decoded import DecodedImages
 from normjax.data.folder import UNREADABLE, Folder, Reader
 
@@ -17,11 +18,16 @@ class FolderSource(DecodedImages):
     Nothing is read before it is asked for: files that cannot be decoded are found as
     they come up.
 
+    Args:
+      gray: what values of more than eight bits fill in all splits.
+
     Attributes:
       digest: of the path, and of names, sizes and times of all files.
     """
 
-    def __init__(self, folder: Folder, split: str, *, channels: int, skip: bool):
+    def __init__(
+        self, folder: Folder, split: str, *, channels: int, skip: bool, gray: OneRange
+    ):
         if split not in folder.splits:
             hint = "; slices need config.data.in_place=false" if "[" in split else ""
             known = one_of(f"split of {folder.kind!r}:", split, folder.splits)
@@ -30,7 +36,7 @@ class FolderSource(DecodedImages):
         self.class_names, self.channels = folder.class_names, channels
         self.shape, self.stand_ins, self.left_out = None, {}, 0
         self.ignored, self.digest = folder.left_out, folder.fingerprint
-        self._reader = folder.reader
+        self._reader, self._range = folder.reader, gray
         pairs = folder.splits[split]
         self._files = [name for name, _ in pairs]
         self._labels = np.array([label for _, label in pairs], np.int64)

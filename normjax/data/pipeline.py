@@ -1,6 +1,9 @@
 """Batches: random access by step number, wrapped in grain for threads and workers."""
 
+import atexit
 import dataclasses
+import functools
+import gc
 import os
 import sys
 from collections.abc import Generator
@@ -11,7 +14,7 @@ import numpy as np
 from normjax.core.errors import LoadingFailed, UserError
 from normjax.data import order
 from normjax.data.augment import Transform
-from normjax.data.rows import STOOD_IN, Batch, Rows, Source
+from normjax.data.rows import DEEP, STOOD_IN, Batch, ImageRows, Rows, Source
 
 _TURN = 32  # rows that a thread makes at a time
 
@@ -27,6 +30,7 @@ class BatchSource:
         (seed, step) alone; None gives one pass in order, padded and masked.
       executor: threads that share the rows of a batch; None: the caller's alone.
       repeats: of every training example, see `order.example_indices`.
+      in_worker: whether a copy of it is read in another process than the others.
     """
 
     rows: Rows
@@ -36,6 +40,7 @@ class BatchSource:
     seed: int | None
     executor: ThreadPoolExecutor | None = None
     repeats: int = 1
+    in_worker: bool = False
 
     def __post_init__(self):
         if self.batch_size < 1 or self.batch_size % self.process_count:
@@ -51,6 +56,12 @@ class BatchSource:
 
     def __getitem__(self, index: int) -> Batch:
         """This process's rows of global batch `index`."""
+        batch = self._made(index)
+        if self.in_worker and isinstance(self.rows, ImageRows):
+            self.rows.note(batch)
+        return batch
+
+    def _made(self, index: int) -> Batch:
         local = self.batch_size // self.process_count
         ours = slice(self.process_index * local, (self.process_index + 1) * local)
         if self.seed is None:
@@ -189,6 +200,7 @@ def _iterate(
     import grain
 
     threads = 0 if workers else prefetch
+    batches = dataclasses.replace(batches, in_worker=workers > 0)
     if not workers:
         executor = ThreadPoolExecutor(
             available_cpus(), thread_name_prefix="normjax-rows"
@@ -207,7 +219,14 @@ def _iterate(
         )
     iterator = iter(dataset)
     try:
-        yield from iterator
+        known = set[int]()
+        for batch in iterator:
+            if DEEP in batch and isinstance(batches.rows, ImageRows):
+                batches.rows.compare(batch, known)
+            if workers:
+                for array in batch.values():
+                    _deleted_at_exit(type(array))
+            yield batch
     except (OSError, RuntimeError) as error:  # grain's, and those of array_record
         where = f" in a worker process of {workers}" if workers else ""
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -216,6 +235,24 @@ def _iterate(
         iterator.close()
         if batches.executor:
             batches.executor.shutdown(cancel_futures=True)
+
+
+@functools.cache
+def _deleted_at_exit(kind: type[np.ndarray]) -> None:
+    """See that the shared memory of arrays is gone before Python looks for leaks.
+
+    grain keeps a worker's last batch in a cycle of references until it is collected,
+    and leaves the deletion to a thread, which exit cuts off.
+    """
+    atexit.register(finish_deletions, kind)
+
+
+def finish_deletions(kind: type[np.ndarray]) -> None:
+    """Wait until what is deleted by the thread of `kind`, if it has one, is."""
+    gc.collect()
+    pool = getattr(kind, "_del_thread_pool", None)
+    if pool:
+        pool.apply(int)  # one thread: the last in its queue
 
 
 def available_cpus() -> int:

@@ -19,6 +19,9 @@ Example:
   'stood_in'
 """
 
+DEEP = "deep"
+"""In a worker's batch: number of an image of more than eight bits it found, or -1."""
+
 
 class Rows(Protocol):
     """Random access to rows. It pickles, and threads may share it."""
@@ -62,6 +65,7 @@ class Labelled(Protocol):
       shape: (H, W, C) if all images share it, else None.  channels: 1 or 3.
       skip: whether images that cannot be decoded are stood in for.
       stand_ins: numbers of those found so far, and of what stands in for each.
+      deep: number of an image of more than eight bits that was found, or -1.
     """
 
     name: str
@@ -69,11 +73,16 @@ class Labelled(Protocol):
     channels: int
     skip: bool
     stand_ins: dict[int, int]
+    deep: int
 
     def __len__(self) -> int: ...
 
     def gather(self, indices: np.ndarray) -> tuple[Images, np.ndarray]:
         """Images uint8 [B, H, W, C], or a list of [H, W, C], and labels int64 [B]."""
+        ...
+
+    def check_deep(self, number: int) -> None:
+        """Raise UserError if image `number` fills another range than those here."""
         ...
 
 
@@ -113,6 +122,24 @@ class ImageRows:
     def __init__(self, source: Labelled, transform: Transform | None):
         self._source, self._transform = source, transform
         self._shape = image_shape(source, transform)
+
+    def note(self, batch: Batch) -> None:
+        """Leave in a worker's batch what others are to compare."""
+        batch[DEEP] = np.full(1, self._source.deep)
+
+    def compare(self, batch: Batch, known: set[int]) -> None:
+        """Take it out, and compare the ranges of gray that workers have found.
+
+        Args:
+          known: numbers compared so far, which grow.
+
+        Raises:
+          UserError: they differ.
+        """
+        number = int(batch.pop(DEEP)[0])
+        if number >= 0 and number not in known:
+            self._source.check_deep(number)
+            known.add(number)
 
     @property
     def num_uniforms(self) -> int:

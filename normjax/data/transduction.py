@@ -4,9 +4,8 @@ import string
 
 import numpy as np
 
-from normjax.core.errors import UserError, one_of
-from normjax.data.augment import Transform
-from normjax.data.corpus import SPLITS
+from normjax.core.errors import UserError
+from normjax.data.made import Made, check_made, random_words
 from normjax.data.rows import Batch
 
 SHORTEST = 4  # characters of a source
@@ -19,7 +18,7 @@ _HELD_OUT = {"validation": 0, "test": 1}
 _EXAMPLES = {"train": 1_000_000, "validation": 2_000, "test": 2_000}
 
 
-class ReversedCase:
+class ReversedCase(Made):
     """Pairs of a random string and the same backwards in the other case.
 
         "Nabla" -> "ALBAn": target = source[::-1].swapcase()
@@ -54,26 +53,12 @@ class ReversedCase:
       (2, 6)
     """
 
-    name = "reversed_case"
+    name, kind = "reversed_case", "text"
     vocab_size, end_token = len(_LETTERS) + 1, len(_LETTERS)
-    num_uniforms, digest = 0, "1"  # nothing can change
 
     def __init__(self, split: str, length: int):
-        self.split, self.length = split, length
-        self.num_examples = _EXAMPLES[split]
-
-    def __len__(self) -> int:
-        return self.num_examples
-
-    def rows(self, transform: Transform | None = None) -> "ReversedCase":
-        """Itself: it makes its rows.
-
-        Raises:
-          UserError: a `transform`, which is for images.
-        """
-        if transform is not None:
-            raise UserError(f"augment is for images; {self.name!r} is text")
-        return self
+        super().__init__(split, _EXAMPLES[split])
+        self.length = length
 
     def blank(self, count: int) -> Batch:
         """`count` rows of padding."""
@@ -110,10 +95,7 @@ class ReversedCase:
 
     def _source(self, index: int) -> np.ndarray:
         """Tokens of source `index`, int64 [n]."""
-        # Raw words, which NumPy fixes for good: see `data.order`.
-        key = np.array([SPLITS.index(self.split), _STREAM], np.uint64)
-        counter = np.array([0, 0, 0, index], np.uint64)
-        words = np.random.Philox(key=key, counter=counter).random_raw(self.length + 2)
+        words = random_words(self.split, _STREAM, index, self.length + 2)
         size, place, *letters = map(int, words)
         n = SHORTEST + size % (self.length - SHORTEST + 1)
         source = np.array([word % len(_LETTERS) for word in letters[:n]])
@@ -139,10 +121,7 @@ def open_transduction(name: str, split: str, length: int = 16) -> ReversedCase:
       >>> source.vocab_size, source.end_token, source.split
       (53, 52, 'validation')
     """
-    if name != ReversedCase.name:
-        raise UserError(one_of("set of pairs", name, (ReversedCase.name,)))
-    if split not in SPLITS:
-        raise UserError(one_of(f"split of {name!r}:", split, SPLITS))
+    check_made("set of pairs", name, split, ReversedCase)
     if length < SHORTEST:
         raise UserError(f"data.length={length} must be at least {SHORTEST}")
     return ReversedCase(split, length)

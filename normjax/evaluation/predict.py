@@ -22,7 +22,7 @@ from normjax.evaluation.run import READS, restored
 from normjax.records.datasets import kept_description
 from normjax.tasks.classification import Classification
 from normjax.train.config import kept_config
-from normjax.train.experiment import build_experiment
+from normjax.train.experiment import Experiment, build_experiment
 
 BATCH = 16
 
@@ -62,6 +62,23 @@ def of_run(
     Raises:
       UserError: no run in `workdir`, or one that does not classify images.
     """
+    experiment, variables, spec = opened_run(workdir, best=best, overrides=overrides)
+    return Classifier(
+        logits=_applied(experiment.model, variables, experiment.task.objective),
+        shape=tuple(experiment.task.row()["image"].shape),
+        spec=spec,
+        names=experiment.task.class_names(),
+    )
+
+
+def opened_run(
+    workdir: Path, *, best: bool = False, overrides: Sequence[Override] = ()
+) -> tuple[Experiment, Any, dict[str, Any]]:
+    """A run without its data, its variables, and what becomes of its images.
+
+    Raises:
+      UserError: as `of_run`.
+    """
     config = on_these_devices(kept_config(workdir, overrides, READS))
     if config.task != "image_classification":
         raise UserError(f"workdir {workdir} is a run of {config.task}, not of images")
@@ -69,12 +86,7 @@ def of_run(
     experiment = build_experiment(config, described=described)
     variables = restored(experiment, workdir, best=best).eval_variables()
     spec = {field: config.data.augment.get(field) for field in FIELDS}
-    return Classifier(
-        logits=_applied(experiment.model, variables, experiment.task.objective),
-        shape=tuple(experiment.task.row()["image"].shape),
-        spec={k: v for k, v in spec.items() if v is not None},
-        names=experiment.task.class_names(),
-    )
+    return experiment, variables, {k: v for k, v in spec.items() if v is not None}
 
 
 def of_weights(
@@ -104,25 +116,49 @@ def _applied(model: Any, variables: Any, objective: Any) -> Callable[..., Any]:
 
 def predict(
     classifier: Classifier, files: Sequence[Path], top: int = 5
-) -> Iterator[tuple[Path, list[Guess]]]:
-    """Each file with its likeliest classes, best first.
+) -> Iterator[tuple[Path, list[Guess] | UserError]]:
+    """Each file with its likeliest classes, best first, or why there are none.
 
-    Raises:
-      UserError: a file that cannot be read, or that the model is too small or too
-        large for.
+    A file that cannot be read, or whose size the model does not take, keeps no other
+    from its answer.
     """
-    transform, seen = augment.build(classifier.spec, train=False), OneRange()
+    read = reader_of(classifier.shape, classifier.spec)
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
-        images = [_read(file, classifier, transform, seen) for file in part]
+        images = [read(file) for file in part]
         rows = np.zeros((BATCH, *classifier.shape), np.uint8)
-        rows[: len(part)] = np.stack(images)
-        logits = np.asarray(classifier.logits(rows), np.float64)[: len(part)]
-        shifted = np.exp(logits - logits.max(-1, keepdims=True))
-        probabilities = shifted / shifted.sum(-1, keepdims=True)
-        for file, row in zip(part, probabilities, strict=True):
-            order = np.argsort(-row, kind="stable")[:top]
-            yield file, [Guess(_name(classifier, i), float(row[i])) for i in order]
+        for i, image in enumerate(images):
+            if not isinstance(image, UserError):
+                rows[i] = image
+        logits = np.asarray(classifier.logits(rows), np.float64)
+        for i, (file, image) in enumerate(zip(part, images, strict=True)):
+            if isinstance(image, UserError):
+                yield file, image
+                continue
+            shifted = np.exp(logits[i] - logits[i].max())
+            probabilities = shifted / shifted.sum()
+            order = np.argsort(-probabilities, kind="stable")[:top]
+            guesses = [(_name(classifier, k), float(probabilities[k])) for k in order]
+            yield file, [Guess(*guess) for guess in guesses]
+
+
+def reader_of(
+    shape: tuple[int, ...], spec: dict[str, Any]
+) -> Callable[[Path], np.ndarray | UserError]:
+    """A function from a file to its image, uint8 [H, W, C], or why there is none.
+
+    Args:
+      shape, spec: as of `Classifier`.
+    """
+    transform, seen = augment.build(spec, train=False), OneRange()
+
+    def read(file: Path) -> np.ndarray | UserError:
+        try:
+            return _read(file, shape, transform, seen)
+        except UserError as error:
+            return error
+
+    return read
 
 
 def _name(classifier: Classifier, label: int) -> str:
@@ -131,9 +167,8 @@ def _name(classifier: Classifier, label: int) -> str:
 
 
 def _read(
-    file: Path, classifier: Classifier, transform: Any, seen: OneRange
+    file: Path, shape: tuple[int, ...], transform: Any, seen: OneRange
 ) -> np.ndarray:
-    shape = classifier.shape
     try:
         image, fills = decode_with_range(file.read_bytes(), shape[-1])
         seen.check(fills, str(file))

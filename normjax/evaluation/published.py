@@ -13,7 +13,12 @@ from normjax.config.overrides import Override, override
 from normjax.config.recipes import RECIPES, load_config
 from normjax.convert.layouts import SIZES
 from normjax.convert.names import abstract_variables
-from normjax.convert.settings import Change, published_settings, settle
+from normjax.convert.settings import (
+    Change,
+    published_settings,
+    settle,
+    settle_form,
+)
 from normjax.convert.wrappers import Found
 from normjax.core.errors import UserError, one_of
 from normjax.data import ImageSet
@@ -80,6 +85,7 @@ def open_published(
     tied = {"tie_word_embeddings": arguments["tied"]} if "tied" in arguments else {}
     with config.unlocked():
         config.model.norm = ConfigDict(arguments["norm"])
+        form = settle_form(config, weights.state)
         model = build_model(config, **sizes)
         changes = settle(config, model, {**tied, **published_settings(path)})
     model, shape = build_model(config, **sizes), ()
@@ -89,7 +95,7 @@ def open_published(
         converted = _resampled(config, path, model, sizes, shape)
     else:
         converted = convert.from_torch(model, weights.state, shape)
-    return Published(config, changes, weights, model, converted, sizes, shape)
+    return Published(config, form + changes, weights, model, converted, sizes, shape)
 
 
 def _resampled(

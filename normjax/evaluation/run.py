@@ -15,6 +15,7 @@ from normjax.core.console import console
 from normjax.core.errors import UserError
 from normjax.core.timing import alternate
 from normjax.devices.mesh import on_these_devices, replicated
+from normjax.evaluation.calibrate import check_fitted_on, show_calibration
 from normjax.records import report
 from normjax.records.checkpoint import Checkpoints
 from normjax.records.datasets import check_classes
@@ -38,6 +39,7 @@ def evaluate_run(
     split: str | None = None,
     fold: bool = False,
     best: bool = False,
+    temperature: str = "",
     overrides: Sequence[Override] = (),
 ) -> dict[str, dict[str, float]]:
     """Print and return the metrics of a run's checkpoint on a split.
@@ -47,11 +49,13 @@ def evaluate_run(
       fold: evaluate the folded model as well; print what was folded, the sizes, the
         largest difference of a logit and the latency of both.
       best: the checkpoint with the best scores instead of the newest.
+      temperature: split to fit a temperature on; then errors of calibration are
+        printed and drawn, see `evaluation.calibrate`.
       overrides: of the run's config, as far as evaluation may differ from it.
 
     Raises:
-      UserError: no run or no sound checkpoint in `workdir`, an unknown split, or an
-        override that is not allowed.
+      UserError: no run or no sound checkpoint in `workdir`, an unknown split, one that
+        is scored and fitted on, or an override that is not allowed.
     """
     config = config_to_read(workdir, overrides)
     split = str(split or config.data.eval_split)
@@ -59,12 +63,16 @@ def evaluate_run(
         config.data.update(train_split="", eval_split=split, test_split="")
     experiment = build_experiment(config)
     check_classes(experiment.task, workdir)
+    if temperature:
+        check_fitted_on(experiment, split, temperature)
     state = restored(experiment, workdir, best=best)
     scores, variants, _ = scores_of(
         experiment, state.eval_variables(), split, fold=fold
     )
     title = f"{workdir}, step {int(state.step)}, split {split}"
     show_scores(experiment, title, scores, variants, split)
+    if temperature:
+        show_calibration(experiment, variants, split, temperature, workdir)
     return scores
 
 
@@ -78,13 +86,7 @@ def scores_of(
     """
     variants: Variants = {"unfolded": (experiment.model, variables)}
     if fold:
-        everywhere = replicated(experiment.mesh)
-        whole = jax.jit(lambda v: v, out_shardings=everywhere)(variables)
-        variants["unfolded"] = experiment.model, whole
-        _print_plan(fusion.plan(*variants["unfolded"]))
-        with report.warnings_in_lines():
-            folded, variables = fusion.fold(*variants["unfolded"])
-        variants["folded"] = folded, jax.device_put(variables, everywhere)
+        variants = folded_variants(experiment, variables)
     scores, rates = {}, {}
     size = len(experiment.task.source(split)) - experiment.config.batch_size
     for name, (model, variables) in variants.items():
@@ -94,6 +96,18 @@ def scores_of(
         scores[name] = experiment.evaluate(eval_step, variables, split, watch)
         rates[name] = max(0, size) / (time.perf_counter() - started[0])
     return scores, variants, rates
+
+
+def folded_variants(experiment: Experiment, variables: Any) -> Variants:
+    """The model as it is and folded, on all devices; prints what is folded where."""
+    everywhere = replicated(experiment.mesh)
+    whole = jax.jit(lambda v: v, out_shardings=everywhere)(variables)
+    variants: Variants = {"unfolded": (experiment.model, whole)}
+    _print_plan(fusion.plan(*variants["unfolded"]))
+    with report.warnings_in_lines():
+        folded, variables = fusion.fold(*variants["unfolded"])
+    variants["folded"] = folded, jax.device_put(variables, everywhere)
+    return variants
 
 
 def _timed(started: list[float], batches: Iterator[Any]) -> Iterator[Any]:

@@ -3,6 +3,11 @@
 python -m normjax.plan --config=FILE[:ARGUMENTS] --topology=v5e:4x4
     [--mesh=data=4,fsdp=4] [--sweep=v5e:2x2,v5e:4x4] [--vocab_size=N]
     [--config.field=value ...]
+python -m normjax.plan --schedule --config=FILE[:ARGUMENTS] --topology=v5e:2x2
+    [--plot=schedule.png] [--mesh=...] [--config.field=value ...]
+
+The second form says in which cycles the compiler's schedule puts the work of a TPU: by
+part of the model, by instruction, and as a chart.
 
 Topologies: v4:2x2x4, v5e:4x4, v5p:2x2x2, v6e:4x4 (with libtpu, without a TPU), cpu:8,
 gpu. No data is read: TFDS sets are what TFDS says of them, and --vocab_size stands for
@@ -12,6 +17,7 @@ says by how much and what would), 2 wrong input.
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -31,18 +37,26 @@ def plan_command(argv: Sequence[str]) -> int:
         flags.DEFINE_list("sweep", [], "topologies to compare", **known)
         flags.DEFINE_string("mesh", None, "such as data=4,fsdp=4", **known)
         sizes = {"lower_bound": 1, **known}
+        flags.DEFINE_bool("schedule", False, "cycles of a TPU", **known)
+        flags.DEFINE_string("plot", "schedule.png", "chart of --schedule", **known)
         flags.DEFINE_integer("vocab_size", None, "tokens of the tokenizer", **sizes)
 
     given = parse_flags(argv, define, __doc__, overrides=True)
     values, config = given.flags, given.config()
     if config.task != "language_modeling":
         given.refuse(["vocab_size"], f"in a run of {config.task}")
+    if values.schedule and values.sweep:
+        given.refuse(["sweep"], "with --schedule")
+    if not values.schedule:
+        given.refuse(["plot"], "without --schedule")
     if bool(values.topology) == bool(values.sweep):
         raise UserError("give --topology=v5e:4x4 or --sweep=v5e:2x2,v5e:4x4")
     from normjax.plan.topology import prepare
 
     prepare(values.sweep or [values.topology])
     config = _config(config, values)
+    if values.schedule:
+        return _schedule(config, values.topology, Path(values.plot))
     if values.sweep:
         return _sweep(config, values.sweep)
     return _plan(config, values.topology)
@@ -94,6 +108,17 @@ def _plan(config: Any, name: str) -> int:
     )
     print(f"does not fit: {misfit(plan)}; {would}", file=sys.stderr)
     return EXIT_FAILED
+
+
+def _schedule(config: Any, name: str, chart: Path) -> int:
+    from normjax.plan.schedule_tables import save_chart, show_schedules, watched
+    from normjax.plan.scheduled_steps import step_programs
+
+    found = watched(step_programs(config, name), name)
+    show_schedules(found)
+    save_chart(found, chart)
+    print(f"chart: {chart}")
+    return 0
 
 
 def _sweep(config: Any, names: Sequence[str]) -> int:

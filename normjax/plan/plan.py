@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from normjax.core.operations import traced_multiply_adds
+from normjax.core.operations import inner_jaxprs, traced_multiply_adds
 from normjax.devices.chips import GIB, Chip, chip_of
 from normjax.plan.roofline import Roofline, roofline, utilisation
 from normjax.plan.tasks import SUFFIX
 from normjax.plan.traffic import Traffic, traffic
 from normjax.tasks import TASKS
 from normjax.train.experiment import Experiment, build_experiment
+from normjax.train.phases import by_phase
 from normjax.train.programs import trace_eval_step, trace_train_step
 
 
@@ -157,7 +158,8 @@ def without_data(config: Any, vocab_size: int | None = None) -> Any:
 
 
 def _train(experiment: Experiment, chip: Chip | None) -> Step:
-    traced, plain = trace_train_step(experiment), None
+    phases = by_phase(experiment, lambda: trace_train_step(experiment))
+    traced, plain = max(phases.values(), key=_equations), None
     if getattr(experiment.model, "remat", False):
         config = experiment.config.copy_and_resolve_references()
         config.model.remat = False
@@ -175,6 +177,13 @@ def _eval(experiment: Experiment, chip: Chip | None) -> Step:
 
 
 _STEPS = {"train": _train, "eval": _eval}
+
+
+def _equations(traced: jax.stages.Traced) -> int:
+    def of(jaxpr: Any) -> int:
+        return sum(1 + sum(map(of, inner_jaxprs(e.params))) for e in jaxpr.eqns)
+
+    return of(traced.jaxpr.jaxpr)
 
 
 def _flops(traced: jax.stages.Traced) -> float:

@@ -31,7 +31,7 @@ def prepare(names: Sequence[str]) -> None:
     Raises:
       UserError: a name that is none.
     """
-    parsed = [_parse(name) for name in names]
+    parsed = [parse(name) for name in names]
     answer_libtpu()
     # It does not then claim the TPUs of this machine, one process at a time.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -51,7 +51,7 @@ def devices_of(name: str) -> list[Any]:
     Raises:
       UserError: no such devices, or libtpu is missing.
     """
-    kind, size = _parse(name)
+    kind, size = parse(name)
     if kind in GENERATIONS:
         return _tpu(name, kind, size)
     try:
@@ -64,7 +64,12 @@ def devices_of(name: str) -> list[Any]:
     return devices[:count]
 
 
-def _parse(name: str) -> tuple[str, tuple[int, ...]]:
+def parse(name: str) -> tuple[str, tuple[int, ...]]:
+    """(kind, sizes) of the name of a topology.
+
+    Raises:
+      UserError: it is none.
+    """
     kind, _, text = name.partition(":")
     if kind not in (*GENERATIONS, "cpu", "gpu"):
         known = (*GENERATIONS, "cpu", "gpu")

@@ -75,7 +75,7 @@ def traffic(compiled_text: str, num_devices: int) -> Traffic:
         seen: set[str] = set()
         for each in computation.instructions.values():
             total = total.plus(_control(program, computation, each, of))
-            memory = _memory(program, computation, each)
+            memory = memory_bytes(program, computation, each)
             total = total.plus(Traffic(memory=memory))
             for inner in _collectives(program, each):
                 # An asynchronous one stands in several fusions, with one channel.
@@ -128,7 +128,7 @@ def _control(program: Program, caller: Computation, each: Instruction, of) -> Tr
     return Traffic()
 
 
-def _memory(program: Program, caller: Computation, each: Instruction) -> float:
+def memory_bytes(program: Program, caller: Computation, each: Instruction) -> float:
     """Bytes that an instruction reads and writes, without those inside calls."""
     if each.opcode in (*FREE, "call") or each.opcode.endswith(("-done", "-update")):
         return 0

@@ -31,6 +31,14 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
+def row_of(rows: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a row of a `data` source that makes its rows itself."""
+    return {
+        name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+        for name, x in rows.blank(1).items()
+    }
+
+
 class Column(NamedTuple):
     """A score as people see it.
 

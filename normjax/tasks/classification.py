@@ -238,8 +238,15 @@ class ImageClassification(Task):
                 yield batch
 
     def eval_batches(self, split, **arguments):
-        transform = data.augment.build(self._config.data.augment, train=False)
-        return super().eval_batches(split, transform=transform, **arguments)
+        return super().eval_batches(split, transform=self._as_evaluated(), **arguments)
+
+    def images(self, split: str, numbers: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, C], examples as evaluation shows them to people."""
+        rows = self.source(split).rows(self._as_evaluated())
+        return rows.load(numbers, np.empty((len(numbers), 0)))["image"]
+
+    def _as_evaluated(self) -> Any:
+        return data.augment.build(self._config.data.augment, train=False)
 
     def summarize(self, sums, split):
         del split

@@ -124,8 +124,10 @@ class LanguageModeling(Task):
     def __init__(self, config: Any, described: Any = None):
         super().__init__(config, described)
         self.units_per_row = config.data.text.length
-        padded = config.data.text.layout == "padded"
-        self.objective = NextToken(config.z_loss_weight, not padded, padded)
+        self.objective = self._objective(config.data.text.layout == "padded")
+
+    def _objective(self, padded: bool) -> Any:
+        return NextToken(self._config.z_loss_weight, not padded, padded)
 
     def _open(self, split):
         fields = self._config.data

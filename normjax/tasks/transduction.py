@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax import data
-from normjax.tasks.base import TASKS, Batch, Column, Inputs, Task, percent
+from normjax.tasks.base import TASKS, Batch, Column, Inputs, Task, percent, row_of
 from normjax.tasks.language import NextToken
 
 _TARGET = NextToken(padded=True)
@@ -106,11 +106,7 @@ class Transduction(Task):
         return {"vocab_size": self.source(self.main_split).vocab_size}
 
     def row(self):
-        blank = self.source(self.main_split).blank(1)
-        return {
-            name: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
-            for name, rows in blank.items()
-        }
+        return row_of(self.source(self.main_split))
 
     def summarize(self, sums: Mapping[str, Any], split: str) -> dict[str, float]:
         """Scores over a split, each token after the true ones before it.

@@ -1,0 +1,32 @@
+"""The steps of a run as programs to be scheduled."""
+
+from typing import Any
+
+from normjax.plan.schedule import Program, program_of
+from normjax.plan.topology import devices_of
+from normjax.train.experiment import build_experiment
+from normjax.train.phases import by_phase
+from normjax.train.programs import jit_eval_step, jit_train_step
+
+
+def step_programs(config: Any, topology: str) -> dict[str, Program]:
+    """The training and the evaluation step of a config for a topology.
+
+    Of a norm with phases, a training step for each.
+
+    Args:
+      config: of `plan.without_data`.
+
+    Raises:
+      UserError: the config does not go with the devices.
+    """
+    experiment = build_experiment(config, devices_of(topology))
+    state = experiment.abstract_state()
+    batch = experiment.abstract_batch()
+    train = by_phase(
+        experiment, lambda: program_of(jit_train_step(experiment), state, batch)
+    )
+    evaluated = (state.eval_variables(), experiment.abstract_batch(train=False))
+    evaluation = program_of(jit_eval_step(experiment), *evaluated)
+    names = (f"train step {first:,} on" if first else "train step" for first in train)
+    return {**dict(zip(names, train.values(), strict=True)), "eval step": evaluation}

@@ -1,0 +1,139 @@
+"""Targets that a network gives: its own of the last epoch, or a teacher's, stored."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from normjax.core.moments import at_least_float32
+
+
+def progressive_weight(epoch: int, epochs: int, last: float = 0.8) -> float:
+    """last (epoch + 1) / epochs: how much PS-KD believes itself (Kim et al., 2021).
+
+    Args:
+      epoch: 0, 1, ...  epochs: all of them.  last: of the last one.
+
+    Example:
+      >>> from normjax import tasks
+      >>> [tasks.progressive_weight(epoch, 4) for epoch in (0, 3)]
+      [0.2, 0.8]
+    """
+    return last * (epoch + 1) / epochs
+
+
+def progressive_targets(
+    labels: jax.Array, predictions: jax.Array, weight: float
+) -> jax.Array:
+    """(1 - weight) one_hot + weight P (PS-KD; Kim et al., 2021).
+
+    P are what softmax gave for the example the last time it was trained on, one epoch
+    before, and its one-hot label in the first. The loss is the cross entropy of these
+    targets alone, without a temperature.
+
+    Args:
+      labels: int [B].  predictions: P, [B, K].  weight: see `progressive_weight`.
+
+    Returns:
+      [B, K] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import tasks
+      >>> predictions = jnp.array([[0.5, 0.25, 0.25]])
+      >>> print(tasks.progressive_targets(jnp.array([0]), predictions, 0.5))
+      [[0.75 0.125 0.125]]
+    """
+    wide = at_least_float32(predictions)
+    hard = jax.nn.one_hot(labels, wide.shape[-1], dtype=wide.dtype)
+    return (1 - weight) * hard + weight * wide
+
+
+def largest_probabilities(logits: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k largest of softmax(logits), as TinyViT stores them (Wu et al., 2022).
+
+    Args:
+      logits: [B, K], K up to 32,767.  k: 100 of 1,000 classes in the paper.
+
+    Returns:
+      (float16 [B, k], the largest first; int16 [B, k], their classes).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import tasks
+      >>> values, classes = tasks.largest_probabilities(jnp.array([[0.0, 0.0, 9.0]]), 1)
+      >>> print(values, classes)
+      [[1.]] [[2]]
+    """
+    values, classes = jax.lax.top_k(jax.nn.softmax(at_least_float32(logits)), k)
+    return values.astype(jnp.float16), classes.astype(jnp.int16)
+
+
+def dense_targets(values: jax.Array, classes: jax.Array, num_classes: int) -> jax.Array:
+    """Stored probabilities at their classes, what is left of 1 spread over the others.
+
+    (1 - sum of the stored) / (K - k) each; rounding of float16 can make it slightly
+    negative (TinyViT; Wu et al., 2022).
+
+    Args:
+      values: [B, k].  classes: int [B, k].  num_classes: K, more than k.
+
+    Returns:
+      [B, K] in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import tasks
+      >>> values, classes = jnp.array([[0.5]], jnp.float16), jnp.array([[1]])
+      >>> print(tasks.dense_targets(values, classes, 3))
+      [[0.25 0.5  0.25]]
+    """
+    wide = values.astype(jnp.result_type(float))
+    rest = (1 - jnp.sum(wide, -1, keepdims=True)) / (num_classes - wide.shape[-1])
+    rows = jnp.broadcast_to(rest, (len(wide), num_classes))
+    return jnp.put_along_axis(rows, classes.astype(jnp.int32), wide, -1, inplace=False)
+
+
+def pack_records(seeds, classes, values) -> np.ndarray:
+    """Bytes of a row in TinyViT's order: seed, k classes, k probabilities; 4 + 4 k.
+
+    Little endian on every machine.
+
+    Args:
+      seeds: int32 [B], from which the image was augmented.
+      classes: int16 [B, k].  values: float16 [B, k].
+
+    Returns:
+      uint8 [B, 4 + 4 k].
+
+    Example:
+      >>> import numpy as np
+      >>> from normjax import tasks
+      >>> records = tasks.pack_records([7], [[3]], [[1.0]])
+      >>> records.shape, records[0, :6].tolist()
+      ((1, 8), [7, 0, 0, 0, 3, 0])
+    """
+    parts = (np.asarray(seeds, "<i4")[:, None], np.asarray(classes, "<i2"))
+    parts = (*parts, np.asarray(values, "<f2"))
+    return np.concatenate([np.ascontiguousarray(p).view(np.uint8) for p in parts], 1)
+
+
+def unpack_records(records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(seeds, classes, values) of `pack_records`.
+
+    Args:
+      records: uint8 [B, 4 + 4 k].
+
+    Example:
+      >>> from normjax import tasks
+      >>> seeds, classes, values = tasks.unpack_records(
+      ...     tasks.pack_records([7], [[3]], [[0.5]])
+      ... )
+      >>> seeds.tolist(), classes.tolist(), values.tolist()
+      ([7], [[3]], [[0.5]])
+    """
+    records = np.ascontiguousarray(records)
+    k = (records.shape[1] - 4) // 4
+    parts = np.split(records, [4, 4 + 2 * k], axis=1)
+    kinds = zip(parts, ("<i4", "<i2", "<f2"), strict=True)
+    seeds, classes, values = (np.ascontiguousarray(p).view(t) for p, t in kinds)
+    return seeds[:, 0], classes, values
