@@ -30,7 +30,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
+import numpy as np
 import pytest
+from flax.core import Scope, meta
 
 from normjax.core.compiler import compiled_code_in
 
@@ -108,8 +110,8 @@ def bucket(cloud, monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def without_curves():
-    """Runs draw no curves; `report.plot_curves.__wrapped__` does."""
-    from normjax.records import report
+    """Runs draw no curves and pictures; `report.plot_curves.__wrapped__` does."""
+    from normjax.records import pictures, report
 
     @functools.wraps(report.plot_curves)
     def plot_curves(workdir, curves):
@@ -117,6 +119,46 @@ def without_curves():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "plot_curves", plot_curves)
+        for draw in (pictures.guesses, pictures.confusion):
+            patch.setattr(pictures, draw.__name__, _blank(draw))
+        yield
+
+
+def _blank(draw):
+    @functools.wraps(draw)
+    def blank(*args):
+        return np.zeros((1, 1, 3), np.uint8)
+
+    return blank
+
+
+@functools.lru_cache(maxsize=4096)
+def shapes_of(initializer, *arguments):
+    made = jax.eval_shape(lambda: initializer(jax.random.key(0), *arguments))
+    return [leaf.shape for leaf in jax.tree.leaves(made)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def initializers_traced_once():
+    """Flax traces the initializer of every parameter that a model reads, to compare
+    shapes: a third of what tracing a model takes. What it refuses is refused as ever.
+    """
+    param = Scope.param
+
+    def known(scope, name, initializer, *arguments, unbox=True, **named):
+        if not named and scope.has_variable("params", name):
+            value = scope.get_variable("params", name)
+            try:
+                expected = shapes_of(initializer, *arguments)
+            except TypeError:  # arguments that have no hash
+                expected = None
+            if expected == [np.shape(leaf) for leaf in jax.tree.leaves(value)]:
+                scope.reserve(name, "params")
+                return meta.unbox(value) if unbox else value
+        return param(scope, name, initializer, *arguments, unbox=unbox, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scope, "param", known)
         yield
 
 

@@ -10,20 +10,21 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"core", "families"},
-    {"activations", "norms", "mixers", "reparam", "devices"},
+    {"activations", "norms", "mixers", "reparam", "devices", "calibration"},
     {"models", "data", "optim", "losses"},
     {"fusion", "adapt", "tasks", "config", "convert"},
     {"analysis", "records", "transfer"},
     {"train"},
     {"evaluation"},
     {"cli"},
-    {"study", "generate", "export", "prune"},
-    {"plan", "bench"},
+    {"study", "generate", "export", "prune", "quantize"},
+    {"plan"},
+    {"bench"},
 )
 LEVEL = {package: level for level, names in enumerate(LAYERS) for package in names}
 OF_RUNS = {"config", "devices", "records"}
 """Packages below the loop that know what only a run has: processes, flags, configs."""
-CORE_ONLY = {"devices", "data", "optim", "losses"}
+CORE_ONLY = {"devices", "data", "optim", "losses", "calibration"}
 MAX_FILE, MAX_FUNCTION, MAX_SCRIPT = 400, 60, 80
 
 FILES = sorted((ROOT / "normjax").rglob("*.py"))
@@ -34,6 +35,7 @@ LIGHT = (
     "normjax.core.layer_decay",
     "normjax.core.ranges",
     "normjax.core.schedules",
+    "normjax.config.data_sections",
     "normjax.config.declare",
     "normjax.config.sections",
     "normjax.config.fields",
@@ -111,6 +113,7 @@ READS_FLAGS_OF_A_LIBRARY = {"normjax/data/pipeline.py"}
 
 
 MIXERS = {"ops": set(), "cores": {"ops"}, "grid": {"cores", "ops"}, "sequence": {"ops"}}
+MIXERS["graph"] = {"ops"}
 """Folders of the mixers, and those that their files may import."""
 
 

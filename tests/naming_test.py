@@ -10,7 +10,16 @@ from normjax.norms import NORMS
 from normjax.reparam import REPARAMS
 
 FAMILIES = {
-    "standard": {"gelu", "identity", "relu", "relu6", "sigmoid", "silu", "tanh"},
+    "standard": {
+        "gelu",
+        "identity",
+        "relu",
+        "leaky_relu",
+        "relu6",
+        "sigmoid",
+        "silu",
+        "tanh",
+    },
     "expanded": {"xatlu", "xgelu", "xsilu"},
 }
 """Files of several, by other names than those that all their keys share."""

@@ -48,6 +48,12 @@ CASES = [
     ),
     ("silu", {}, X * SIGMOID, SIGMOID * (1 + X * (1 - SIGMOID))),
     ("relu6", {}, np.clip(X, 0, 6), ((X > 0) & (X < 6)) * 1.0),
+    (
+        "leaky_relu",
+        {"slope": 0.1},
+        np.where(X >= 0, X, 0.1 * X),
+        np.where(X >= 0, 1, 0.1),
+    ),
     ("tanh", {}, np.tanh(X), 1 / np.cosh(X) ** 2),
     ("sigmoid", {}, SIGMOID, SIGMOID * (1 - SIGMOID)),
     ("identity", {}, X, np.ones_like(X)),
@@ -57,6 +63,18 @@ CASES = [
         {"beta": 0.7},
         np.select([X <= -0.7, X < 0.7], [0 * X, (X + 0.7) ** 2 / 2.8], X),
         np.clip((X + 0.7) / 1.4, 0, 1),
+    ),
+    (
+        "relu_interpolation",
+        {"factor": 0.6, "scale": 1.0, "slope": 0.1},
+        0.4 * np.maximum(X, 0.1 * X) + 0.6 * X * PHI,
+        0.4 * np.where(X > 0, 1, 0.1) + 0.6 * (PHI + X * DENSITY),
+    ),
+    (
+        "relu_interpolation",
+        {"factor": 0.3, "smooth": "silu"},
+        0.7 * np.maximum(X, 0) + 0.3 * X * SIGMOID,
+        0.7 * (X >= 0) + 0.3 * SIGMOID * (1 + X * (1 - SIGMOID)),
     ),
     # The gradient is not the derivative.
     ("helu", {"alpha": 0.13}, np.maximum(X, 0), (X > -0.13) * 1.0),

@@ -143,6 +143,11 @@ def test_entropy(looked, returned):
         entropies.append(-(p * np.log(p)).sum())
     value = found["attention_entropy"]["blocks_0/mixer"]
     np.testing.assert_allclose(value, np.mean(entropies), rtol=1e-5)
+    heads = np.mean(np.reshape(entropies, (ROWS, 2, LENGTH)), (0, 2))
+    values = [found["head_entropy"][f"blocks_0/mixer/{i}"] for i in (0, 1)]
+    np.testing.assert_allclose(values, heads, rtol=1e-5)
+    assert len(found["head_entropy"]) == 4
+    assert set(map(int, found["entropy_not_finite"].values())) == {0}
 
 
 def test_log_goes_on_where_a_run_resumes(tmp_path):

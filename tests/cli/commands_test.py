@@ -1,6 +1,7 @@
 """The command that runs all others."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,26 @@ def test_help_names_all(capfd):
         assert commands.main(["normjax", *arguments]) == 0
         said = capfd.readouterr().out
         assert all(f"  {name} " in said for name in commands.COMMANDS)
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_every_command_has_help_of_a_screen_and_a_page(name, capfd, monkeypatch):
+    for module in (f"normjax.{name}", f"normjax.{name}.__main__"):
+        if not hasattr(sys.modules.get(module), "__path__"):  # runpy runs it anew
+            monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(sys, "argv", [])
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["normjax", name, "--help"])
+    said, errors = capfd.readouterr()
+    assert (ended.value.code, errors) == (0, "")
+    lines = said.splitlines()
+    assert 3 <= len(lines) <= 50 and max(map(len, lines)) <= 100
+    assert f"normjax.{name}" in said or name in ("train", "eval")
+    docs = ROOT.parent / "docs"
+    pages = [page for page in docs.glob("*.md") if page.stem != "config"]
+    wanted = re.compile(rf"normjax[. ]{name}\b")
+    named = [page.name for page in pages if wanted.search(page.read_text())]
+    assert named or name == "config", "a page of docs/ names every command"
 
 
 def test_an_unknown_command_is_one_line(capfd):

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from configs import common, transduction
+from configs import (
+    common,
+    communities,
+    digit_lines,
+    masked_text,
+    transduction,
+)
 from normjax.config.check import check_config
 from normjax.config.fields import default_config, fields_of
 from normjax.config.overrides import split
@@ -24,6 +30,9 @@ CONFIGS = {
     "image_classification": common.image_config,
     "language_modeling": common.language_config,
     "transduction": transduction.get_config,
+    "masked_language_modeling": masked_text.get_config,
+    "line_recognition": digit_lines.get_config,
+    "node_classification": communities.get_config,
 }
 
 

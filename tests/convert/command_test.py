@@ -6,7 +6,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from configs.common import language_config
 from normjax import convert, models
 from normjax.cli.main import run
 from normjax.config.recipes import load_config
@@ -15,8 +17,10 @@ from normjax.convert.names import abstract_variables
 from normjax.evaluation.published import recipe_of
 from normjax.evaluation.run import evaluate_run
 from normjax.models import PRESETS
+from normjax.tasks.described import Text
 from normjax.train.config import kept_config
 from normjax.train.experiment import build_model
+from normjax.train.start import saved_variables, start_from
 
 CONFIG = "configs/imagenet_deit.py:variant=slab_tiny,runlocal"
 SMALL = "configs/imagenet_pvt.py:variant=slab_tiny,runlocal"
@@ -192,3 +196,61 @@ def test_pth_files(tmp_path):
     torch.save(quantized, tmp_path / "d.pth")
     with pytest.raises(ValueError, match=r"a\.weight is quantized"):
         convert.read(tmp_path / "d.pth")
+
+
+def run_of(model, workdir):
+    """A run of a small decoder before its first step."""
+    config = language_config()
+    sizes = {"dim": 8, "depth": 2, "num_heads": 2, "mlp_hidden": 8}
+    config.model = ConfigDict({"name": "decoder", "norm": "rms_norm", **sizes, **model})
+    shapes = abstract_variables(build_model(config, vocab_size=257), ())
+    rng = np.random.default_rng(0)
+    drawn = jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape).astype(s.dtype), shapes)
+    start_from(config.lock(), drawn, workdir, Text(257))
+    return drawn
+
+
+def test_softmax_layers_become_a_recurrence(command, tmp_path):
+    """Those that are there; the others, and every array, stay."""
+    first, second = tmp_path / "softmax", tmp_path / "liger"
+    grouped = {"name": "grouped_query", "num_kv_heads": 1}
+    drawn = run_of({"mixer": ("rg_lru", grouped)}, first)
+    code, out, errors = command("--linearize", first, second)
+    assert (code, errors) == (0, []) and "liger" in out
+    config = kept_config(second)
+    assert config.model.mixer[0] == "rg_lru"
+    assert dict(config.model.mixer[1]) == {"name": "liger", "num_kv_heads": 1}
+    kept = saved_variables(second)
+    jax.tree.map(np.testing.assert_array_equal, kept, drawn)
+    code, _, errors = command("--linearize", first, second)
+    assert code == 2 and "holds a checkpoint" in errors[0]
+
+
+def test_fields_of_a_linearized_run(command, tmp_path):
+    run_of({}, tmp_path / "a")
+    field = "--config.model.mixer.recurrence=gsa"
+    assert command("--linearize", tmp_path / "a", tmp_path / "b", field)[0] == 0
+    expected = {"name": "liger", "joint": True, "recurrence": "gsa"}
+    assert dict(kept_config(tmp_path / "b").model.mixer) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        ({"mixer": "rg_lru"}, (), "no softmax attention in mixer 'rg_lru'"),
+        (
+            {"mixer": {"name": "softmax", "relative_bias": "alibi"}},
+            (),
+            "liger has nothing like relative_bias='alibi'",
+        ),
+        ({}, ("--averaged",), "--averaged has no effect with --linearize"),
+        ({}, ("--config.model.mixer.windw=3",), "did you mean 'window'"),
+        ({}, ("--config.model.mixer.joint=false",), "mixer/kv/kernel is absent"),
+    ],
+)
+def test_what_is_not_linearized(command, tmp_path, model, arguments, message):
+    run_of(model, tmp_path / "a")
+    where = tmp_path / "a", tmp_path / "b"
+    code, _, errors = command("--linearize", *where, *arguments)
+    assert code == 2 and message in errors[0] and len(errors) == 1
+    assert not (tmp_path / "b" / "config.json").exists()

@@ -1,5 +1,6 @@
 """Preparation that is interrupted, room for it, and how the cache is cleared."""
 
+import contextlib
 import shutil
 from collections import namedtuple
 
@@ -10,7 +11,15 @@ from PIL import Image
 from normjax.cli.main import run
 from normjax.core.errors import UserError
 from normjax.core.locks import locked
-from normjax.data import decode, open_images, open_text, prepared
+from normjax.data import (
+    ImageSet,
+    augment,
+    decode,
+    eval_batches,
+    open_images,
+    open_text,
+    prepared,
+)
 from normjax.data.__main__ import data_command
 from normjax.data.checking import Seen
 from tests.data.archives_test import files_of, png, write
@@ -90,6 +99,27 @@ def test_gray_of_two_ranges_is_noticed_in_place(tmp_path):
     with pytest.raises(UserError, match=r"fill 16 bits, those of .* 12 bits") as error:
         source.gather(np.arange(2))
     assert "\n" not in str(error.value)
+
+
+def test_gray_of_two_ranges_is_noticed_across_splits_and_workers(tmp_path):
+    """Each of two workers sees one range alone: its batches hold no other image."""
+    for i, (split, top) in enumerate(
+        [("train", 4000), ("train", 60_000), ("test", 60_000)]
+    ):
+        path = tmp_path / split / "ab"[i % 2] / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.linspace(0, top, 64).reshape(8, 8).astype("u2")).save(path)
+    images = ImageSet("image_folder", path=tmp_path, in_place=True, undecodable="skip")
+    resize = augment.build({"image_size": 8}, train=False)
+    train, batch = images.split("train"), {"batch_size": 1, "transform": resize}
+    with (
+        contextlib.closing(eval_batches(train, workers=2, **batch)) as batches,
+        pytest.raises(UserError, match=r"fill 16 bits, those of .* 12 bits"),
+    ):
+        assert sorted(next(batches)) == ["image", "label", "mask"]
+        next(batches)
+    with pytest.raises(UserError, match=r"no image of .* split 'test' can be decoded"):
+        images.split("test").gather(np.arange(1))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import io
 import itertools
 import threading
 import time
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from normjax.data import (
     order,
     train_batches,
 )
+from normjax.data.pipeline import finish_deletions
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,24 @@ def test_workers_make_the_same_batches(digits, moving):
     settings = {"batch_size": 32, "seed": 5, "augment": moving, "start_step": 2}
     alone = take(train_batches(digits, **settings), 5)
     assert_same(take(train_batches(digits, workers=2, **settings), 5), alone)
+
+
+def test_shared_memory_is_gone_at_exit():
+    """As grain deletes it: by a thread, while the program goes on."""
+    done, go = [], threading.Event()
+    with ThreadPool(1) as pool:
+
+        class Array(np.ndarray):
+            _del_thread_pool = pool
+
+        pool.apply_async(go.wait)
+        for i in range(5):
+            pool.apply_async(done.append, (i,))
+        assert not done
+        go.set()
+        finish_deletions(Array)
+        assert done == [0, 1, 2, 3, 4]
+    finish_deletions(np.ndarray)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,30 @@ def test_the_table_and_an_exported_model(made, command, tmp_path, monkeypatch):
     assert [row[0] for row in everything] == [f"in/{i}.png" for i in range(3)]
 
 
+def test_what_cannot_be_read_keeps_no_other_from_its_answer(made, capfd, tmp_path):
+    root, _, _ = made
+    bad = [tmp_path / "bad.png", tmp_path / "cut.png"]
+    bad[0].write_bytes(b"no image")
+    bad[1].write_bytes((root / "in/0.png").read_bytes()[:500])
+    files = [str(f) for f in (bad[0], root / "in/1.png", bad[1], root / "in/2.png")]
+    flags = [f"--workdir={root / 'run'}", "--top=1"]
+    assert run(predict_command, ["predict", *flags, *files]) == 1
+    out, err = capfd.readouterr()
+    names = [f"error: cannot read {str(file)!r}: " for file in bad]
+    lines = zip(err.splitlines(), names, strict=True)
+    assert all(line.startswith(name) for line, name in lines)
+    shown = rows(out)
+    assert [row[0] for row in shown] == files
+    assert [row[1] == "not read" for row in shown] == [True, False, True, False]
+    alone = rows_of_files(flags, files[1::2], capfd)
+    assert [row for row in shown if row[1] != "not read"] == alone
+
+
+def rows_of_files(flags, files, capfd):
+    assert run(predict_command, ["predict", *flags, *files]) == 0
+    return rows(capfd.readouterr().out)
+
+
 def test_what_is_refused(made, command, tmp_path, monkeypatch):
     monkeypatch.chdir(made[0])
     (tmp_path / "bad.png").write_bytes(b"no image")
@@ -145,7 +169,6 @@ def test_what_is_refused(made, command, tmp_path, monkeypatch):
     for words, arguments in (
         ("missing IMAGE", ["--workdir=run"]),
         ("no such image 'none.png'", ["--workdir=run", "none.png"]),
-        ("cannot read", ["--workdir=run", tmp_path / "bad.png"]),
         ("--top=0", ["--workdir=run", "--top=0", "in"]),
         ("give one of", ["in"]),
         ("give one of", ["--workdir=run", "--model=deit_tiny", "in"]),

@@ -16,18 +16,38 @@ from normjax.core.errors import UserError
 from normjax.mixers import MIXERS, SoftmaxAttention
 from normjax.models.mlps import MLPS
 from normjax.models.stems import STEMS
+from tests.mixers.small import small as arguments_of
 from tests.models.convolutions import random_variables
 
 DIM = 8
 TO = ("rms_norm", "crms_norm")
-SMALL = {"window_size": 2, "split_size": 2, "sr_ratio": 2, "pool_size": 3}
+SMALL = {"sr_ratio": 2, "pool_size": 3}
 STEM = {"patch_size": 2, "stride": 2, "kernel_size": 3}
 SLOW = pytest.mark.slow
 
 # In every placement the embedding of "peri" and what these say keep their norms.
-NOTHING_READS = {"pooling", "identity", "vig"}
-NOTHING_WRITES = {"pooling", "identity"}
-NORM_LAST = {"conv_norm", "conv_unit", "conv_pool"}
+NOTHING_WRITES = {"pooling", "identity", "raft", "ulsam"}
+NOTHING_WRITES |= {"overlapping_spatial_reduction"}
+NOTHING_READS = {*NOTHING_WRITES, "vig", "mix_shift", "group_mamba", "monarch"}
+NOTHING_READS |= {"task_convolved", "locally_enhanced", "monarch_mlp"}
+NOTHING_READS |= {"mixture_of_experts", "snnk"}
+NOTHING_WRITES |= {"halo", "super_token", "monarch_mlp", "mixture_of_experts"}
+INSIDE = {
+    "aggregated": {"norm"},
+    "aggregated_mixture_of_head": {"norm"},
+    "ulsam": {"norm", "map_norm"},
+    "overlapping_spatial_reduction": {"norm", "norm_out"},
+    "squeezed_reduction": {"norm1"},
+    "squeezed_stem": {"down/norm1"},
+    "group_mamba": {"norm", *(f"scans/norm_{i}" for i in range(4))},
+}
+"""Norms inside that have no linear layer beside them."""
+NORM_LAST = {"conv_norm", "conv_unit", "conv_pool", "conv_tokenizer"}
+NORM_LAST |= {"conv_stack", "conv_units", "separable_conv"}
+NORM_LAST |= {"squeezed_reduction", "squeezed_stem", "inverted_residual"}
+NOTHING_READS |= {"super_token", "global_context", "inception"}
+NOTHING_READS |= {"aggregated", "aggregated_mixture_of_head"}
+NOTHING_READS |= {"factorization", "self_guided", "self_guided_hybrid", "forward_cross"}
 
 
 def named(registry, name, **offered):
@@ -50,8 +70,14 @@ def small(**changes):
 
 
 def build(part, registry, name, **changes):
-    offered = STEM if part == "stem" else SMALL
-    return small(**{part: named(registry, name, **offered)}, **changes)
+    changes = {"dim": 16 if name == "factorization" else DIM, **changes}
+    if part == "mixer":
+        spec = {"name": name, **arguments_of(name, **SMALL)}
+        if "grid" not in registry[name].tags:
+            changes["pool"] = "cls"
+    else:
+        spec = named(registry, name, **(STEM if part == "stem" else {}))
+    return small(**{part: spec}, **changes)
 
 
 def images():
@@ -81,7 +107,7 @@ def converts(part, registry, name):
     """To both norms exactly; or nothing of it, in one line that names the layer."""
     model = build(part, registry, name, norm="layer_norm")
     variables = variables_of(model)
-    if name in NOTHING_READS | NORM_LAST:
+    if name in NOTHING_READS | NOTHING_WRITES | NORM_LAST:
         for to in TO:
             with pytest.raises(UserError, match=r"^cannot convert: (blocks_0|stem)"):
                 fusion.convert_pre_norm(model, variables, to)
@@ -97,9 +123,12 @@ def folds(part, registry, name, placement):
     variables = variables_of(model)
     stays = {entry.path for entry in fusion.plan(model, variables) if entry.reason}
     kept = {"embed_norm"} if placement == "peri" else set()
-    kept |= {"blocks_0/norm1"} if name in NOTHING_READS else set()
+    norm = "blocks_0/norm2" if part == "mlp" else "blocks_0/norm1"
+    kept |= {norm} if name in NOTHING_READS else set()
+    inside = {"stem": "stem"}.get(part, "blocks_0/mixer")
+    kept |= {f"{inside}/{other}" for other in INSIDE.get(name, ())}
     if placement in ("sandwich", "peri") and name in NOTHING_WRITES:
-        kept.add("blocks_0/norm1_out")
+        kept.add(f"{norm}_out")
     assert stays == kept
     assert_same_logits([(model, variables), fusion.fold(model, variables)], images())
 

@@ -16,7 +16,8 @@ from tests.generate.models import VOCABULARY, decoder, drawn
 
 CAUSAL = [entry.name for entry in MIXERS if "causal" in entry.tags]
 TAKES = {name: field_names(MIXERS[name].make) for name in CAUSAL}
-PAIRWISE = [name for name in CAUSAL if "rotary_base" in TAKES[name]]
+TURNING = [name for name in CAUSAL if "rotary_base" in TAKES[name]]
+PAIRWISE = [name for name in TURNING if "window" not in TAKES[name]]
 WINDOW = {"name": "local_attention", "window": 3}
 
 NORMED = [name for name in CAUSAL if "qk_norm" in TAKES[name]]
@@ -32,6 +33,8 @@ CASES = [
     *({"mixer": name} for name in CAUSAL if name not in NORMED),
     *map(distant, ("alibi", "kerple_power_both")),
     {"mixer": WINDOW},
+    {"max_length": 20, "rotary_base": None},
+    {"model": "parallel_decoder", "streams": 2},
 ]
 FURTHER = [
     *({"mixer": name, "rotary_base": None} for name in NORMED),
@@ -39,11 +42,22 @@ FURTHER = [
     {"mixer": {"name": "mixture_of_head", "shared_heads": 1}},
     {"mixer": {"name": "transnormer", "lrpe": False}},
     {"mixer": {"name": "rg_lru", "conv_width": 1}},
+    {"mixer": {"name": "softmax", "value_bias": False}, "placement": "final"},
+    {"model": "recursive_decoder", "loops": 2, "rank": 2, "depth": 4},
+    *(
+        {"mixer": {"name": "liger", "window": 3, "num_kv_heads": 1, **more}}
+        for more in ({}, {"recurrence": "hgrn2"}, {"recurrence": "gsa", "num_slots": 3})
+    ),
+    {"mixer": {"name": "pararnn", "cell": "lstm", "conv_width": 1}},
 ]
 
 ONE_OF_A_KIND = [
     *(case for case in CASES if "softmax" in str(case) and "qk_norm" in str(case)),
-    *(case for case in CASES if case["mixer"] in ("gated_linear", "rg_lru", WINDOW)),
+    *(
+        case
+        for case in CASES
+        if case.get("mixer") in ("gated_linear", "rg_lru", WINDOW)
+    ),
 ]
 """Of caches: keys and values, states, inputs of a convolution, a window."""
 
@@ -102,7 +116,14 @@ def test_every_causal_mixer_decodes():
     assert all("decode" in MIXERS[name].tags for name in CAUSAL)
 
 
-SAME_CACHE = ("mixture_of_head", "pattention", "rela", "lightning", "differential")
+SAME_CACHE = (
+    "prefix_attention",
+    "mixture_of_head",
+    "pattention",
+    "rela",
+    "lightning",
+    "differential",
+)
 """Mixers whose caches are those of others, but for what they make of them."""
 
 
@@ -114,7 +135,7 @@ def marked(case):
 
 @pytest.mark.parametrize("case", [marked(case) for case in [*CASES, *FURTHER]])
 def test_parts_equal_the_whole(case):
-    model = decoder(depth=1, **case)
+    model = decoder(**{"depth": 1, **case})
     assert_equal(model, drawn(model), 1e-4)
 
 
@@ -124,6 +145,48 @@ def test_parts_equal_the_whole(case):
 def test_parts_equal_the_whole_to_rounding(mixer):
     model = decoder(mixer=mixer, dtype=jnp.float64)
     assert_equal(model, drawn(model, "float64"), 1e-10)
+
+
+LIGER = {"name": "liger", "window": 64}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        {**LIGER, "recurrence": "gsa"},
+        *(
+            pytest.param(mixer, marks=pytest.mark.long)
+            for mixer in (
+                {**LIGER, "recurrence": "gla"},
+                {**LIGER, "recurrence": "hgrn2"},
+                {"name": "pararnn", "cell": "lstm"},
+            )
+        ),
+        {"name": "pararnn", "cell": "gru"},
+    ],
+    ids=lambda mixer: "-".join(map(str, mixer.values())),
+)
+def test_long_rows_by_parts_equal_the_whole(mixer):
+    """1,024 tokens: a prompt of most of them, then one by one, past every window."""
+    model = decoder(depth=1, mixer=mixer)
+    variables, (length, prompt) = drawn(model), (1024, 700)
+    tokens = np.random.default_rng(2).integers(0, VOCABULARY, (1, length))
+
+    @jax.jit
+    def both(tokens):
+        cache = init_cache(model, variables, 1, length)
+        first, cache = extend(model, variables, cache, tokens[:, :prompt])
+
+        def one(cache, token):
+            logits, cache = extend(model, variables, cache, token[:, None])
+            return cache, logits[:, 0]
+
+        _, rest = jax.lax.scan(one, cache, tokens[:, prompt:].T)
+        parts = jnp.concatenate((first, jnp.swapaxes(rest, 0, 1)), 1)
+        return parts, model.apply(variables, tokens)
+
+    np.testing.assert_allclose(*both(tokens), rtol=0, atol=1e-4)
 
 
 PLACES = np.array(
@@ -149,7 +212,7 @@ PLACES = np.array(
 )
 def test_padding_may_stand_anywhere(case):
     """Every token as in its row alone, by the whole pass."""
-    model, ends = decoder(depth=1, **case), (6, 10, 11, 12, 13, 14)
+    model, ends = decoder(**{"depth": 1, **case}), (6, 10, 11, 12, 13, 14)
     variables, counts = drawn(model), PLACES.sum(1)
     rows = [TOKENS[i, :n] for i, n in enumerate(counts)]
     tokens = np.full(PLACES.shape, VOCABULARY - 1)
@@ -218,7 +281,8 @@ def sizes(mixer, lengths=(1024, 8192), **arguments):
 @pytest.mark.parametrize("mixer", PAIRWISE)
 def test_keys_and_values_grow_with_the_length(mixer):
     """Two numbers a channel and position, and the count of tokens."""
-    width = 8 if mixer == "grouped_query" else 16  # one of two heads
+    one = mixer in ("grouped_query", "prefix_attention")
+    width = 8 if one else 16  # one of two heads
     assert sizes(mixer) == [4 * (2 * width * length + 1) for length in (1024, 8192)]
 
 
@@ -230,6 +294,12 @@ def test_keys_and_values_grow_with_the_length(mixer):
         ("transnormer", 2 * 16 * 8),  # positions double the keys
         ("rg_lru", 16 + 3 * 16),  # the state, what the convolution reads again
         ({"name": "local_attention", "window": 256}, 256 * 2 * 8),  # one head
+        ({"name": "liger", "window": 256}, 2 * 8 * 8 + 256 * 2 * 16),
+        (
+            {"name": "liger", "window": 4, "recurrence": "gsa", "num_slots": 3},
+            2 * 2 * 8 * 3 + 4 * 2 * 16,
+        ),
+        ("pararnn", 16 + 3 * 16),
         ("identity", -1),  # nothing, not even a count
     ],
 )

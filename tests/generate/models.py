@@ -19,8 +19,8 @@ MIDDLES = {
 }
 
 
-def decoder(**arguments):
-    return models.build("decoder", **{"vocab_size": VOCABULARY, **TINY, **arguments})
+def decoder(model="decoder", **arguments):
+    return models.build(model, **{"vocab_size": VOCABULARY, **TINY, **arguments})
 
 
 def drawn(model, dtype="float32", seed=0):

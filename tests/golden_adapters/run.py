@@ -37,7 +37,7 @@ class Case:
 
     Attributes:
       apply: (variables, *inputs, train, **fixed) -> (outputs, new state); outputs are
-        "y" or a dict. `train` is False for files of one step, too.
+        "y" or a dict. `train` is False for most files of one step.
       params: layout of the parameters.
       state: layout of the other collections; the first part of a path is one's name.
         The gradient of `_overwrite_with_gradient` is its next value.
@@ -50,6 +50,8 @@ class Case:
         where there are only values.
       unused: patterns of keys that stand for nothing here.
       rounding: how much errors of the inputs grow, in units of the last place.
+      train: whether a file of one step is one of training.
+      kept: keys of the arrays of `state` before and after a step, with {} for the name.
     """
 
     apply: Callable
@@ -62,6 +64,8 @@ class Case:
     gradients: Mapping[str, tuple[str, str]] = FrozenDict(y=("d{}", "dparam_{}"))
     unused: tuple[str, ...] = ()
     rounding: float = 0.0
+    train: bool = False
+    kept: tuple[str, str] = ("state0_{}", "state_{}")
 
 
 def applied(module: nn.Module) -> Callable:
@@ -199,7 +203,7 @@ def start_of(case: Case, file: File, dtype: str) -> dict:
     ours = sum(a.size for a in params.values())
     theirs = sum(file.data[k].size for k in file.used)
     assert ours == theirs, f"{ours} of {theirs} parameters"
-    state = flatten_dict(case.start, sep="/") | file.read(case.state, "state0_{}")
+    state = flatten_dict(case.start, sep="/") | file.read(case.state, case.kept[0])
     trees = {PARAMS: unflatten_dict(params, sep="/"), **unflatten_dict(state, sep="/")}
     return cast(trees, dtype)
 
@@ -214,7 +218,7 @@ def check(case: Case, data, meta, tolerance: Tolerance) -> None:
     )
     file, steps = File(data, case.unused), meta.get("steps")
     variables = start_of(case, file, tolerance.dtype)
-    run = functools.partial(step, case, steps is not None)
+    run = functools.partial(step, case, case.train or steps is not None)
     run = jax.jit(run) if case.gradients else run  # folds are not compiled
 
     def arguments(suffix):
@@ -227,7 +231,7 @@ def check(case: Case, data, meta, tolerance: Tolerance) -> None:
         layout = {k: ((k,), case.outputs[k][1]) for k in case.gradients}
         cotangents = cast(file.read(layout, "d{}" + suffix), tolerance.dtype)
         outputs, new, gradients = run(variables, *arguments(suffix), cotangents)
-        state = "state_{}" + suffix
+        state = case.kept[1] + suffix
         compare_values(case, file, tolerance, outputs, new, suffix, state)
         compare_gradients(case, file, tolerance, gradients, suffix)
         variables = {**variables, **new}

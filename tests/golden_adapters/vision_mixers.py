@@ -321,12 +321,10 @@ def vig_gla(data, meta):
     checked |= {"expand_v": 1.0, "fuse_norm": False}
     arguments = translated(given, names, checked)
     mixer = mixers.build("vig", **arguments)()
-    keys = 2 * round(width * arguments.get("expand_k", 0.5))
     layout = {
         "conv_kernel": depthwise("in_proj.0.weight"),
         "conv_bias": of("in_proj.0.bias"),
-        "qk/kernel": of("qkv_proj.weight", to=lambda w: w[:keys].T),
-        "v/kernel": of("qkv_proj.weight", to=lambda w: w[keys:].T),
+        **linear("qkv_proj", "qkv"),
         "log_decay/down/kernel": transposed("gk_proj.0.weight"),
         **linear("gk_proj.1", "log_decay/up"),
         "norm/scale": flat("g_norm.weight"),

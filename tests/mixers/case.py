@@ -20,7 +20,9 @@ def case_of(number):
 class Case:
     """A row with its module, random parameters and data, all float64 NumPy.
 
-    `compiled` is `apply` under jit, for all tests of the row.
+    `compiled` is `apply` under jit, for all tests of the row, and
+    `value_and_gradients` (params, x, mask) -> y, (dparams, dx) of sum(y * dy) over the
+    tokens.
     """
 
     def __init__(self, row):
@@ -40,6 +42,7 @@ class Case:
                 self.mixer.init, jax.random.key(0), jnp.zeros(row.shape)
             )
         self.compiled = jax.jit(self.apply)
+        self.value_and_gradients = jax.jit(self._value_and_gradients)
         self.params = jax.tree_util.tree_map_with_path(
             self._draw, shapes.get("params", {})
         )
@@ -61,9 +64,26 @@ class Case:
     def apply(self, params, x, mask=None):
         return self.mixer.apply({"params": params}, x, mask=mask, train=False)
 
+    def _value_and_gradients(self, params, x, mask):
+        def loss(params, x):
+            y = self.apply(params, x, mask)
+            seen = y * self.dy
+            return jnp.sum(seen if mask is None else _where(mask, seen)), y
+
+        gradients, y = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+        return y, gradients
+
     def oracle(self, x, params=None, mask=None):
         params = self.params if params is None else params
-        return self.row.oracle(x, params, mask, self.row.kwargs)
+        kwargs = self.row.kwargs
+        if self.row.held is not None:
+            held = self.row.held(self.x, self.params, mask, kwargs)
+            kwargs = {**kwargs, "held": held}
+        return self.row.oracle(x, params, mask, kwargs)
+
+
+def _where(mask, y):
+    return jnp.where(mask[..., None], y, 0)
 
 
 def valid(y, mask):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from normjax import mixers
 from normjax.mixers import MIXERS
 from tests.mixers.case import case_of, valid
 from tests.mixers.rows import ROWS
@@ -57,16 +58,14 @@ def test_every_mixer_and_every_tag_has_a_row():
         assert layout in MIXERS[row.name].tags, str(row)
 
 
-@pytest.mark.parametrize("dtype,tolerance", [("float64", 1e-10), ("float32", 2e-5)])
-def test_value_equals_the_oracle(case, dtype, tolerance):
-    with jax.enable_x64(dtype == "float64"):
-        x = jnp.asarray(case.x, dtype)
-        for mask in case.masks() if dtype == "float64" else [None]:
-            y = case.compiled(case.cast(dtype), x, mask=mask)
-            assert (y.shape, y.dtype) == (case.row.shape, dtype)
-            expected = valid(case.oracle(case.x, mask=mask), mask)
-            close = {"rtol": tolerance, "atol": tolerance * np.abs(expected).max()}
-            np.testing.assert_allclose(valid(y, mask), expected, **close)
+def test_value_equals_the_oracle(case):
+    for dtype, tolerance in (("float64", 1e-10), ("float32", 2e-5)):
+        with jax.enable_x64(dtype == "float64"):
+            y = case.compiled(case.cast(dtype), jnp.asarray(case.x, dtype))
+        assert (y.shape, y.dtype) == (case.row.shape, dtype)
+        expected = case.oracle(case.x)
+        close = {"rtol": tolerance, "atol": tolerance * np.abs(expected).max()}
+        np.testing.assert_allclose(y, expected, err_msg=dtype, **close)
 
 
 def test_bfloat16_is_close_to_the_oracle(first_case):
@@ -83,17 +82,17 @@ def test_bfloat16_is_close_to_the_oracle(first_case):
     assert error <= 1e-1 * np.sqrt(np.mean(expected**2))
 
 
-def test_gradients_equal_finite_differences_of_the_oracle(case):
-    """Along random directions: one number per direction and array."""
+def test_value_and_gradients_equal_the_oracle(case):
+    """With a mask where there is one. Gradients along random directions: one number per
+    direction and array."""
     step, mask = 1e-6, case.masks()[-1]
     dy = case.dy if mask is None else case.dy * mask[..., None]
     with jax.enable_x64(True):
-
-        def loss(params, x):
-            return jnp.sum(case.apply(params, x, mask) * dy)
-
-        gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
-        gradients = gradient(case.cast("float64"), jnp.asarray(case.x))
+        given = case.cast("float64"), jnp.asarray(case.x), mask
+        y, gradients = case.value_and_gradients(*given)
+    expected = valid(case.oracle(case.x, mask=mask), mask)
+    close = {"rtol": 1e-10, "atol": 1e-10 * np.abs(expected).max()}
+    np.testing.assert_allclose(valid(y, mask), expected, **close)
     leaves, tree = jax.tree.flatten((case.params, case.x))
     for i, g in enumerate(jax.tree.leaves(gradients)):
         for _ in range(2):
@@ -140,50 +139,45 @@ def test_forward_mode_is_reverse_mode_transposed(first_case):
 @over(masked)
 def test_padding_reaches_no_token(case):
     """Poison at masked positions changes neither values nor gradients elsewhere."""
-    mask, params = case.mask, case.cast("float32")
-    apply = case.compiled
-    clean = apply(params, jnp.float32(case.x), mask)
-    poisoned = np.where(mask[..., None], case.x, np.nan)
-    dirty = apply(params, jnp.float32(poisoned), mask)
+    mask = case.mask
+    poisoned, large = (np.where(mask[..., None], case.x, t) for t in (np.nan, 1e6))
+    with jax.enable_x64(True):
+        run, params = case.value_and_gradients, case.cast("float64")
+        (clean, gradients), (dirty, _), (_, large_gradients) = (
+            run(params, jnp.asarray(x), mask) for x in (case.x, poisoned, large)
+        )
     np.testing.assert_array_equal(valid(clean, mask), valid(dirty, mask))
-
-    def loss(params, x):
-        y = case.apply(params, x, mask)
-        return jnp.sum(jnp.where(mask[..., None], y * case.dy, 0).astype(jnp.float32))
-
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
-    large = np.where(mask[..., None], case.x, 1e6)
-    (dparams, dx), (large_dparams, large_dx) = (
-        gradient(params, jnp.float32(x)) for x in (case.x, large)
-    )
+    (dparams, dx), (large_dparams, large_dx) = gradients, large_gradients
     chex.assert_trees_all_close(dparams, large_dparams, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(valid(dx, mask), valid(large_dx, mask))
     assert np.isfinite(large_dx).all()
 
 
-@over(masked, "first_case")
-def test_full_and_empty_masks(first_case):
-    case = first_case
-    params, x = case.cast("float32"), jnp.float32(case.x)
-    apply = case.compiled
-    full = apply(params, x, np.ones_like(case.mask))
-    expected = case.oracle(case.x)
-    np.testing.assert_allclose(full, expected, 2e-5, 2e-5 * np.abs(expected).max())
-    assert np.isfinite(apply(params, x, np.zeros_like(case.mask))).all()
+@over(masked)
+def test_masks_in_inference(case):
+    """In float32: some tokens, all, and none. Nothing is differentiated here."""
+    params, x, some = case.cast("float32"), jnp.float32(case.x), case.mask
+    for mask in (some, np.ones_like(some)):
+        y = valid(case.compiled(params, x, mask), mask)
+        expected = valid(case.oracle(case.x, mask=mask), mask)
+        np.testing.assert_allclose(y, expected, 2e-5, 2e-5 * np.abs(expected).max())
+    assert np.isfinite(case.compiled(params, x, np.zeros_like(some))).all()
+    poisoned = jnp.where(some[..., None], x, jnp.nan)
+    clean, dirty = (valid(case.compiled(params, t, some), some) for t in (x, poisoned))
+    np.testing.assert_array_equal(clean, dirty)
 
 
 @over(lambda row: row.causal)
 def test_no_position_sees_a_later_one(case):
-    """By gradient, in rows that are causal."""
-    params, length = case.cast("float32"), case.row.shape[1]
-
-    def per_position(x):
-        return jnp.sum(case.apply(params, x) * case.dy, axis=(0, 2))
-
-    jacobian = np.abs(jax.jit(jax.jacrev(per_position))(jnp.float32(case.x)))
-    seen = jacobian.max((1, 3)) > 0
-    np.testing.assert_array_equal(seen & ~np.tri(length, dtype=bool), False)
-    assert seen.diagonal().all()
+    """And each sees itself, in rows that are causal."""
+    with jax.enable_x64(True):
+        params, x = case.cast("float64"), jnp.asarray(case.x)
+        y = np.asarray(case.compiled(params, x))
+        for i in range(case.row.shape[1]):
+            later = x.at[:, i:].add(case.dy[:, i:])
+            moved = np.abs(np.asarray(case.compiled(params, later)) - y)
+            assert moved[:, :i].max(initial=0) <= 1e-12 * np.abs(y).max(), i
+            assert moved[:, i].max() > 1e-6, i  # rectified scores may all be 0 in one
 
 
 def sequential(row):
@@ -202,16 +196,16 @@ def test_packed_documents_give_what_each_gives_alone(case):
     def packed(params, x):
         return case.mixer.apply({"params": params}, x, positions=jnp.asarray(places))
 
-    def with_jacobian(params, x):
+    def all_ways(params, x):
         def per_position(x):
             return jnp.sum(packed(params, x) * case.dy, axis=(0, 2))
 
-        return packed(params, x), jax.jacrev(per_position)(x)
+        alone = [case.apply(params, t) for t in (x[:, :cut], x[:, cut:])]
+        return jax.jacrev(per_position)(x), packed(params, x), alone
 
     with jax.enable_x64(True):
-        params, x = case.cast("float64"), jnp.asarray(case.x)
-        y, jacobian = jax.jit(with_jacobian)(params, x)
-        alone = [case.compiled(params, t) for t in (x[:, :cut], x[:, cut:])]
+        given = case.cast("float64"), jnp.asarray(case.x)
+        jacobian, y, alone = jax.jit(all_ways)(*given)
     np.testing.assert_allclose(y, np.concatenate(alone, 1), rtol=1e-9, atol=1e-9)
     seen = np.abs(jacobian).max((1, 3)) > 0
     np.testing.assert_array_equal(seen[:cut, cut:] | seen[cut:, :cut].T, False)
@@ -232,16 +226,20 @@ def test_padding_in_front_changes_nothing(first_case):
     np.testing.assert_allclose(padded, alone, rtol=1e-9, atol=1e-9)
 
 
-@over(lambda row: getattr(MIXERS[row.name].make, "reads", ()), "first_case")
+def reads(row):
+    return getattr(mixers.build(row.name, **row.kwargs)(), "reads", ())
+
+
+@over(reads, "first_case")
 def test_folded_scale_and_shift_equal_a_scaled_and_shifted_input(first_case):
     """`reads` names all that reads the input, and all of it is linear; of further
     configurations in tests/fusion/layers_test.py."""
     case = first_case
-    reads = getattr(case.mixer, "reads", ())
     a, c = case.rng.uniform(0.5, 1.5, (2, case.row.shape[-1]))
     params = jax.tree.map(np.array, case.params)
     layers = [
-        functools.reduce(operator.getitem, name.split("/"), params) for name in reads
+        functools.reduce(operator.getitem, name.split("/"), params)
+        for name in case.mixer.reads
     ]
     if any("bias" not in layer for layer in layers):
         c = np.zeros_like(c)
@@ -287,21 +285,19 @@ def test_eager_equals_compiled(first_case):
     chex.assert_trees_all_close(y, first_case.apply(params, x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "given,asked,result",
-    [
+def test_dtypes(first_case):
+    """Result as flax.linen decides it; parameters stay float32."""
+    for given, asked, result in (
         ("float32", None, "float32"),
         ("bfloat16", None, "promoted"),
         ("bfloat16", "bfloat16", "bfloat16"),
         ("float32", "bfloat16", "bfloat16"),
-    ],
-)
-def test_dtypes(first_case, given, asked, result):
-    """Result as flax.linen decides it; parameters stay float32."""
-    mixer = first_case.build(**({} if asked is None else {"dtype": asked}))
-    x = jax.ShapeDtypeStruct(first_case.row.shape, given)
-    y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(0), x)
-    if result == "promoted":
-        result = "float32" if variables.get("params") else given
-    assert y.dtype == result
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} <= {"float32"}
+    ):
+        mixer = first_case.build(**({} if asked is None else {"dtype": asked}))
+        x = jax.ShapeDtypeStruct(first_case.row.shape, given)
+        y, variables = jax.eval_shape(mixer.init_with_output, jax.random.key(0), x)
+        if result == "promoted":
+            result = "float32" if variables.get("params") else given
+        assert y.dtype == result, f"{given} with dtype={asked}"
+        types = {leaf.dtype.name for leaf in jax.tree.leaves(variables)}
+        assert types <= {"float32"}

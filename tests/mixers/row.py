@@ -16,6 +16,8 @@ class Row:
       shape: of the input: [B, L, D] or [B, H, W, C].
       ranges: intervals from which parameters are drawn, by the last name of their path;
         the others are normal with standard deviation 0.5.
+      held: function (x, params, mask, kwargs) -> what gradients do not go through; the
+        oracle gets that of the case as `held` among its kwargs.
       causal: whether no position sees a later one in this configuration.
     """
 
@@ -24,6 +26,7 @@ class Row:
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     shape: tuple[int, ...] = (3, 7, 6)
     ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    held: Callable | None = None
     causal: bool = False
 
     def __str__(self) -> str:

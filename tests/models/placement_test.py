@@ -51,7 +51,11 @@ def norm_free(x, f, layer):
     return x + 0.2 * f(x / math.sqrt(1 + 0.08 * (layer - 1)))
 
 
-FORMULAS = {  # (layer formula, embedding is normalised, the end is)
+def stream(x, f, layer):
+    return norm(x) + f(norm(x))
+
+
+FORMULAS = {  # (formula of a branch, or of both; embedding is normalised, the end is)
     "pre": (pre, False, True),
     "pre_open": (pre, False, False),
     "post": (post, False, False),
@@ -60,7 +64,10 @@ FORMULAS = {  # (layer formula, embedding is normalised, the end is)
     "mix": (mixed, False, True),
     "scaled": (scaled, False, True),
     "none": (bare, False, False),
+    "final": (bare, False, True),
     "norm_free": (norm_free, False, False),
+    "carried": ((pre, stream), False, True),
+    "carried_open": ((pre, stream), False, False),
 }
 
 
@@ -70,10 +77,12 @@ def test_every_placement_has_a_formula():
 
 @pytest.mark.parametrize("name", sorted(FORMULAS))
 def test_formula(name):
-    formula, embedding, final = FORMULAS[name]
+    formulas, embedding, final = FORMULAS[name]
+    formulas = formulas if isinstance(formulas, tuple) else (formulas,) * 2
     expected = norm(X) if embedding else X
     for layer, weight in enumerate(WEIGHTS, 1):
-        expected = formula(expected, lambda h, w=weight: h @ w, layer)
+        for formula in formulas:
+            expected = formula(expected, lambda h, w=weight: h @ w, layer)
     expected = norm(expected) if final else expected
 
     placement, suffixes = placement_of(name), []
@@ -86,7 +95,8 @@ def test_formula(name):
     y = apply_norm("", y) if placement.embedding else y
     for i, weight in enumerate(WEIGHTS):
         w = jnp.asarray(weight, jnp.float32)
-        y = residual(y, lambda h, w=w: h @ w, apply_norm, placement.layer(i, DEPTH))
+        for place in placement.branches(i, DEPTH):
+            y = residual(y, lambda h, w=w: h @ w, apply_norm, place)
     y = apply_norm("", y) if placement.final else y
     np.testing.assert_allclose(y, expected, rtol=2e-5, atol=1e-5)
     assert ("_out" in suffixes) == (name in ("sandwich", "peri"))

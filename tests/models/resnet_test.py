@@ -184,7 +184,7 @@ def test_bfloat16_remat_and_stochastic_depth():
         ({"block": "basik"}, "unknown block 'basik'; did you mean 'basic'"),
         ({"shortcut": "pads"}, "unknown shortcut 'pads'; did you mean 'pad'"),
         ({"widths": (4,)}, "depths (1, 1) and widths (4,) are not of one length"),
-        ({"mixer": "sla"}, "argument of model 'resnet': 'mixer'"),
+        ({"mixer": "sla"}, "a mixer needs attention, the blocks of each stage"),
     ],
 )
 def test_errors(changes, message):

@@ -23,12 +23,13 @@ from normjax.models.mlps import MLPS
 from normjax.models.stems import STEMS
 from normjax.norms import NORMS
 from normjax.reparam import REPARAMS
+from tests.mixers.small import small as arguments_of
 
 VALUES = ("x", -1, 0, 1, 7, -0.5, 2.5, math.nan, math.inf, None, True, [], (3, -1))
 UNKNOWN = {"name": "nothing_such"}
 ENOUGH = {"num_heads": 2, "hidden": 8, "dim": 8, "decay_steps": 5}
 """Values of required arguments; others get 3."""
-FEW_CHANNELS = {"num_groups": 2, "group_size": 1}
+FEW_CHANNELS = {"num_groups": 2, "group_size": 1, "sr_ratio": 1, "group_width": 2}
 """Arguments whose defaults ask for more channels or rows than the tests have."""
 SMALL = {
     "depth": 1,
@@ -38,6 +39,8 @@ SMALL = {
     "dims": (8, 8),
     "widths": (8, 8),
     "stages": ((1, 8, 1, 1),),
+    "blocks": (("inside", "behind"),),
+    "loops": 1,
 }
 """Arguments of models; `num_heads` of one with stages is a tuple."""
 OUTSIDE_OF_A_MESH = "axis_name"
@@ -122,10 +125,12 @@ def right(kind, entry):
     required = [k for k in required_names(entry.make) if k not in HOST]
     given = {k: ENOUGH.get(k, 3) for k in required}
     if kind == "model":
-        staged = "depths" in own and "num_heads" in own
+        staged = "dims" in own and "num_heads" in own
         windows = {"name": "window", "window_size": 2}
         small = SMALL | ({"num_heads": (2, 2), "mixer": windows} if staged else {})
         given |= {k: v for k, v in small.items() if k in own}
+    if kind == "mixer":
+        given = arguments_of(entry.name, **given)
     given |= {
         k: v for k, v in FEW_CHANNELS.items() if k in own and kind != "relative_bias"
     }

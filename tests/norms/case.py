@@ -22,7 +22,9 @@ def case_of(number):
 class Case:
     """A row with its module, random variables and data, all float64 NumPy.
 
-    `compiled` is `apply` under jit, for all tests of the row.
+    `compiled` and `gradients` are jitted, for all tests of the row: `apply`, and
+    (variables, x, dy, mask) -> (y, new state), gradients of sum(y * dy) by parameters,
+    what is overwritten with its gradient, and x.
     """
 
     def __init__(self, row):
@@ -46,6 +48,7 @@ class Case:
         )
         self.overwrite = jax.tree.map(self._draw, shapes.get(OVERWRITE, {}))
         self.compiled = jax.jit(self.apply, static_argnames="train")
+        self.gradients = jax.jit(self.with_gradients)
 
     def _draw(self, s):
         return self.rng.uniform(0.5, 1.5, s.shape)
@@ -64,9 +67,20 @@ class Case:
         tree = {"params": self.params, STATS: self.stats, OVERWRITE: self.overwrite}
         return jax.tree.map(cast, {k: v for k, v in tree.items() if v})
 
-    def apply(self, variables, x, mask=None, train=True):
-        y, new = self.norm.apply(variables, x, mask=mask, train=train, mutable=[STATS])
+    def apply(self, variables, x, mask=None, train=True, norm=None):
+        norm = norm or self.norm
+        y, new = norm.apply(variables, x, mask=mask, train=train, mutable=[STATS])
         return y, new.get(STATS, {})
+
+    def with_gradients(self, variables, x, dy, mask=None, norm=None):
+        def loss(params, overwrite, x):
+            given = {**variables, "params": params, OVERWRITE: overwrite}
+            y, new = self.apply(given, x, mask, norm=norm)
+            return jnp.sum(y * dy), (y, new)
+
+        at = variables.get("params", {}), variables.get(OVERWRITE, {}), x
+        gradients, value = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*at)
+        return value, gradients
 
     def oracle(self, x, params=None, mask=None, train=True):
         params = self.params if params is None else params

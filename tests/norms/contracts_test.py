@@ -64,17 +64,29 @@ def test_value_and_state_equal_the_oracle(case, dtype, tolerance):
     wide = "float64" if dtype == "float64" else "float32"
     ways = list(itertools.product(masks_of(case), (True, False)))
 
+    def evaluated(variables, x):
+        run = functools.partial(case.apply, variables, x, train=False)
+        return [run(mask=mask) for mask in masks_of(case)]
+
     def all_ways(apply, variables, x):
         return [apply(variables, x, mask=mask, train=train) for mask, train in ways]
 
-    # Programs in float32 are those of other tests, the others are one.
-    run = functools.partial(all_ways, case.compiled)
-    if dtype != "float32":
-        run = jax.jit(functools.partial(all_ways, case.apply))
+    def in_float64(variables, x):
+        """Values in training come with the gradients of other tests."""
+        trained = [case.gradients(variables, x, case.dy, m)[0] for m in masks_of(case)]
+        pairs = zip(trained, jax.jit(evaluated)(variables, x), strict=True)
+        return itertools.chain(*pairs)
+
+    runs = {
+        "float64": in_float64,
+        # Those of other tests, too.
+        "float32": functools.partial(all_ways, case.compiled),
+        "bfloat16": jax.jit(functools.partial(all_ways, case.apply)),
+    }
     with jax.enable_x64(dtype == "float64"):
         # The oracle sees the input as it is after rounding to the tested dtype.
         x = jnp.asarray(case.x, dtype)
-        results = run(case.variables(wide), x)
+        results = runs[dtype](case.variables(wide), x)
     tight = 1e-10 if dtype == "float64" else 2e-5
     for (mask, train), (y, new) in zip(ways, results, strict=True):
         where = {"err_msg": f"train={train}, {'no ' if mask is None else ''}mask"}
@@ -171,19 +183,9 @@ def test_forward_mode_is_reverse_mode_transposed(first_case):
 @over(lambda row: not row.gradient)
 def test_gradients_equal_finite_differences_of_the_oracle(case):
     with jax.enable_x64(True):
-        variables = case.variables("float64")
-
-        def loss(params, x, mask):
-            y, _ = case.apply({**variables, "params": params}, x, mask=mask)
-            return jnp.sum(y * case.dy)
-
-        @jax.jit
-        def gradients(params, x):
-            gradient = jax.grad(loss, argnums=(0, 1))
-            return [gradient(params, x, mask) for mask in masks_of(case)]
-
-        both = gradients(variables.get("params", {}), case.x)
-        for mask, (dparams, dx) in zip(masks_of(case), both, strict=True):
+        given = case.variables("float64"), jnp.asarray(case.x), case.dy
+        for mask in masks_of(case):
+            _, (dparams, _, dx) = case.gradients(*given, mask)
 
             def oracle_loss(x, mask=mask):
                 return np.sum(case.oracle(x, mask=mask)[0] * case.dy)
@@ -208,16 +210,8 @@ def test_gradients_equal_finite_differences_of_the_oracle(case):
 def test_gradients_and_written_state_equal_the_oracle(case):
     with jax.enable_x64(True):
         for mask in masks_of(case):
-            variables = case.variables("float64")
-
-            def loss(params, overwrite, x, mask=mask, variables=variables):
-                given = {**variables, "params": params, OVERWRITE: overwrite}
-                return jnp.sum(case.apply(given, x, mask=mask)[0] * case.dy)
-
-            gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
-            dparams, overwrite, dx = gradient(
-                variables["params"], variables.get(OVERWRITE, {}), case.x
-            )
+            given = case.variables("float64"), jnp.asarray(case.x), case.dy
+            _, (dparams, overwrite, dx) = case.gradients(*given, mask)
             state = (case.params, case.stats, case.overwrite)
             expected = case.row.gradient(case.x, case.dy, *state, mask, case.row.kwargs)
             close = functools.partial(
@@ -252,25 +246,24 @@ def test_masked_positions_do_not_reach_statistics_or_valid_outputs(case):
         case.mask.reshape(case.mask.shape + (1,) * (case.x.ndim - case.mask.ndim)),
         case.x.shape,
     )
+    poisoned, large = (np.where(mask, case.x, poison) for poison in (np.nan, 1e6))
     variables = case.variables("float32")
     apply = functools.partial(case.compiled, variables, mask=case.mask, train=True)
-    clean = apply(jnp.float32(case.x))
-    poisoned = apply(jnp.float32(np.where(mask, case.x, np.nan)))
+    clean, dirty = apply(jnp.float32(case.x)), apply(jnp.float32(poisoned))
     np.testing.assert_array_equal(
-        np.asarray(clean[0])[mask], np.asarray(poisoned[0])[mask]
+        np.asarray(clean[0])[mask], np.asarray(dirty[0])[mask]
     )
-    chex.assert_trees_all_equal(clean[1], poisoned[1])
-
-    def loss(x):
-        y, _ = case.apply(variables, x, mask=case.mask)
-        return jnp.sum(jnp.where(mask, y * case.dy, 0.0).astype(jnp.float32))
-
-    gradient = jax.jit(jax.grad(loss))
-    large = gradient(jnp.float32(np.where(mask, case.x, 1e6)))
-    np.testing.assert_array_equal(
-        np.asarray(gradient(jnp.float32(case.x)))[mask], np.asarray(large)[mask]
-    )
-    assert np.isfinite(large).all()
+    chex.assert_trees_all_equal(clean[1], dirty[1])
+    with jax.enable_x64(True):
+        variables, dy = case.variables("float64"), np.where(mask, case.dy, 0.0)
+        gradients = [
+            case.gradients(variables, jnp.asarray(x), dy, case.mask)[1]
+            for x in (case.x, large)
+        ]
+    (dparams, _, dx), (large_dparams, _, large_dx) = gradients
+    chex.assert_trees_all_close(dparams, large_dparams, rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(np.asarray(dx)[mask], np.asarray(large_dx)[mask])
+    assert np.isfinite(large_dx).all()
 
 
 @over(tagged("mask"))
@@ -288,57 +281,35 @@ def test_empty_mask_moves_no_state_and_stays_finite(case):
 @pytest.mark.parametrize("first_case", rows_with(SHARDED), indirect=True)
 def test_sharded_batch_equals_one_device(first_case):
     """Value, states and gradient under jit, the batch split over devices."""
+    case, mask = first_case, masks_of(first_case)[-1]
     mesh = Mesh(np.array(jax.devices()[:DEVICES]), ("data",))
     split = NamedSharding(mesh, PartitionSpec("data"))
-    variables = first_case.variables("float32")
-    mask = masks_of(first_case)[-1]
-
-    def step(variables, x, dy, mask):
-        def loss(overwrite, x):
-            given = {**variables, OVERWRITE: overwrite}
-            y, new = first_case.apply(given, x, mask=mask)
-            return jnp.sum(y * dy), (y, new)
-
-        gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
-        return gradient(variables.get(OVERWRITE, {}), x)
-
-    inputs = [jnp.float32(first_case.x), jnp.float32(first_case.dy), mask]
-    one = jax.jit(step)(variables, *inputs)
-    sharded = [a if a is None else jax.device_put(a, split) for a in inputs]
-    many = jax.jit(step)(variables, *sharded)
+    with jax.enable_x64(True):
+        variables = case.variables("float64")
+        inputs = [jnp.asarray(case.x), case.dy, mask]
+        one = case.gradients(variables, *inputs)
+        sharded = [a if a is None else jax.device_put(a, split) for a in inputs]
+        many = jax.jit(case.with_gradients)(variables, *sharded)
     chex.assert_trees_all_close(one, many, rtol=1e-5, atol=1e-5)
 
 
 @over(tagged("axis_name"), "first_case")
 def test_axis_name_equals_one_device(first_case):
     """Inside shard_map, with unequal numbers of valid positions in the shards."""
+    case = first_case
     mesh = Mesh(np.array(jax.devices()[:DEVICES]), ("data",))
-    synced = norms.build(
-        first_case.row.name, axis_name="data", **first_case.row.kwargs
-    )()
-    variables, data = first_case.variables("float32"), PartitionSpec("data")
-
-    def step(norm, variables, x, dy, mask):
-        def loss(overwrite, x):
-            given = {**variables, OVERWRITE: overwrite}
-            y, new = norm.apply(given, x, mask=mask, train=True, mutable=[STATS])
-            return jnp.sum(y * dy), (y, new.get(STATS, {}))
-
-        gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
-        (overwrite, dx), (y, new) = gradient(variables.get(OVERWRITE, {}), x)
-        return y, dx, (new, overwrite)
-
-    inputs = [jnp.float32(first_case.x), jnp.float32(first_case.dy), first_case.mask]
-    one = jax.jit(functools.partial(step, first_case.norm))(variables, *inputs)
-    many = jax.jit(
-        jax.shard_map(
-            functools.partial(step, synced),
-            mesh=mesh,
-            in_specs=(PartitionSpec(), data, data, data),
-            out_specs=(data, data, PartitionSpec()),
-        )
-    )(variables, *inputs)
-    chex.assert_trees_all_close(one, many, rtol=1e-5, atol=1e-5)
+    synced = norms.build(case.row.name, axis_name="data", **case.row.kwargs)()
+    data, same = PartitionSpec("data"), PartitionSpec()
+    many = jax.shard_map(
+        functools.partial(case.with_gradients, norm=synced),
+        mesh=mesh,
+        in_specs=(same, data, data, data),
+        out_specs=((data, same), (same, same, data)),
+    )
+    with jax.enable_x64(True):
+        given = case.variables("float64"), jnp.asarray(case.x), case.dy, case.mask
+        one, several = case.gradients(*given), jax.jit(many)(*given)
+    chex.assert_trees_all_close(one, several, rtol=1e-5, atol=1e-5)
 
 
 def test_the_next_step_is_the_same_program(case):

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from normjax import optim
 from normjax.core.errors import UserError
+from tests.optim import by_hand
 from tests.optim.build_test import config
 
 RNG = np.random.default_rng(0)
@@ -50,42 +51,17 @@ def built(groups, **changes):
     return optim.build(config(groups=groups, **changes), TOTAL)
 
 
-def adamw(start, gradients, rate, decay, beta1=0.9, beta2=0.99, epsilon=1e-8):
-    w, m, v = start.copy(), 0.0, 0.0
-    for t, g in enumerate(gradients, 1):
-        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
-        u = (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + epsilon)
-        w = w - rate * (u + decay * w)
-    return w
-
-
-def sgd(start, gradients, rate, decay, beta1=0.9):
-    w, m = start.copy(), 0.0
-    for g in gradients:
-        g = g + decay * w
-        m = beta1 * m + g
-        w = w - rate * (g + beta1 * m)
-    return w
-
-
-def lion(start, gradients, rate, decay, beta1=0.9, beta2=0.99):
-    w, m = start.copy(), 0.0
-    for g in gradients:
-        u = np.sign(beta1 * m + (1 - beta1) * g)
-        m = beta2 * m + (1 - beta2) * g
-        w = w - rate * (u + decay * w)
-    return w
-
-
 def gradients_of(name):
     return [flat(gradient)[name] for gradient in GRADIENTS]
 
 
-BY_HAND = {function.__name__: function for function in (adamw, sgd, lion)}
+BY_HAND = {f.__name__: f for f in (*by_hand.ALIKE, *by_hand.OF_MATRICES)}
+TOGETHER = {"clipped_adagrad_norm"}
+"""Those of all parameters together, in methods_test.py."""
 
 
 def test_every_optimizer_is_tested_by_hand():
-    assert {entry.name for entry in optim.OPTIMIZERS} == set(BY_HAND)
+    assert {entry.name for entry in optim.OPTIMIZERS} == set(BY_HAND) | TOGETHER
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -106,12 +82,15 @@ def test_two_steps_of_groups_by_hand(x64, name):
         "blocks_0/fc/kernel": (1.0, 0.5),
         "blocks_1/fc/kernel": (1.0, 0.5),
     }
-    new, state = trained(built(groups, name=name))
+    arguments = by_hand.ARGUMENTS.get(name, {})
+    new, state = trained(built(groups, name=name, **arguments))
     new, old = flat(new), flat(PARAMS)
     assert new.keys() == said.keys()
     for path, (factor, decay) in said.items():
         rate, gradients = LR * factor, gradients_of(path)
-        expected = BY_HAND[name](old[path], gradients, rate, decay)
+        matrix = old[path].ndim > 1 and not path.startswith("head")
+        told = {"matrix": matrix} if BY_HAND[name] in by_hand.OF_MATRICES else {}
+        expected = BY_HAND[name](old[path], gradients, rate, decay, **told)
         np.testing.assert_allclose(new[path], expected, rtol=1e-6, err_msg=path)
     assert int(optim.updates_made(state, jnp.array(-1))) == STEPS
 
@@ -184,7 +163,7 @@ def test_layer_decay_is_the_closed_form(x64):
     for name, value in new.items():
         rate = LR * factors[name.partition("/")[0]]
         decayed = 0.5 if name.endswith("kernel") else 0.0
-        expected = adamw(old[name], gradients_of(name), rate, decayed)
+        expected = by_hand.adamw(old[name], gradients_of(name), rate, decayed)
         np.testing.assert_allclose(value, expected, rtol=1e-6, err_msg=name)
     for wrong in ((0.0, 2), (1.5, 2), (0.5, 0)):
         with pytest.raises(UserError, match=r"^layer_decay: (decay|depth) must"):
@@ -214,6 +193,47 @@ def test_layer_decay_finds_all_of_our_chains_of_blocks(name):
         layer = int(first[7:]) + 1 if first.startswith("blocks_") else layer
         number = 4 if label == "rest" else int(label)
         assert factors[number] == 0.5 ** (4 - layer), path
+
+
+def swin_layer(path, depths):
+    """The layer of a parameter as Swin's release numbers it (get_swin_layer): the
+    patch embedding 0, blocks from 1, a downsampling with its stage, the rest last."""
+    first, *_ = path.split("/")
+    kind, *numbers = first.split("_")
+    if kind == "stem":
+        return 0
+    if kind == "blocks":
+        stage, block = map(int, numbers)
+        return sum(depths[:stage]) + block + 1
+    if kind == "merge":  # into the stage of this number: at the end of that before it
+        return sum(depths[: int(numbers[0])])
+    return sum(depths) + 1
+
+
+@pytest.mark.parametrize("depths", [(1, 2, 1), (2, 1)])
+def test_layer_decay_of_stages_is_that_of_swin(depths):
+    from normjax import models
+
+    sizes = {"depths": depths, "dims": tuple(8 * 2**i for i in range(len(depths)))}
+    mixer = {"name": "window", "window_size": 2}
+    model = models.build(
+        {"name": "swin_tiny", **sizes, "num_heads": (1,) * len(depths)},
+        mixer=mixer,
+        num_classes=2,
+    )
+    x = jnp.zeros((1, 32, 32, 3))
+    key = jax.random.key(0)
+    params = jax.eval_shape(lambda: model.init(key, x, train=False))["params"]
+    groups = optim.groups.groups_of(optim.layer_decay(0.75, depths))
+    found = optim.groups.labels(groups, params, ())
+    optim.groups.check_found(groups, found)
+    last, seen = sum(depths) + 1, set()
+    for path, label in flat(found).items():
+        layer = swin_layer(path, depths)
+        factor = 1.0 if label == "rest" else groups[int(label)].learning_rate
+        np.testing.assert_allclose(factor, 0.75 ** (last - layer), err_msg=path)
+        seen.add(layer)
+    assert seen == set(range(last + 1))
 
 
 def test_rules_of_scanned_layers():

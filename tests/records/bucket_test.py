@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from normjax.analysis.layers import LayerLog, plot_layers, read_layers
 from normjax.cli import main as cli
@@ -37,6 +35,7 @@ from normjax.train import loop
 from normjax.train.profile import Profile
 from normjax.train.recalibrate import forget, keep_progress, progress
 from normjax.train.start import saved_variables, start_from
+from tests.events import events_in
 from tests.records.damage_test import state_at
 from tests.study.study_test import study
 from tests.train.loop_test import signal_at
@@ -101,10 +100,7 @@ def scalars_in(contents):
     """{(step, name): value} of files of events, each of them once."""
     found = {}
     for content in contents:
-        while content:
-            (length,) = struct.unpack("<Q", content[:8])
-            event = Event.FromString(content[12 : 12 + length])
-            content = content[16 + length :]
+        for event in events_in(content):
             for value in event.summary.value:
                 assert (event.step, value.tag) not in found
                 found[event.step, value.tag] = value.simple_value
@@ -125,6 +121,22 @@ def test_events(bucket, run, monkeypatch):
     assert len(bucket.names()) > 3
     assert max(len(bucket.read(name)) for name in bucket.names()) < 600
     assert all(Path(n).name.startswith("events.out.tfevents") for n in bucket.names())
+
+
+def test_pictures_and_histograms_on_both(bucket, run, tmp_path):
+    """What cannot be counted is left out of a histogram."""
+    image, values = np.full((2, 3, 3), 7, np.uint8), np.array([1.0, 2.0, np.nan])
+    histograms = {"of": values, "nothing": np.array([np.inf])}
+    for place in (run, tmp_path):
+        written = open_events(place, 0)
+        written.show(4, {"image": image}, histograms)
+        written.close()
+    (file,) = tmp_path.iterdir()
+    for content in [*map(bucket.read, bucket.names()), file.read_bytes()]:
+        shown = [v for e in events_in(content) if e.step == 4 for v in e.summary.value]
+        first, second = shown
+        assert (first.tag, first.image.height, first.image.width) == ("image", 2, 3)
+        assert (second.tag, second.histo.num, second.histo.sum) == ("of", 2, 3)
 
 
 def test_what_happens_inside_the_layers(bucket, run):

@@ -181,8 +181,8 @@ def test_every_file_in_every_way(saved, tmp_path_factory, capfd):
         "missing": Path.unlink,
         "cut off": cut,
         "empty": lambda p: p.write_bytes(b""),
+        "flip": flip,
     }
-    ways |= {f"flip {n}": lambda path, n=n: flip(path, n) for n in range(2)}
     states, counts = {n: state_at(n) for n in (1, 2)}, {1: 0, 2: 0}
     for index in range(len(files(saved))):
         for name, damage in ways.items():

@@ -57,8 +57,7 @@ def test_a_killed_run_leaves_no_lock(tmp_path):
 def test_train_holds_it_while_it_works(tmp_path, monkeypatch):
     seen, config = [], tiny_config("norm=layer_norm,mixer=softmax")
 
-    def another(self, step_fn):
-        del step_fn
+    def another(self):
         with pytest.raises(UserError, match="is in use by process"):
             loop.train(config, tmp_path)
         seen.append(self.step)

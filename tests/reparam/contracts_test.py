@@ -59,7 +59,9 @@ class Case:
         return self.layer, self.own, self.state
 
     def expected(self, train):
-        vectors, state = self.row.move(self.layer, self.state, self.row.kwargs, train)
+        vectors, state = self.row.move(
+            self.layer, self.own, self.state, self.row.kwargs, train
+        )
         return self.row.value(self.layer, self.own, vectors, self.row.kwargs), state
 
 
@@ -93,7 +95,7 @@ def test_the_same_in_float32(row, shapes):
 def test_gradients_equal_differences_of_the_oracle(row, shapes):
     """Singular vectors are constants of the gradient, everything else is not."""
     case = Case(row, shapes)
-    vectors, _ = row.move(case.layer, case.state, row.kwargs, True)
+    vectors, _ = row.move(case.layer, case.own, case.state, row.kwargs, True)
 
     def loss(layer, own):
         weights, _ = case.reparam.effective(layer, own, case.state, train=True)
@@ -151,7 +153,8 @@ def test_what_a_new_layer_gets(row, shapes):
             np.testing.assert_allclose(moved[name], held[name], atol=1e-4)
         if "sigma" in held:
             np.testing.assert_allclose(held["sigma"], largest, rtol=1e-5)
-        norm = own.get("gamma", largest if row.kwargs.get("keep_scale") else 1)
+        kept = row.kwargs.get("keep_scale") or "shift" in own
+        norm = own.get("gamma", largest if kept else 1)
         np.testing.assert_allclose(np.linalg.norm(rows, 2), norm, rtol=1e-4)
 
 
@@ -164,7 +167,7 @@ def test_low_precision_weights_are_worked_on_in_float32(row, shapes):
     state = {k: jnp.asarray(v, jnp.float32) for k, v in case.state.items()}
     run = jax.jit(case.reparam.effective, static_argnames="train")
     weights, _ = run(layer, own, state, train=True)
-    vectors, _ = row.move(rounded, case.state, row.kwargs, True)
+    vectors, _ = row.move(rounded, case.own, case.state, row.kwargs, True)
     expected = row.value(rounded, case.own, vectors, row.kwargs)
     for name in {"kernel", "scale"} & set(weights):
         assert weights[name].dtype == jnp.float32
@@ -254,3 +257,16 @@ def test_errors(name, arguments, message):
 
 def test_every_registered_reparameterization_has_a_row():
     assert {row.name for row in ROWS} == {entry.name for entry in REPARAMS}
+
+
+def test_what_is_pruned_after_training():
+    """Other than in training, zeros stay."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(4, 3)) * (rng.random((4, 3)) < 0.5)
+    a, b = rng.normal(size=(4, 2)), rng.normal(size=(2, 3))
+    rule = REPARAMS.factory({"name": "lora_prune", "rank": 2, "alpha": 3.0})()
+    own = {"lora_a": jnp.asarray(a), "lora_b": jnp.asarray(b)}
+    layer, added = {"kernel": jnp.asarray(kernel)}, 1.5 * a @ b
+    for train, mask in ((True, 1), (False, kernel != 0)):
+        made, _ = rule.effective(layer, own, {}, train=train)
+        np.testing.assert_allclose(made["kernel"], kernel + mask * added, rtol=1e-5)

@@ -72,7 +72,7 @@ def unit_vector(v):
     return v / np.linalg.norm(v)
 
 
-def sigma_vectors(layer, state, kwargs, train):
+def sigma_vectors(layer, own, state, kwargs, train):
     """One power iteration; stored in training only."""
     matrix = rows_of(layer["kernel"])
     left = unit_vector(matrix @ state["right"])
@@ -93,7 +93,7 @@ def gamma(layer, kwargs):
     return {"gamma": np.asarray(largest if spectral else 1.0)}
 
 
-def stable_rank_vectors(layer, state, kwargs, train):
+def stable_rank_vectors(layer, own, state, kwargs, train):
     left, right = state["left"], state["right"]
     for _ in range(kwargs.get("iterations", 1) if train else 0):
         right = unit_vector(rows_of(layer["kernel"]).T @ left)
@@ -113,3 +113,67 @@ def stable_rank_normalization(layer, own, vectors, kwargs):
         scaled = first + (scaled - first) * most / size
     scaled = scaled * (sigma if kwargs.get("keep_scale") else 1)
     return {**layer, "kernel": kernel_of(scaled, layer["kernel"])}
+
+
+def direction(layer, own, kwargs):
+    low = own["lora_a"] @ own["lora_b"]
+    scale = kwargs.get("alpha", 16.0) / kwargs.get("rank", 8)
+    return rows_of(layer["kernel"]) + scale * low.T
+
+
+def direction_lengths(layer, own, state, kwargs, train):
+    return np.linalg.norm(direction(layer, own, kwargs), axis=1), state
+
+
+def dora(layer, own, lengths, kwargs):
+    rows = direction(layer, own, kwargs) * (own["magnitude"] / lengths)[:, None]
+    return {**layer, "kernel": rows.T.reshape(layer["kernel"].shape)}
+
+
+def adapter(layer, own, kwargs, like):
+    """(alpha / rank) A B by units, with alpha of its default."""
+    rank = kwargs["rank"]
+    rows = (own["lora_a"] @ own["lora_b"]) * (kwargs.get("alpha", rank) / rank)
+    return rows.reshape(like.shape)
+
+
+def lora(layer, own, vectors, kwargs):
+    kernel = layer["kernel"]
+    return {**layer, "kernel": kernel + adapter(layer, own, kwargs, kernel)}
+
+
+def mask_lora(layer, own, vectors, kwargs):
+    kernel = layer["kernel"]
+    mask = (np.abs(kernel) > 0).astype(float)
+    return {**layer, "kernel": kernel + mask * adapter(layer, own, kwargs, kernel)}
+
+
+def scale_lora(layer, own, vectors, kwargs):
+    kernel = layer["kernel"]
+    return {**layer, "kernel": kernel * adapter(layer, own, kwargs, kernel)}
+
+
+def roots_of_rank(layer, kwargs):
+    kernel, rank = layer["kernel"], kwargs["rank"]
+    units = kernel.shape[-1]
+    shapes = {"lora_a": (kernel.size // units, rank), "lora_b": (rank, units)}
+    return {k: np.ones(s) / np.sqrt(rank) for k, s in shapes.items()}
+
+
+def singular_values(layer, own, vectors, kwargs):
+    """The given vectors are none of the kernel: W + U diag(e) V^T, of the last part."""
+    rows = rows_of(layer["kernel"]).copy()
+    first = len(rows) - len(rows) // kwargs.get("splits", 1)
+    for e, u, v in zip(own["shift"], vectors["left"].T, vectors["right"], strict=True):
+        rows[first:] += e * np.outer(u, v)
+    return {**layer, "kernel": kernel_of(rows, layer["kernel"])}
+
+
+def kept_vectors(layer, own, state, kwargs, train):
+    return state, state
+
+
+def no_shift(layer, kwargs):
+    kernel, parts = layer["kernel"], kwargs.get("splits", 1)
+    units = kernel.shape[-1]
+    return {"shift": np.zeros(min(units // parts, kernel.size // units))}

@@ -152,7 +152,7 @@ def test_every_layer_computes_with_the_weights_of_the_equation():
         layer = {name: np.asarray(array) for name, array in layer.items()}
         own = {name: np.asarray(params.pop((*path, name))) for name in method.own}
         held = {name: np.asarray(stats[*path, name]) for name in method.held}
-        vectors = move(layer, held, kwargs, False)[0] if move else {}
+        vectors = move(layer, own, held, kwargs, False)[0] if move else {}
         for name, array in value(layer, own, vectors, kwargs).items():
             params[*path, name] = array
     tree = flax.traverse_util.unflatten_dict(params)

@@ -11,9 +11,9 @@ NORM = {"scale": (6,), "bias": (6,)}
 RMS_NORM = {"scale": (6,)}
 
 
-def standing_still(layer, state, kwargs, train):
+def standing_still(layer, own, state, kwargs, train):
     """The state of what has none."""
-    del layer, kwargs, train
+    del layer, own, kwargs, train
     return {}, state
 
 
@@ -26,8 +26,8 @@ class Row:
       value: float64 NumPy function (layer, own, vectors, kwargs) -> weights.
       start: float64 NumPy function (layer, kwargs) -> initial own parameters; None
         where they are random.
-      move: float64 NumPy function (layer, state, kwargs, train) -> (what `value` takes
-        as constants, next state).
+      move: float64 NumPy function (layer, own, state, kwargs, train) -> (what `value`
+        takes as constants, next state).
       layers: shapes of the raw weights that it is tested on.
     """
 

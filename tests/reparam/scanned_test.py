@@ -18,6 +18,9 @@ KINDS["sigma_reparam"] = {"gamma_init": "spectral"}
 KINDS["weight_standardization"] = {"pattern": "fc1"}
 KINDS["stable_rank_normalization"] = {"rank_ratio": 0.3}
 FEW = ("sigma_reparam", "stable_rank_normalization", "scale_and_shift")
+RANDOM = {"scale_and_shift": "ssf_scale", "dora": "lora_a"}
+RANDOM |= dict.fromkeys(("lora", "mask_lora", "lora_prune"), "lora_a")
+"""An array that starts at random."""
 KEY = jax.random.key(1)
 STATE = ["batch_stats", "spectral_stats"]
 
@@ -76,7 +79,10 @@ def case(name):
         return scanned, plain, drawn(attach(dict(host)))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if "lora" in n else []) for n in KINDS],
+)
 def test_weights_gradients_and_state_are_those_of_the_unrolled_model(name, x64):
     scanned, plain, variables = case(name)
     state = {k: v for k, v in variables.items() if k != "params"}
@@ -142,14 +148,14 @@ def test_own_parameters_start_as_those_of_the_unrolled_model(name, x64):
     kept = {
         k: v
         for k, v in fusion.merge(scanned, variables)[1].items()
-        if name != "scale_and_shift"
+        if name not in RANDOM
     } or case("weight_standardization")[2]
     made = apart(reparam.attach(scanned.rules, kept, KEY))
     expected = reparam.attach(plain.rules, apart(kept), KEY)
     chex.assert_trees_all_equal_shapes_and_dtypes(made, expected)
-    if name == "scale_and_shift":
+    if name in RANDOM:
         first, second = (
-            made["params"][f"blocks_{i}"]["mlp"]["fc1"]["ssf_scale"] for i in (0, 1)
+            made["params"][f"blocks_{i}"]["mlp"]["fc1"][RANDOM[name]] for i in (0, 1)
         )
         assert not np.allclose(first, second)
     else:

@@ -9,7 +9,7 @@ import pytest
 
 from normjax.tasks import Classification
 from normjax.tasks.classification import metric_sums, summarize
-from normjax.tasks.scores import evaluate, make_eval_step
+from normjax.tasks.scores import evaluate, make_noted_step
 
 BINS = 15
 
@@ -106,7 +106,7 @@ def test_evaluate_sums_over_batches_of_normalised_pixels():
         return variables["scale"] * images.reshape(-1, 6)
 
     mean, std = (0.1, 0.2, 0.3), (0.3, 0.2, 0.1)
-    step = jax.jit(make_eval_step(apply, Classification(6, mean, std)))
+    step = jax.jit(make_noted_step(apply, Classification(6, mean, std)))
     batches = [
         {
             "image": images[i : i + 5],
@@ -115,10 +115,18 @@ def test_evaluate_sums_over_batches_of_normalised_pixels():
         }
         for i in range(0, 20, 5)
     ]
-    scores = summarize(evaluate(step, {"scale": jnp.float32(2.0)}, batches))
+    rows = []
+    variables = {"scale": jnp.float32(2.0)}
+    scores = summarize(evaluate(step, variables, batches, note=rows.append))
     logits = 2 * ((images / 255 - np.array(mean)) / np.array(std)).reshape(20, 6)
     for name, value in oracle(logits, labels, mask).items():
         np.testing.assert_allclose(scores[name], value, rtol=1e-5, err_msg=name)
+    found = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    np.testing.assert_array_equal(found["label"], labels)
+    np.testing.assert_array_equal(found["counted"], mask)
+    np.testing.assert_array_equal(found["answer"], logits.argmax(-1))
+    sure = 1 / np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
+    np.testing.assert_allclose(found["probability"], sure, rtol=1e-5)
 
 
 def test_bfloat16_logits_are_judged_in_float32():

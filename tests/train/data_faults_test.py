@@ -42,7 +42,7 @@ def train(tmp_path, capfd, monkeypatch, request):
 def untrained():
     """Runs end before their first step."""
     with (
-        mock.patch("normjax.train.loop.trace_train_step"),
+        mock.patch("normjax.train.loop.trace_phase"),
         mock.patch("normjax.train.loop.Run"),
     ):
         yield

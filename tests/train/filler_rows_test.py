@@ -39,9 +39,16 @@ ONE_OF_A_KIND = (
 """Of norms: what they evaluate by."""
 
 
+FITTING = {
+    "factorization": {"num_heads": 1, "sr_ratio": 1},
+    "monarch": {"max_length": 16},
+}
+"""What mixers need for the few channels and the 16 positions of the hosts."""
+
+
 def spec(row):
     given = {k: v for k, v in row.kwargs.items() if k not in KNOWN}
-    return {"name": row.name, **given}
+    return {"name": row.name, **given, **FITTING.get(row.name, {})}
 
 
 def hosts():
@@ -59,6 +66,8 @@ def hosts():
                 fast = host == "resnet" and row.name in ONE_OF_A_KIND
                 marks = () if fast else slow
                 given = {kind: spec(row)}
+                if host == "vit" and "grid" not in registry[row.name].tags:
+                    given["pool"] = "cls"
                 name = f"{host}-{row}"
                 yield pytest.param(host, fields, given, id=name, marks=marks)
 

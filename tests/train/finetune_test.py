@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from normjax.train.loop import train
 from tests.train.tiny import tiny_config
 
+NET = "norm=prepbn,mixer=sla"
 SMALL = {
     "batch_size": 64,
     "log_every": 50,
@@ -35,16 +36,15 @@ def write_half(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_better_than_from_scratch(seed, tmp_path):
+def test_better_than_from_scratch(tmp_path):
     write_half(tmp_path / "half")
-    old = tiny_config(seed=seed, total_steps=400, **SMALL)
+    old = tiny_config(NET, seed=0, total_steps=400, **SMALL)
     train(old, tmp_path / "old")
     half = {"name": "image_folder", "path": str(tmp_path / "half")}
     half |= {"mean": (0.3,) * 3, "std": (0.3,) * 3}
     scores = {}
     for name, path in (("scratch", ""), ("tuned", tmp_path / "old")):
-        config = tiny_config(seed=seed + 10, total_steps=40, **SMALL)
+        config = tiny_config(NET, seed=10, total_steps=40, **SMALL)
         config.data.update(half)
         config.init.path = str(path)
         scores[name] = train(config, tmp_path / name)

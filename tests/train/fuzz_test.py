@@ -23,6 +23,7 @@ from normjax.train.programs import trace_train_step
 from tests.train import fuzz
 
 SLOW = pytest.mark.slow
+LONG = (SLOW, pytest.mark.long)
 
 
 def examples(count):
@@ -86,10 +87,12 @@ def test_overrides_up_to_the_step(bases):
     check(bases["norm_free"], 6, trace_train_step)
 
 
-@SLOW
-def test_overrides_of_every_config_up_to_the_step(bases):
+@pytest.mark.parametrize(
+    "count", [pytest.param(4, marks=SLOW), pytest.param(12, marks=LONG)]
+)
+def test_overrides_of_every_config_up_to_the_step(bases, count):
     for base in bases.values():
-        check(base, 12, trace_train_step)
+        check(base, count, trace_train_step)
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(600, marks=SLOW)])
@@ -128,15 +131,17 @@ def test_flags_of_other_commands(bases, name, count):
     refused()
 
 
-@SLOW
-def test_what_is_accepted_trains(bases, tmp_path):
+@pytest.mark.parametrize(
+    "count", [pytest.param(20, marks=SLOW), pytest.param(60, marks=LONG)]
+)
+def test_what_is_accepted_trains(bases, tmp_path, count):
     """For two steps, or until a loss that is not finite."""
     trained, base = [], bases["digits"]
     base = dataclasses.replace(base, argument=",norm=layer_norm,mixer=softmax")
     short = ("total_steps=2", "batch_size=16", "microbatches=1", "eval_every=2")
     last = [f"--config.{field}" for field in short]
 
-    @examples(60)
+    @examples(count)
     @hypothesis.given(fuzz.overrides(base))
     def trains(argv):
         # Too long, or too many checkpoints for a disk.

@@ -19,7 +19,7 @@ from normjax.core.console import console
 from normjax.train import loop
 from tests.train.tiny import tiny_config
 
-STEPS, EARLY, WARM = 2000, 200, 4
+STEPS, EVERY, EARLY, WARM = 2000, 50, 200, 4
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -40,10 +40,10 @@ def opened():
     return sorted(found)
 
 
-def run(workdir, steps):
-    """Train; evaluation and checkpoint every quarter."""
+def run(workdir, steps, every):
+    """Train; evaluation and checkpoint every so many steps."""
     config = tiny_config(total_steps=steps, recalibrate_batches=0)
-    config.log_every = config.eval_every = config.checkpoint.every = steps // 4
+    config.log_every = config.eval_every = config.checkpoint.every = every
     loop.train(config, workdir)
     gc.collect()
 
@@ -65,11 +65,11 @@ def main(folder):
         lambda event, *_, **__: compiled.update([steps] * (event == COMPILED))
     )
     console.quiet = True
-    run(folder / "first", WARM)
+    run(folder / "first", WARM, every=1)
     threads, files = set(threading.enumerate()), opened()
     steps = 0
     compiled.clear()
-    run(folder / "second", STEPS)
+    run(folder / "second", STEPS, EVERY)
     print(
         json.dumps(
             {

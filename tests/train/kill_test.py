@@ -102,12 +102,12 @@ def test_terminated_runs_save_and_say_so(undisturbed, tmp_path):
 
 TERMINATED = """
 import os, signal, sys
-from normjax.train import loop, scoring
+from normjax.train import phases, scoring
 from normjax.cli.main import run, train_command
 
 when, owner = sys.argv.pop(1), scoring
-if when == "compile":
-    owner = loop.Run
+if when == "_compile":
+    owner = phases
 original = getattr(owner, when)
 
 def terminated(*args):
@@ -121,7 +121,7 @@ sys.exit(run(train_command, sys.argv))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("when", "code"), [("compile", -signal.SIGTERM), ("recalibrate", 75)]
+    ("when", "code"), [("_compile", -signal.SIGTERM), ("recalibrate", 75)]
 )
 def test_terminated_outside_the_steps(tmp_path, data_dir, when, code):
     """Before the first step there is nothing to save; after the last, it is saved."""

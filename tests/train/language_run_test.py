@@ -68,8 +68,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(undisturbed, texts, tmp_path, monkeyp
 
     config, advance = config_of(texts, "norm=repbn"), loop.Run.advance
 
-    def stop_after_four(run, step_fn, log, interrupt, until):
-        advance(run, step_fn, log, interrupt, 4)
+    def stop_after_four(run, log, interrupt, until):
+        advance(run, log, interrupt, 4)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Run, "advance", stop_after_four)

@@ -15,19 +15,18 @@ from tests.train.kill_test import ROOT, assert_same, finish, newest
 
 pytestmark = pytest.mark.slow
 
-KILLS, STEPS, EVERY = 21, 1200, 20
+EVERY = 20
 PATIENCE = 200.0  # seconds that a life may take to come to its moment
-FLAGS = [
+FLAGS = (
     "--config=configs/digits.py:norm=prepbn,mixer=softmax",
     "--config.batch_size=8",
-    f"--config.total_steps={STEPS}",
     "--config.model.dim=8",
     "--config.model.depth=1",
     "--config.model.num_heads=1",
     "--config.log_every=1",
     "--config.eval_every=100000",
     f"--config.checkpoint.every={EVERY}",
-]
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +40,15 @@ def start(tmp_path_factory):
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
 
-    def process(workdir):
+    def process(workdir, steps):
         return subprocess.Popen(
-            [sys.executable, "train.py", f"--workdir={workdir}", *FLAGS],
+            [
+                sys.executable,
+                "train.py",
+                f"--workdir={workdir}",
+                f"--config.total_steps={steps}",
+                *FLAGS,
+            ],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -92,22 +97,25 @@ def kill_at(process, conditions, delay):
     return process.wait() == -signal.SIGKILL
 
 
-def test_killed_at_random_moments(start, tmp_path, data_dir, capfd):
+@pytest.mark.parametrize(
+    ("times", "steps"), [(6, 400), pytest.param(21, 1200, marks=pytest.mark.long)]
+)
+def test_killed_at_random_moments(start, tmp_path, data_dir, capfd, times, steps):
     undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "killed"
-    code, text = finish(start(undisturbed))
+    code, text = finish(start(undisturbed, steps))
     assert code == 0, text
     rng, kills = random.Random(0), collections.Counter()
-    while kills.total() < KILLS:
+    while kills.total() < times:
         kind = rng.choice(["start", "step", "writing", "writing"])
         delay = rng.uniform(0, {"start": 0, "step": 0.1, "writing": 0.02}[kind])
-        with start(workdir) as process:
+        with start(workdir, steps) as process:
             began = time.time_ns()
             killed = kill_at(process, moment(kind, workdir, rng), delay)
         assert killed, f"the run was over after {kills}"
         half = "a half-written" if writing(workdir, began) else "no half-written"
         kills[f"{half} checkpoint"] += 1
-    code, text = finish(start(workdir))
+    code, text = finish(start(workdir, steps))
     assert code == 0, text
-    assert_same(workdir, undisturbed, STEPS)
+    assert_same(workdir, undisturbed, steps)
     with capfd.disabled():
         print(f"\nsurvived {kills.total()} kills: {dict(kills)}")

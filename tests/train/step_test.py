@@ -394,3 +394,40 @@ def test_what_scanned_layers_sow():
     levels = [*before.params["blocks"]["level"], before.params["last"]["level"]]
     np.testing.assert_allclose(metrics["level"], np.mean(levels), rtol=1e-5)
     np.testing.assert_allclose(metrics["auxiliary_loss"], np.sum(levels), rtol=1e-5)
+
+
+class Normed(nn.Module):
+    """A batch norm before a linear layer."""
+
+    norm: nn.Module
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = self.norm(x.reshape(len(x), -1), train=train)
+        return nn.Dense(4)(x)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_deferred_statistics_are_those_of_the_whole_batch(unbiased):
+    """As of one pass over it; the parts are normalised each by itself."""
+    from normjax.norms import BatchNorm
+
+    def norm():
+        return BatchNorm(momentum=0.5, unbiased_running_var=unbiased)
+
+    kind = {"steps": 2, "optimizer": optax.set_to_zero()}
+    whole, _ = run(Normed(norm()), **kind)
+    parted = {**kind, "microbatches": 4, "deferred_batch_stats": True}
+    parts, _ = run(Normed(norm()), **parted)
+    chex.assert_trees_all_close(parts.model_state, whole.model_state, rtol=1e-5)
+    threaded, _ = run(Normed(norm()), **{**kind, "microbatches": 4})
+    stats = [s.model_state["batch_stats"]["norm"]["var"] for s in (threaded, whole)]
+    assert not np.allclose(*stats, rtol=1e-2)
+
+
+def test_statistics_that_leave_no_moments_are_refused():
+    from normjax.core.errors import UserError
+
+    parted = {"microbatches": 2, "deferred_batch_stats": True}
+    with pytest.raises(UserError, match="deferred_batch_stats: blocks_0/norm1"):
+        run(small_vit("power_norm"), shape=(4, 4, 1), **parted)

@@ -270,12 +270,15 @@ def gated_linear(x, params, mask, kwargs):
 
 def vig(x, params, mask, kwargs):
     shape, count = x.shape, kwargs["num_heads"]
-    near = silu(depthwise(kept(x, mask), params["conv_kernel"]) + bias_of(params))
+    near = depthwise(kept(x, mask), params["conv_kernel"]) + bias_of(params)
+    near = silu(near) if kwargs.get("conv_activation", True) else near
     near = near.reshape(len(x), -1, x.shape[-1])
     mask = None if mask is None else mask.reshape(near.shape[:2])
-    q, k = (heads(t, count) for t in parts(near, params["qk"], 2))
+    joint, width = dense(near, params["qkv"]), near.shape[-1]
+    keys = (joint.shape[-1] - width) // 2
+    q, k, v = (heads(t, count) for t in np.split(joint, (keys, 2 * keys), -1))
     q, k = normed(q, k, params, kwargs)
-    q, v = q / np.sqrt(q.shape[-1]), heads(dense(near, params["v"]), count)
+    q = q / np.sqrt(q.shape[-1])
     g, back = np.split(log_decay(near, params["log_decay"]), 2, -1)
     o = states(q, k, v, heads(g, count), mask)
     q, k, v, g = (t[:, :, ::-1] for t in (q, k, v, heads(back, count)))
@@ -284,7 +287,9 @@ def vig(x, params, mask, kwargs):
     o = joined(rms(o / 2, 1e-5, params["norm"]["scale"]))
     share = sigmoid(dense(near, params["share"]))
     near = joined(rms(heads(near, count), 1e-5, params["local_norm"]["scale"]))
-    return dense(share * o + (1 - share) * near, params["proj"]).reshape(shape)
+    o = share * o + (1 - share) * near
+    o = silu(o) if kwargs.get("output_activation") else o
+    return dense(o, params["proj"]).reshape(shape)
 
 
 def bias_of(params):

@@ -9,7 +9,12 @@ from normjax.mixers.relative_bias import (
 )
 from normjax.norms import RMSNorm
 from tests.mixers.row import Row
-from tests.mixers.sequence import oracles
+from tests.mixers.sequence import (
+    decoder_oracles,
+    long_oracles,
+    oracles,
+    recurrent_oracles,
+)
 
 HEADS = {"num_heads": 2}
 CAUSAL = {**HEADS, "causal": True}
@@ -60,6 +65,7 @@ def maps(name, oracle, *more, **arguments):
 
 
 NORM = {"qk_norm": RMSNorm}
+FILTERS = {"max_length": 9, "position_features": 3, "filter_width": 4}
 
 ROWS = [
     *pairwise("rela", oracles.rectified(False)),
@@ -110,6 +116,38 @@ ROWS = [
         {"num_heads": 4, "num_kv_heads": 4, "qkv_bias": False},
         GRID,
     ),
+    Row(
+        "grouped_query",
+        decoder_oracles.joint_projection,
+        {"num_heads": 4, "num_kv_heads": 2, "joint": True, "causal": True},
+        SEQUENCE,
+        causal=True,
+    ),
+    Row(
+        "softmax",
+        decoder_oracles.values_apart,
+        {**CAUSAL, "value_bias": False},
+        SEQUENCE,
+        causal=True,
+    ),
+    *(
+        Row(
+            "prefix_attention",
+            decoder_oracles.prefixed,
+            {"num_heads": 4, "num_kv_heads": 2, "prefix_length": 3, **kwargs},
+            SEQUENCE,
+            causal=kwargs.get("causal", False),
+        )
+        for kwargs in ({}, {"causal": True, "streams": 3, **NORM})
+    ),
+    *(
+        Row("soft_causal", decoder_oracles.soft_causal, {**HEADS, **kwargs}, SEQUENCE)
+        for kwargs in (
+            {},
+            {"soft_mask": 0.4, **NORM},
+            {"soft_mask": 0.4, "renormalized": True},
+        )
+    ),
     *recurrent(
         "gated_linear",
         oracles.gated_linear,
@@ -143,7 +181,60 @@ ROWS = [
         {"num_heads": 1, "window": 2, **NORM},
         window=3,
     ),
+    *(
+        Row("liger", recurrent_oracles.liger, {**HEADS, **kwargs}, shape, causal=causal)
+        for kwargs, shape, causal in (
+            ({"window": 2}, SEQUENCE, True),
+            ({"recurrence": "hgrn2", "num_kv_heads": 1}, (3, 7, 8), True),
+            ({"recurrence": "gsa", "window": 3, "num_slots": 3}, SEQUENCE, True),
+            ({"recurrence": "gsa", "num_kv_heads": 1, **NORM}, GRID, False),
+            ({"qkv_bias": True, "joint": True, **NORM}, SEQUENCE, True),
+        )
+    ),
+    *recurrent(
+        "pararnn",
+        recurrent_oracles.pararnn,
+        {"num_heads": 3, "cell": "lstm", "features": 6, "conv_width": 2},
+        {"num_heads": 3, "solver": "sequential"},
+        {"num_heads": 3, "cell": "lstm", "solver": "newton", "iterations": 7},
+    ),
+    Row("hard", recurrent_oracles.hard, {**HEADS, "keep": 3}, SEQUENCE),
+    Row("hard", recurrent_oracles.hard, {**CAUSAL, "keep": 2}, SEQUENCE, causal=True),
+    Row(
+        "hard",
+        recurrent_oracles.hard,
+        {"num_heads": 4, "keep": 3, "pruned_heads": (0, 2), **NORM},
+        GRID,
+    ),
     *maps("rala", oracles.rala, {"qkv_features": 16, "qkv_bias": False}),
     *maps("rala_softmax", oracles.rala_softmax, {"qkv_features": 16}),
-    *maps("vig", oracles.vig, {"conv_bias": True, "gate_rank": 3, "expand_k": 1.0}),
+    *maps(
+        "vig",
+        oracles.vig,
+        {"conv_bias": True, "gate_rank": 3, "expand_k": 1.0}
+        | {"conv_activation": False, "output_activation": True},
+    ),
+    *(
+        Row("monarch", long_oracles.monarch, {**FILTERS, **kwargs}, shape)
+        for kwargs, shape in (
+            ({"residual": False}, SEQUENCE),
+            ({}, GRID),
+            ({"bidirectional": False, "frequency": 1.0}, SEQUENCE),
+        )
+    ),
+    *(
+        Row("task_convolved", long_oracles.task_convolved, {**HEADS, **kwargs}, shape)
+        for kwargs, shape in (
+            ({"kernel_size": 3, "num_tasks": 3, "task": 2}, SEQUENCE),
+            ({"kernel_size": 5, "num_tasks": 2, "task": 1, **NORM}, GRID),
+            ({"kernel_size": 3, "num_tasks": 2}, SEQUENCE),
+        )
+    ),
+    *(
+        Row("graph_transformer", long_oracles.graph_transformer, kwargs, shape)
+        for kwargs, shape in (
+            (HEADS, SEQUENCE),
+            ({"num_heads": 4, "epsilon": 1e-3, **NORM}, GRID),
+        )
+    ),
 ]

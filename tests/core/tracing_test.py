@@ -1,0 +1,29 @@
+"""What is traced once: the program of before, and no Python work for it again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from normjax.core.tracing import traced_once
+
+
+def test_traced_once_per_shape_and_the_program_stays():
+    seen = []
+
+    def plain(x, power):
+        seen.append((x.shape, power))
+        return jax.lax.platform_dependent(x, cpu=lambda x: x**power, default=jnp.sin)
+
+    once = traced_once("power")(plain)
+
+    def layers(function):
+        return lambda x: function(function(x, 2), 2) + function(x, 3)
+
+    x = np.arange(3.0, dtype=np.float32)
+    program = jax.make_jaxpr(layers(once))(x)
+    assert seen == [((3,), 2), ((3,), 3)]
+    jax.make_jaxpr(jax.grad(lambda x: jnp.sum(layers(once)(x))))(x)
+    assert len(seen) == 2
+    names = [e.primitive.name for e in program.eqns]
+    assert names == [e.primitive.name for e in jax.make_jaxpr(layers(plain))(x).eqns]
+    np.testing.assert_array_equal(jax.jit(layers(once))(x), x**4 + x**3)
