@@ -7,7 +7,7 @@ WORKDIR ?= runs/digits
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: train test test-slow test-short lint clean
+.PHONY: train test test-slow test-long test-short lint clean
 
 $(VENV)/train.stamp: pyproject.toml constraints.txt
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -32,7 +32,11 @@ test: lint
 	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/dev.stamp
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not long" --durations=40 --durations-min=10
+
+# Every size of every published network, twenty kills instead of six.
+test-long: $(VENV)/dev.stamp
+	$(PYTEST) -m long
 
 # Where another version of Python, JAX or Flax would show first, in a few minutes.
 test-short: $(VENV)/dev.stamp
