@@ -4,6 +4,7 @@ import ast
 import contextlib
 import dataclasses
 import io
+import random
 from pathlib import Path
 
 import ml_collections
@@ -108,9 +109,8 @@ def choices_of(field: str, value) -> list[str]:
     return same
 
 
-@st.composite
-def overrides(draw, base: Base):
-    """One to three overrides of fields of the config, most of them well-formed."""
+def fields_of(base: Base) -> dict:
+    """The fields of the config and arguments of its components, with their values."""
     config = load_config(base.spec.partition("=")[2])
     fields = dict(leaves(config))
     for kind, registry in COMPONENTS.items():
@@ -118,6 +118,22 @@ def overrides(draw, base: Base):
         name = node.get("name") if isinstance(node, ml_collections.ConfigDict) else None
         for argument in field_names(registry[name].make) if name in registry else ():
             fields.setdefault(f"model.{kind}.{argument}", None)
+    return fields
+
+
+def single_overrides(base: Base):
+    """One override of each field in turn, by a text of its type, in random order."""
+    rng = random.Random(0)
+    fields = fields_of(base)
+    for field in rng.sample(sorted(fields), len(fields)):
+        text = rng.choice(choices_of(field, fields[field]))
+        yield (base.spec, *base.shrink, f"--config.{field}={text}")
+
+
+@st.composite
+def overrides(draw, base: Base):
+    """One to three overrides of fields of the config, most of them well-formed."""
+    fields = fields_of(base)
     lines = []
     for _ in range(draw(st.integers(1, 3))):
         field = draw(st.sampled_from(sorted(fields)))

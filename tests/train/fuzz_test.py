@@ -132,27 +132,27 @@ def test_flags_of_other_commands(bases, name, count):
 
 
 @pytest.mark.parametrize(
-    "count", [pytest.param(20, marks=SLOW), pytest.param(60, marks=LONG)]
+    "most", [pytest.param(4, marks=SLOW), pytest.param(12, marks=LONG)]
 )
-def test_what_is_accepted_trains(bases, tmp_path, count):
+def test_what_is_accepted_trains(bases, tmp_path, most):
     """For two steps, or until a loss that is not finite."""
-    trained, base = [], bases["digits"]
-    base = dataclasses.replace(base, argument=",norm=layer_norm,mixer=softmax")
+    trained = 0
+    base = dataclasses.replace(
+        bases["digits"], argument=",norm=layer_norm,mixer=softmax"
+    )
     short = ("total_steps=2", "batch_size=16", "microbatches=1", "eval_every=2")
     last = [f"--config.{field}" for field in short]
 
-    @examples(count)
-    @hypothesis.given(fuzz.overrides(base))
-    def trains(argv):
-        # Too long, or too many checkpoints for a disk.
-        endless = any("000" in word or "keep_" in word for word in argv)
-        hypothesis.assume(not endless and argv not in trained)
-        workdir = f"--workdir={tmp_path / str(len(trained))}"
+    for argv in fuzz.single_overrides(base):
+        # Too long, too many checkpoints for a disk, or a file that training opens.
+        if any(word in argv[-1] for word in ("000", "keep_", "init.path")):
+            continue
+        workdir = f"--workdir={tmp_path / str(trained)}"
         with stubbed(trace_train_step):
             if fuzz.outcome(train_command, *argv, *last, workdir):
-                return
-        trained.append(argv)
-        assert fuzz.outcome(train_command, *argv, *last, workdir) in (0, 1)
-
-    trains()
-    assert len(trained) > 3
+                continue
+        trained += 1
+        assert fuzz.outcome(train_command, *argv, *last, workdir) in (0, 1), argv
+        if trained == most:
+            return
+    raise AssertionError(f"only {trained} were accepted")
