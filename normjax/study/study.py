@@ -1,29 +1,45 @@
-"""The runs of a study, its table and its plot."""
+"""A study: its cells, what is claimed of them, its table and its plots."""
 
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from normjax.analysis.layers import TITLES, by_depth, read_layers
 from normjax.core.compiler import compiled_code_in
 from normjax.core.console import console
 from normjax.core.errors import UserError
-from normjax.core.files import exists, whole_file, write
+from normjax.core.files import exists, write
 from normjax.records import report
 from normjax.records.json_files import read_json
+from normjax.study.claims import Cell, Claim, Finding, Sample, judge, sample_of
 from normjax.study.coordinates import draw_coordinates
-from normjax.train.loop import train
-from normjax.train.nonfinite import NonFiniteLoss
+from normjax.study.pages import (
+    Block,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    markdown_table,
+    write_pages,
+)
+from normjax.study.plots import plot_dots, plot_layers, plot_lines
+from normjax.study.runs import (
+    RESULT_FILE,
+    STEPS_FILE,
+    WHOLE,
+    Measure,
+    Share,
+    once,
+    part_of_steps,
+    shortened,
+)
 
-RESULT_FILE = "result.json"
+CLAIMS_HEAD = ("claim", "source", "published", "measured", "verdict")
 
 
 class Study(NamedTuple):
@@ -31,123 +47,213 @@ class Study(NamedTuple):
 
     Attributes:
       title: of the table.  rows: what the rows are called, "norm".
-      runs: config of every cell (row, column); a pair that is left out stays empty.
+      runs: of every cell (row, column) the config, or a function of the seed and a
+        folder that gives numbers by name; a pair that is left out stays empty.
       seeds: each cell is run with each of them.
-      metric: of the final evaluation.  percent: whether it is a fraction.
+      metric: of the final evaluation.
+      percent: whether it is a fraction, of which a run that diverged has 0; it has
+        infinitely much of anything else.
       layers: a quantity of `train.diagnostics` to draw against depth, or "".
       axis: what the columns are numbers of, which are then drawn along a logarithmic
         axis, a line a row; empty: they are names.
       coordinates: configs by (row, width), of which a few updates show how much the
         outputs of the layers move, see `coordinates`; empty: none.
+      claims: of papers, about the cells.
     """
 
     title: str
     rows: str
-    runs: Mapping[tuple[str, str], ConfigDict]
+    runs: Mapping[Cell, ConfigDict | Measure]
     seeds: tuple[int, ...] = (0, 1, 2)
     metric: str = "top1"
     percent: bool = True
     layers: str = ""
     axis: str = ""
     coordinates: Mapping[tuple[str, int], ConfigDict] = MappingProxyType({})
+    claims: tuple[Claim, ...] = ()
 
-    def shown(self, value: float) -> str:
-        """The metric in tables."""
-        return f"{100 * value:.2f}" if self.percent else f"{value:.4f}"
+    def shown(self, value: float, metric: str = "") -> str:
+        """A value of a metric, or of the study's own, in tables."""
+        if self.percent and metric in ("", self.metric):
+            return f"{100 * value:.2f}"
+        return f"{value:.4f}" if metric in ("", self.metric) else f"{value:.4g}"
+
+    @property
+    def worst(self) -> float:
+        """What a run that diverged counts as."""
+        return 0.0 if self.percent else math.inf
 
 
-def run_study(
-    study: Any, workdir: Path, only: re.Pattern[str] = re.compile("")
-) -> Path:
-    """Run what is not done yet, print the table, write `table.md` and `table.png`.
+class Outcome(NamedTuple):
+    """What a study found.
 
-    A run that diverges is a result as well and is shown as such.
+    Attributes:
+      page: path of its report, `report.md`.
+      findings: of its claims.  minutes: that its runs took, all together.
+    """
 
-    Args:
-      study: a mapping or Study with the fields of Study.
-      workdir: gets one folder a run, `row/column/seed`.
-      only: cells whose "row/column" it finds; the others are shown if they are done.
+    page: Path
+    findings: list[Finding]
+    minutes: float
 
-    Returns:
-      the path of `table.md`.
+
+def as_study(given: Any) -> Study:
+    """A study, or a mapping with the fields of one, as a study."""
+    return given if isinstance(given, Study) else Study(**given)
+
+
+def wanted_cells(study: Study, only: re.Pattern[str]) -> list[Cell]:
+    """The cells whose "row/column" `only` finds.
 
     Raises:
-      UserError: a config of the study is wrong.
+      UserError: none.
     """
-    study = study if isinstance(study, Study) else Study(**study)
     wanted = [cell for cell in study.runs if only.search("/".join(cell))]
     if not wanted:
         raise UserError(
             f"--only={only.pattern!r} leaves none of {len(study.runs)} cells"
         )
+    return wanted
+
+
+def prepare(study: Study, workdir: Path, runs: int, minutes: float = math.inf) -> None:
+    """What is done once, before the runs are shared out among processes.
+
+    Draws the coordinates, and finds by a pilot how many steps a budget leaves.
+
+    Args:
+      runs: of one process, with one seed.  minutes: the budget.
+    """
     if study.coordinates:
         workdir.mkdir(parents=True, exist_ok=True)
         plot = workdir / "coordinates.png"
         draw_coordinates(study.coordinates, plot)
         console.print(f"coordinates in {plot}")
-    # A whole table first, then the next seed.
-    todo = [(cell, seed) for seed in study.seeds for cell in wanted]
-    # Seeds differ in data only: the second compilation of a step is read from disk.
+    if math.isfinite(minutes):
+        first = next(iter(study.runs.values()))
+        with compiled_code_in(workdir / "cache"):
+            part_of_steps(first, runs, minutes, workdir)
+
+
+def run_cells(
+    study: Study,
+    workdir: Path,
+    cells: Sequence[Cell],
+    share: Share = WHOLE,
+    minutes: float = math.inf,
+) -> None:
+    """Run what is not done yet: a whole table first, then the next seed.
+
+    A run that diverges is a result as well.
+
+    Args:
+      workdir: gets one folder a run, `row/column/seed`.
+      share: of the runs, for this process.
+      minutes: no further seed is begun that would end later than this from now, to
+        judge by the last one; the first seed is always run.
+
+    Raises:
+      UserError: a config of the study is wrong.
+    """
+    began, part = time.monotonic(), _part(workdir)
+    cells = cells[share.index :: share.of]
+    total = len(study.seeds) * len(cells)
+    # Seeds differ in data alone: the second compilation of a step is read from disk.
     with compiled_code_in(workdir / "cache"):
-        for i, (cell, seed) in enumerate(todo, 1):
-            folder = workdir / "/".join(cell) / str(seed)
-            result = _run_once(study.runs[cell], seed, folder)
-            shown = result.get("error") or study.shown(result[study.metric])
-            name = f"{'/'.join(cell)} seed {seed}"
-            console.print(f"{i}/{len(todo)}  {name}: {shown}")
-    return _summarize(study, workdir)
+        for i, seed in enumerate(study.seeds):
+            seconds = 0.0
+            for j, cell in enumerate(cells, 1):
+                folder = workdir / "/".join(cell) / str(seed)
+                result = once(shortened(study.runs[cell], part), seed, folder)
+                shown = result.get("error") or study.shown(result[study.metric])
+                seconds += result.get("seconds", 0.0)
+                name = f"{'/'.join(cell)} seed {seed}"
+                console.print(f"{i * len(cells) + j}/{total}  {name}: {shown}")
+            if time.monotonic() - began + seconds > 60 * minutes:
+                return
 
 
-def _run_once(config: ConfigDict, seed: int, folder: Path) -> dict[str, Any]:
-    """The result of one run; read where it is done already."""
-    path = folder / RESULT_FILE
-    if exists(path):
-        return read_json(path)
-    config = config.copy_and_resolve_references()
-    config.seed = seed
-    try:
-        console.quiet = True
-        result: dict[str, Any] | None = train(config, folder)
-    except NonFiniteLoss as error:
-        result = {"error": f"diverged: {str(error).split(' (')[0]}"}
-    finally:
-        console.quiet = False
-        # Hundreds of compiled programs would stay in memory.
-        jax.clear_caches()
-    if result is None:
-        raise UserError("stopped by a signal; the same command goes on")
-    write(path, json.dumps(result).encode())
-    return result
+def summarize(study: Study, workdir: Path) -> Outcome:
+    """Print the table and the verdicts of what is done, and write them with the plots.
 
-
-def _summarize(study: Study, workdir: Path) -> Path:
+    Writes `table.md`, `table.png`, and the whole as `report.md` and `report.html`.
+    """
     rows = list(dict.fromkeys(row for row, _ in study.runs))
     columns = list(dict.fromkeys(column for _, column in study.runs))
     results = {cell: _results(study, workdir, cell) for cell in study.runs}
+    values = {
+        cell: [result.get(study.metric, math.nan) for result in done]
+        for cell, done in results.items()
+    }
     table = [
-        (row, *(_cell(results.get((row, column)), study) for column in columns))
+        (row, *(_cell(values.get((row, column)), study) for column in columns))
         for row in rows
     ]
     names = (study.rows, *columns)
     report.table(study.title, names, table)
-    lines = [_markdown(names), _markdown("---" for _ in names), *map(_markdown, table)]
-    path = workdir / "table.md"
-    write(path, ("\n".join(lines) + "\n").encode())
-    plot = _plot_lines if study.axis else _plot
-    plot(study, rows, columns, results, workdir / "table.png")
-    console.print(f"table in {path}, plot in {workdir / 'table.png'}")
-    if study.layers:
-        plot = workdir / f"{study.layers}.png"
-        _plot_layers(study, rows, columns, workdir, plot)
-        console.print(f"{study.layers} in {plot}")
-    return path
+    write(workdir / "table.md", (markdown_table(names, table) + "\n").encode())
+    pictures = [
+        Picture(path, text)
+        for path, text in _plots(study, rows, columns, values, workdir)
+    ]
+    findings = [
+        judge(claim, results, study.metric, study.worst) for claim in study.claims
+    ]
+    found = [finding_row(study, finding) for finding in findings]
+    if found:
+        report.table("claims", CLAIMS_HEAD, found)
+    minutes = sum(r.get("seconds", 0.0) for done in results.values() for r in done) / 60
+    blocks: list[Block] = [Heading(study.title)]
+    if found:
+        blocks.append(Table(CLAIMS_HEAD, found))
+    part = _part(workdir)
+    steps = f", {part:g} of their steps" if part < 1 else ""
+    count = sum(map(len, results.values()))
+    blocks += [
+        Table(names, table),
+        Paragraph(f"{count} runs{steps}, {minutes:.1f} minutes."),
+        *pictures,
+    ]
+    page = workdir / "report.md"
+    write_pages(blocks, page)
+    console.print(f"report in {page} and {page.with_suffix('.html')}")
+    return Outcome(page, findings, minutes)
 
 
-def _results(study: Study, workdir: Path, cell: tuple[str, str]) -> list[float]:
-    """The metric of every seed that is done; NaN where it diverged."""
+def finding_row(study: Study, finding: Finding) -> tuple[str, ...]:
+    """A claim, its paper, its figures, ours and the verdict."""
+    claim = finding.claim
+
+    def side(sample: Sample) -> str:
+        if not sample.count:
+            return "nothing"
+        if math.isinf(sample.mean):
+            return "diverged"
+        text = study.shown(sample.mean, claim.metric)
+        if sample.count == 1:
+            return text
+        return f"{text} ± {study.shown(sample.spread, claim.metric)}"
+
+    sign = "=" if claim.equal else ">"
+    measured = f"{side(finding.more)} {sign} {side(finding.less)} ?"
+    return (
+        claim.statement,
+        claim.source,
+        claim.published,
+        f"{claim.metric or study.metric}: {measured}",
+        finding.verdict,
+    )
+
+
+def _part(workdir: Path) -> float:
+    path = workdir / STEPS_FILE
+    return read_json(path)["part"] if exists(path) else 1.0
+
+
+def _results(study: Study, workdir: Path, cell: Cell) -> list[dict[str, float]]:
+    """What every seed gave that is done."""
     paths = [workdir / "/".join(cell) / str(s) / RESULT_FILE for s in study.seeds]
-    done = [read_json(path) for path in paths if exists(path)]
-    return [result.get(study.metric, math.nan) for result in done]
+    return [read_json(path) for path in paths if exists(path)]
 
 
 def _cell(values: list[float] | None, study: Study) -> str:
@@ -156,94 +262,31 @@ def _cell(values: list[float] | None, study: Study) -> str:
     diverged = sum(map(math.isnan, values))
     if diverged:
         return f"diverged ({diverged} of {len(values)})"
-    parts = (np.mean, np.std) if len(study.seeds) > 1 else (np.mean,)
-    text = " ± ".join(study.shown(float(f(values))) for f in parts)
+    sample = sample_of(values, study.worst)
+    text = study.shown(sample.mean)
+    if len(study.seeds) > 1:
+        text += f" ± {study.shown(sample.spread)}"
     lacking = len(study.seeds) - len(values)
     return f"{text} ({len(values)} seeds)" if lacking else text
 
 
-def _markdown(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _plot(study, rows, columns, results, path: Path) -> None:
-    """Every run a dot, one line a row."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+def _plots(study, rows, columns, values, workdir: Path) -> list[tuple[Path, str]]:
+    """The plots of a study, and what they show."""
     factor, unit = (100, ", %") if study.percent else (1, "")
-    height = 1.2 + 0.28 * len(rows)
-    figure, axes = pyplot.subplots(figsize=(7, height), layout="tight")
-    for i, column in enumerate(columns):
-        points = [
-            (factor * value, len(rows) - 1 - y + 0.16 * (i - (len(columns) - 1) / 2))
-            for y, row in enumerate(rows)
-            for value in results.get((row, column), [])
-            if math.isfinite(value)
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o", ms=4, alpha=0.7, label=column)
-    axes.set_yticks(range(len(rows)), rows[::-1])
-    axes.set_xlabel(study.metric + unit)
-    axes.set_title(study.title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=110)
-    pyplot.close(figure)
-
-
-def _plot_lines(study, rows, columns, results, path: Path) -> None:
-    """The mean of each row against the columns, which are numbers."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    factor, unit = (100, ", %") if study.percent else (1, "")
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="tight")
-    for row in rows:
-        points = [
-            (float(column), factor * float(np.mean(values)))
-            for column in columns
-            if (values := results.get((row, column)))
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o-", ms=4, label=row)
-    axes.set_xscale("log")
-    axes.set_xlabel(study.axis)
-    axes.set_ylabel(study.metric + unit)
-    axes.set_title(study.title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=110)
-    pyplot.close(figure)
-
-
-def _plot_layers(study, rows, columns, workdir: Path, path: Path) -> None:
-    """The last record of every cell's first seed against depth; one axis a column."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    size = {"figsize": (5 * len(columns), 4), "layout": "tight", "squeeze": False}
-    figure, axes = pyplot.subplots(1, len(columns), sharey=True, **size)
-    for axis, column in zip(axes[0], columns, strict=True):
-        for row in rows:
-            records = read_layers(workdir / row / column / str(study.seeds[0]))
-            if records and study.layers in records[-1]:
-                _, values = by_depth(records[-1][study.layers])
-                axis.plot(values, "o-", ms=3, label=row)
-        axis.set_title(column)
-        axis.set_xlabel("layer")
-        axis.set_yscale("log")
-        axis.grid(alpha=0.3)
-    axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes[0][0].set_ylabel(TITLES[study.layers])
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=110)
-    pyplot.close(figure)
+    scaled = {cell: [factor * v for v in found] for cell, found in values.items()}
+    label, path = study.metric + unit, workdir / "table.png"
+    if study.axis:
+        plot_lines(scaled, rows, columns, label, study.axis, path)
+    else:
+        plot_dots(scaled, rows, columns, label, path)
+    plots = [(path, study.title)]
+    if study.layers:
+        path = workdir / f"{study.layers}.png"
+        first = str(study.seeds[0])
+        plot_layers(
+            study.layers, rows, columns, lambda r, c: workdir / r / c / first, path
+        )
+        plots.append((path, f"{study.layers} by depth"))
+    if study.coordinates:
+        plots.append((workdir / "coordinates.png", "coordinate check"))
+    return plots

@@ -1,0 +1,121 @@
+"""What a paper claims about a study's numbers, and whether they show it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Cell = tuple[str, str]
+"""Row and column of a study's table."""
+
+SEEN = "seen"
+NOT_SEEN = "not seen"
+OPPOSITE = "opposite"
+WITHIN_NOISE = "within noise"
+
+
+class Claim(NamedTuple):
+    """`metric` is larger in `more` than in `less`; or, with `equal`, it is the same.
+
+    Attributes:
+      statement: the claim in a sentence.  source: paper, year.
+      published: its own figures.
+      more, less: cells of the study, or a number.
+      metric: of the results; empty: that of the study.
+      margin: the gap is larger than this, or, with `equal`, at most this.
+      equal: the two are claimed to be the same.
+    """
+
+    statement: str
+    source: str
+    published: str
+    more: Cell | float
+    less: Cell | float
+    metric: str = ""
+    margin: float = 0.0
+    equal: bool = False
+
+
+class Sample(NamedTuple):
+    """Mean and standard deviation over seeds, and how many there are."""
+
+    mean: float
+    spread: float
+    count: int
+
+
+def sample_of(values: Sequence[float], worst: float) -> Sample:
+    """Mean and standard deviation, with n - 1 in its denominator.
+
+    Args:
+      values: of each seed; NaN where it diverged.
+      worst: what a run that diverged counts as; where that is infinite, one such run
+        makes the mean infinite and the spread zero.
+    """
+    finite = [worst if math.isnan(value) else value for value in values]
+    if not finite:
+        return Sample(math.nan, 0.0, 0)
+    if math.inf in finite:
+        return Sample(math.inf, 0.0, len(finite))
+    spread = float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
+    return Sample(float(np.mean(finite)), spread, len(finite))
+
+
+def verdict(more: Sample, less: Sample, margin: float, equal: bool = False) -> str:
+    """Whether `more` is larger than `less` by `margin`, or the same within it.
+
+    The noise is the standard deviation of the difference of two runs,
+    sqrt(s_more^2 + s_less^2): a gap within it decides nothing.
+
+    Returns:
+      "seen"; "opposite": the gap has the other sign; "within noise"; "not seen": the
+      gap is real and smaller than claimed (or, with `equal`, larger), or one of the two
+      has no results, or both are infinite.
+    """
+    gap, noise = more.mean - less.mean, math.hypot(more.spread, less.spread)
+    if math.isnan(gap):
+        return NOT_SEEN
+    if equal:
+        if abs(gap) <= margin:
+            return SEEN
+        return WITHIN_NOISE if abs(gap) <= noise else NOT_SEEN
+    if gap > max(margin, noise):
+        return SEEN
+    if abs(gap) <= noise:
+        return WITHIN_NOISE
+    return OPPOSITE if gap < 0 else NOT_SEEN
+
+
+class Finding(NamedTuple):
+    """A claim, what was measured for it, and the verdict."""
+
+    claim: Claim
+    more: Sample
+    less: Sample
+    verdict: str
+
+
+def judge(
+    claim: Claim,
+    results: Mapping[Cell, Sequence[Mapping[str, float]]],
+    metric: str,
+    worst: float,
+) -> Finding:
+    """The verdict on a claim.
+
+    Args:
+      results: of the runs of each cell; one without the metric diverged.
+      metric: of the study.  worst: see `sample_of`.
+    """
+    name = claim.metric or metric
+
+    def sample(side: Cell | float) -> Sample:
+        if not isinstance(side, tuple):
+            return Sample(float(side), 0.0, 1)
+        return sample_of([r.get(name, math.nan) for r in results[side]], worst)
+
+    more, less = sample(claim.more), sample(claim.less)
+    return Finding(
+        claim, more, less, verdict(more, less, claim.margin, equal=claim.equal)
+    )
