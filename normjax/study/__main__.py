@@ -77,7 +77,7 @@ def _files() -> dict[str, str]:
     return {
         path.stem: str(path)
         for path in sorted((RECIPES / "studies").glob("*.py"))
-        if path.stem != "__init__"
+        if path.stem not in ("__init__", "common")
     }
 
 

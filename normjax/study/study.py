@@ -234,8 +234,7 @@ def finding_row(study: Study, finding: Finding) -> tuple[str, ...]:
             return text
         return f"{text} ± {study.shown(sample.spread, claim.metric)}"
 
-    sign = "=" if claim.equal else ">"
-    measured = f"{side(finding.more)} {sign} {side(finding.less)} ?"
+    measured = f"{side(finding.more)} against {side(finding.less)}"
     return (
         claim.statement,
         claim.source,

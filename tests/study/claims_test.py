@@ -77,9 +77,9 @@ def test_report_of_several_studies(tmp_path, capsys):
     text = (tmp_path / "claims.md").read_text()
     row = r"\| one \| A beats \\\| B. \| Who, 2020 \| 90 : 80 \|"
     assert re.search(
-        rf"{row} top1: 91.00 ± 1.00 > 80.00 ± 0.00 \? \| seen \| 1.5 \|", text
+        rf"{row} top1: 91.00 ± 1.00 against 80.00 ± 0.00 \| seen \| 1.5 \|", text
     )
-    assert re.search(r"80.00 ± 0.00 > 91.00 ± 1.00 \? \| opposite \|", text)
+    assert re.search(r"80.00 ± 0.00 against 91.00 ± 1.00 \| opposite \|", text)
     assert "2 claims, 1 of them seen, 3 minutes of runs." in text
     assert "6 runs, 1.5 minutes." in (tmp_path / "one" / "report.md").read_text()
     assert "opposite" in capsys.readouterr().out

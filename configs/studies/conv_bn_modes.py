@@ -1,0 +1,55 @@
+"""A frozen BatchNorm behind a convolution: evaluated, merged in each step, or for good.
+
+    python -m normjax.study conv_bn_modes --workdir=runs/conv_bn_modes
+
+ResNet-18 at 64 pixels, 8 images, loss and gradients in float32; memory of the compiled
+step's temporaries and its time, beside those of mode eval.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from normjax.study.claims import Claim
+
+MODES = ("train", "eval", "tune", "deploy")
+SOURCE = "Tune mode of ConvBN (You et al., 2023)"
+
+
+def get_study() -> dict[str, Any]:
+    """The fields of `normjax.study.study.Study`."""
+    return {
+        "title": "memory of a step / mode eval",
+        "rows": "mode",
+        "metric": "memory",
+        "percent": False,
+        "runs": {("tune", "ResNet-18"): _measured()},
+        "claims": (
+            Claim(
+                "Tune takes less memory than eval.",
+                SOURCE,
+                "ResNet-50: 10 to 40 % less",
+                1.0,
+                ("tune", "ResNet-18"),
+            ),
+            Claim(
+                "Tune takes less time than eval.",
+                SOURCE,
+                "5 to 15 % less (GPU)",
+                1.0,
+                ("tune", "ResNet-18"),
+                metric="time",
+            ),
+        ),
+    }
+
+
+def _measured() -> Callable[[int, Path], Mapping[str, float]]:
+    def measure(seed: int, folder: Path) -> Mapping[str, float]:
+        from normjax.bench.conv_bn import measure
+
+        rows = {row[0]: row for row in measure("resnet18", 64, 8)}
+        _, _, time, _, memory = rows["tune"]
+        return {"memory": memory, "time": time}
+
+    return measure

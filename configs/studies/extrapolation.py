@@ -1,0 +1,86 @@
+"""Decoders on rows four times as long as those that they were trained on.
+
+    python -m normjax.study extrapolation --workdir=runs/extrapolation
+
+A byte-level decoder trained on 64 bytes a row; *long*: bits per byte on rows of 256.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from configs.studies.common import changed, decoder, trained
+from normjax.study.claims import Claim
+
+POSITIONS: dict[str, dict[str, Any]] = {
+    "rotary": {},
+    "alibi": {"relative_bias": "alibi", "rotary_base": None},
+    "kerple_log": {"relative_bias": "kerple_log", "rotary_base": None},
+}
+LENGTH, FACTOR = 64, 4
+
+
+def get_study() -> dict[str, Any]:
+    """The fields of `normjax.study.study.Study`."""
+    rotary, alibi, kerple = ((name, "pytext") for name in POSITIONS)
+    return {
+        "title": "pytext: bits per byte on rows of 256, trained on 64",
+        "rows": "positions",
+        "metric": "long",
+        "percent": False,
+        "runs": {
+            (name, "pytext"): _cell(arguments) for name, arguments in POSITIONS.items()
+        },
+        "claims": (
+            Claim(
+                "ALiBi goes on where rotary positions break down.",
+                "ALiBi (Press et al., 2022)",
+                "trained on 512, better still on 3,072",
+                rotary,
+                alibi,
+            ),
+            Claim(
+                "KERPLE extrapolates better than ALiBi.",
+                "KERPLE (Chi et al., 2022)",
+                "lower perplexity from 1,024 to 16,384 tokens",
+                alibi,
+                kerple,
+            ),
+            Claim(
+                "With ALiBi longer rows are no worse than those trained on.",
+                "ALiBi (Press et al., 2022)",
+                "perplexity falls",
+                0.0,
+                alibi,
+                metric="loss_of_length",
+            ),
+        ),
+    }
+
+
+def _cell(arguments: Mapping[str, Any]) -> Any:
+    config = changed(decoder(steps=300), data__text__length=LENGTH)
+    config.model.mixer.update(arguments)
+    return trained(config, _longer)
+
+
+def _longer(folder: Path) -> Mapping[str, float]:
+    """Bits per byte of the run on rows of both lengths."""
+    from normjax.evaluation.run import restored
+    from normjax.train.config import kept_config
+    from normjax.train.experiment import build_experiment
+    from normjax.train.programs import jit_eval_step
+
+    config = kept_config(folder)
+    state = restored(build_experiment(config), folder)
+    found = {}
+    for length in (LENGTH, FACTOR * LENGTH):
+        with config.unlocked():
+            config.data.text.length = length
+        experiment = build_experiment(config)
+        scores = experiment.evaluate(
+            jit_eval_step(experiment), state.eval_variables(), config.data.eval_split
+        )
+        found[length] = scores["bits_per_byte"]
+    long = found[FACTOR * LENGTH]
+    return {"long": long, "loss_of_length": long - found[LENGTH]}
