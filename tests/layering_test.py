@@ -17,9 +17,10 @@ LAYERS = (
     {"train"},
     {"evaluation"},
     {"cli"},
-    {"study", "generate", "export", "prune", "quantize"},
+    {"generate", "export", "prune", "quantize"},
     {"plan"},
     {"bench"},
+    {"study"},
 )
 LEVEL = {package: level for level, names in enumerate(LAYERS) for package in names}
 OF_RUNS = {"config", "devices", "records"}
@@ -40,6 +41,8 @@ LIGHT = (
     "normjax.config.sections",
     "normjax.config.fields",
     "normjax.config.check",
+    "normjax.study.cells",
+    "normjax.study.claims",
     *(
         f"normjax.families.{file.stem}"
         for file in (ROOT / "normjax/families").glob("*.py")

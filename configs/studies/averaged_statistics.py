@@ -2,7 +2,7 @@
 
     python -m normjax.study averaged_statistics --workdir=runs/averaged_statistics
 
-A residual network on scanned digits, 300 updates; weights averaged with a decay of 0.98.
+A residual network on scanned digits, 300 updates; weights averaged with decay 0.98.
 *Recalibrated*: statistics estimated anew for the weights that are evaluated.
 """
 

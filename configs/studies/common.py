@@ -1,7 +1,5 @@
-"""What studies of claims share: small runs of one recipe, and cells that measure."""
+"""What studies of claims share: small runs of one recipe."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from configs import digits, lm_bytes
@@ -59,43 +57,3 @@ def changed(config: Any, **fields: Any) -> Any:
             node = node[section]
         node[field] = value
     return config
-
-
-def trained(
-    config: Any, measure: Callable[[Path], Mapping[str, float]]
-) -> Callable[[int, Path], Mapping[str, float]]:
-    """A cell that trains, and measures what the run's folder holds as well."""
-
-    def run(seed: int, folder: Path) -> Mapping[str, float]:
-        from normjax.train.loop import train
-
-        own = config.copy_and_resolve_references()
-        own.seed = seed
-        found = train(own, folder)
-        if found is None:
-            raise KeyboardInterrupt
-        return {**found, **measure(folder)}
-
-    return run
-
-
-def last_layers(quantity: str) -> Callable[[Path], Mapping[str, float]]:
-    """Reads the last look into the layers: first, last, mean, and growth by depth.
-
-    Args:
-      quantity: key of `normjax.analysis.layers.TITLES`; the run needs
-        `config.diagnostics_every`.
-    """
-
-    def measure(folder: Path) -> Mapping[str, float]:
-        from normjax.analysis.layers import by_depth, read_layers
-
-        _, values = by_depth(read_layers(folder)[-1][quantity])
-        return {
-            f"{quantity}_first": values[0],
-            f"{quantity}_last": values[-1],
-            f"{quantity}_mean": sum(values) / len(values),
-            f"{quantity}_growth": values[-1] / values[0],
-        }
-
-    return measure

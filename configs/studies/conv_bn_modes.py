@@ -6,13 +6,11 @@ ResNet-18 at 64 pixels, 8 images, loss and gradients in float32; memory of the c
 step's temporaries and its time, beside those of mode eval.
 """
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+from normjax.study.cells import Measure
 from normjax.study.claims import Claim
 
-MODES = ("train", "eval", "tune", "deploy")
 SOURCE = "Tune mode of ConvBN (You et al., 2023)"
 
 
@@ -23,7 +21,7 @@ def get_study() -> dict[str, Any]:
         "rows": "mode",
         "metric": "memory",
         "percent": False,
-        "runs": {("tune", "ResNet-18"): _measured()},
+        "runs": {("tune", "ResNet-18"): Measure("conv_bn_tune")},
         "claims": (
             Claim(
                 "Tune takes less memory than eval.",
@@ -42,14 +40,3 @@ def get_study() -> dict[str, Any]:
             ),
         ),
     }
-
-
-def _measured() -> Callable[[int, Path], Mapping[str, float]]:
-    def measure(seed: int, folder: Path) -> Mapping[str, float]:
-        from normjax.bench.conv_bn import measure
-
-        rows = {row[0]: row for row in measure("resnet18", 64, 8)}
-        _, _, time, _, memory = rows["tune"]
-        return {"memory": memory, "time": time}
-
-    return measure

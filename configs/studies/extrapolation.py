@@ -5,11 +5,10 @@
 A byte-level decoder trained on 64 bytes a row; *long*: bits per byte on rows of 256.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from configs.studies.common import changed, decoder, trained
+from configs.studies.common import changed, decoder
+from normjax.study.cells import Measure
 from normjax.study.claims import Claim
 
 POSITIONS: dict[str, dict[str, Any]] = {
@@ -58,29 +57,7 @@ def get_study() -> dict[str, Any]:
     }
 
 
-def _cell(arguments: Mapping[str, Any]) -> Any:
+def _cell(arguments: dict[str, Any]) -> Measure:
     config = changed(decoder(steps=300), data__text__length=LENGTH)
     config.model.mixer.update(arguments)
-    return trained(config, _longer)
-
-
-def _longer(folder: Path) -> Mapping[str, float]:
-    """Bits per byte of the run on rows of both lengths."""
-    from normjax.evaluation.run import restored
-    from normjax.train.config import kept_config
-    from normjax.train.experiment import build_experiment
-    from normjax.train.programs import jit_eval_step
-
-    config = kept_config(folder)
-    state = restored(build_experiment(config), folder)
-    found = {}
-    for length in (LENGTH, FACTOR * LENGTH):
-        with config.unlocked():
-            config.data.text.length = length
-        experiment = build_experiment(config)
-        scores = experiment.evaluate(
-            jit_eval_step(experiment), state.eval_variables(), config.data.eval_split
-        )
-        found[length] = scores["bits_per_byte"]
-    long = found[FACTOR * LENGTH]
-    return {"long": long, "loss_of_length": long - found[LENGTH]}
+    return Measure("longer_rows", {"factor": FACTOR}, config)

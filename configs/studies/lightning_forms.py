@@ -7,10 +7,9 @@ block, and in blocks. *Error*: largest difference from float64, by the largest v
 *Slope*: exponent p of time ~ tokens^p from 1,024 to 4,096 tokens.
 """
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+from normjax.study.cells import Measure
 from normjax.study.claims import Claim
 
 FORMS = ("recurrent", "parallel", "chunked")
@@ -24,7 +23,9 @@ def get_study() -> dict[str, Any]:
         "rows": "form",
         "metric": "error",
         "percent": False,
-        "runs": {(form, "float32"): _measured(form) for form in FORMS},
+        "runs": {
+            (form, "float32"): Measure("decay_form", {"form": form}) for form in FORMS
+        },
         "claims": (
             *(
                 Claim(
@@ -54,43 +55,3 @@ def get_study() -> dict[str, Any]:
             ),
         ),
     }
-
-
-def _measured(form: str) -> Callable[[int, Path], Mapping[str, float]]:
-    def measure(seed: int, folder: Path) -> Mapping[str, float]:
-        import math
-
-        import jax
-        import numpy as np
-
-        from normjax.core.timing import alternate
-        from normjax.mixers import decay
-
-        function, logs = getattr(decay, form), np.log([0.9, 0.99]).astype(np.float32)
-        rng = np.random.default_rng(seed)
-        calls: dict[int, Any] = {}
-        for length in (1024, 4096):
-            q, k, v = rng.normal(size=(3, 1, length, 2, 32)).astype(np.float32)
-            run = jax.jit(lambda q, k, v: function(q, k, v, logs)[0])
-            calls[length] = lambda run=run, given=(q, k, v): run(*given)
-        seconds = alternate(calls, 5)
-        q, k, v = rng.normal(size=(3, 1, 256, 2, 32)).astype(np.float32)
-        exact = _exact(*(t.astype(np.float64) for t in (q, k, v)), np.exp(logs))
-        error = np.abs(function(q, k, v, logs)[0] - exact).max() / np.abs(exact).max()
-        slope = math.log(seconds[4096] / seconds[1024]) / math.log(4)
-        return {"error": float(error), "slope": slope}
-
-    return measure
-
-
-def _exact(q: Any, k: Any, v: Any, decay: Any) -> Any:
-    """o_t = q_t sum_{s <= t} decay^(t - s) k_s v_s^T in NumPy."""
-    import numpy as np
-
-    state = np.zeros((*q.shape[:1], *q.shape[2:], v.shape[-1]))
-    outputs = []
-    for t in range(q.shape[1]):
-        added = k[:, t, :, :, None] * v[:, t, :, None]
-        state = decay[:, None, None] * state + added
-        outputs.append(np.einsum("bhk,bhkv->bhv", q[:, t], state))
-    return np.stack(outputs, 1)

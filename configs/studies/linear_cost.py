@@ -7,13 +7,11 @@ exponent p of time ~ tokens^p from 1,024 to 4,096; *ratio* is the time beside th
 softmax attention with as many tokens, in turns.
 """
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+from normjax.study.cells import Measure
 from normjax.study.claims import Claim
 
-WIDTH, HEADS, ROUNDS = 64, 2, 5
 MIXERS = ("softmax", "sla", "rala", "focused_linear")
 SIDES = (8, 16, 32, 64)
 
@@ -28,7 +26,7 @@ def get_study() -> dict[str, Any]:
         "percent": False,
         "axis": "tokens",
         "runs": {
-            (mixer, column): _timed(mixer, side)
+            (mixer, column): Measure("mixer_time", {"mixer": mixer, "side": side})
             for mixer in MIXERS
             for side, column in zip(SIDES, columns, strict=True)
         },
@@ -65,39 +63,3 @@ def get_study() -> dict[str, Any]:
             ),
         ),
     }
-
-
-def _timed(mixer: str, side: int) -> Callable[[int, Path], Mapping[str, float]]:
-    def measure(seed: int, folder: Path) -> Mapping[str, float]:
-        import math
-
-        from normjax.core.timing import alternate
-
-        smaller = side // 2
-        calls = {
-            (name, s): _call(name, s, seed)
-            for name, s in {("softmax", side), (mixer, side), (mixer, smaller)}
-        }
-        seconds = alternate(calls, ROUNDS)
-        growth = seconds[mixer, side] / seconds[mixer, smaller]
-        return {
-            "ratio": seconds[mixer, side] / seconds["softmax", side],
-            "slope": math.log(growth) / math.log(4),
-        }
-
-    return measure
-
-
-def _call(name: str, side: int, seed: int) -> Callable[[], Any]:
-    import jax
-
-    from normjax import mixers
-
-    x = jax.random.normal(jax.random.key(seed), (1, side, side, WIDTH))
-    mixer = mixers.build(name, num_heads=HEADS)()
-    tokens = (
-        x if "grid" in mixers.MIXERS[name].tags else x.reshape(1, side * side, WIDTH)
-    )
-    variables = jax.jit(mixer.init)(jax.random.key(1), tokens)
-    run = jax.jit(mixer.apply)
-    return lambda: run(variables, tokens)

@@ -8,7 +8,8 @@ mean over layers, in nats, at the end.
 
 from typing import Any
 
-from configs.studies.common import decoder, last_layers, trained
+from configs.studies.common import decoder
+from normjax.study.cells import Measure
 from normjax.study.claims import Claim
 
 ENTROPY = "attention_entropy"
@@ -55,4 +56,4 @@ def get_study() -> dict[str, Any]:
 def _cell(norm: str, activation: str) -> Any:
     config = decoder(f"norm={norm}", mlp="mlp", activation=activation)
     config.diagnostics_every = config.total_steps
-    return trained(config, last_layers(ENTROPY))
+    return Measure("last_layers", {"quantity": ENTROPY}, config)

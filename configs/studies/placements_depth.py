@@ -8,7 +8,8 @@ the residual stream behind the last block, by that behind the first.
 
 from typing import Any
 
-from configs.studies.common import decoder, last_layers, trained
+from configs.studies.common import decoder
+from normjax.study.cells import Measure
 from normjax.study.claims import Claim
 
 PLACEMENTS = ("pre", "post", "scaled", "mix", "peri")
@@ -78,4 +79,4 @@ def _cell(placement: str) -> Any:
     arg = f"norm=layer_norm,placement={placement}"
     config = decoder(arg, steps=150, depth=8, dim=48, mlp_hidden=128)
     config.diagnostics_every = 150
-    return trained(config, last_layers(VARIANCE))
+    return Measure("last_layers", {"quantity": VARIANCE}, config)

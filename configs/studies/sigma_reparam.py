@@ -8,7 +8,8 @@ clipping. *Entropy*: of the attention, mean over layers, in nats, at the end.
 
 from typing import Any
 
-from configs.studies.common import changed, last_layers, trained, vit
+from configs.studies.common import changed, vit
+from normjax.study.cells import Measure
 from normjax.study.claims import Claim
 
 ENTROPY = "attention_entropy"
@@ -59,4 +60,4 @@ def _cell(row: str, rate: str) -> Any:
     )
     if row != "plain":
         config.reparam = ({"pattern": "qkv|proj|fc", "name": "sigma_reparam"},)
-    return trained(config, last_layers(ENTROPY))
+    return Measure("last_layers", {"quantity": ENTROPY}, config)

@@ -6,11 +6,10 @@ A byte-level decoder; and the largest difference of the logits when a Pre-LN dec
 turned into a Pre-RMSNorm or Pre-CRMSNorm one, in float32, by the largest logit.
 """
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from configs.studies.common import decoder
+from normjax.study.cells import Measure
 from normjax.study.claims import Claim
 
 NORMS = ("layer_norm", "rms_norm", "simple_rms_norm")
@@ -35,8 +34,12 @@ def get_study() -> dict[str, Any]:
         "percent": False,
         "runs": {
             **{(norm, "trained"): decoder(f"norm={norm}") for norm in NORMS},
-            ("rms_norm", "converted"): _converted("rms_norm"),
-            ("crms_norm", "converted"): _converted("crms_norm"),
+            ("rms_norm", "converted"): Measure(
+                "pre_norm_conversion", {"norm": "rms_norm"}
+            ),
+            ("crms_norm", "converted"): Measure(
+                "pre_norm_conversion", {"norm": "crms_norm"}
+            ),
         },
         "claims": (
             Claim(
@@ -64,32 +67,3 @@ def get_study() -> dict[str, Any]:
             ),
         ),
     }
-
-
-def _converted(norm: str) -> Callable[[int, Path], Mapping[str, float]]:
-    def measure(seed: int, folder: Path) -> Mapping[str, float]:
-        import jax
-        import jax.numpy as jnp
-
-        from normjax import fusion, models
-
-        model = models.build(
-            "decoder", vocab_size=257, norm="layer_norm", dim=64, depth=4, num_heads=2
-        )
-        tokens = jax.random.randint(jax.random.key(seed), (2, 32), 0, 257)
-        variables = jax.jit(model.init)(jax.random.key(seed + 1), tokens)
-        # Norms are at their start: 1 and 0 would hide what becomes of them.
-        leaves, structure = jax.tree.flatten(variables)
-        keys = jax.random.split(jax.random.key(seed + 2), len(leaves))
-        noisy = [
-            leaf + 0.1 * jax.random.normal(key, leaf.shape)
-            for leaf, key in zip(leaves, keys, strict=True)
-        ]
-        variables = jax.tree.unflatten(structure, noisy)
-        new = fusion.convert_pre_norm(model, variables, norm)
-        before = model.apply(variables, tokens)
-        after = new.model.apply(new.variables, tokens)
-        gap = jnp.max(jnp.abs(after - before)) / jnp.max(jnp.abs(before))
-        return {"difference": float(gap), "bits_per_byte": float("nan")}
-
-    return measure

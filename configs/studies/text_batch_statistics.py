@@ -9,7 +9,8 @@ channels and norms.
 
 from typing import Any
 
-from configs.studies.common import decoder, last_layers, trained, vit
+from configs.studies.common import decoder, vit
+from normjax.study.cells import Measure
 from normjax.study.claims import Claim
 
 SOURCE = "PowerNorm (Shen et al., 2020)"
@@ -70,7 +71,7 @@ def get_study() -> dict[str, Any]:
 
 def _batch_norm(config: Any) -> Any:
     config.diagnostics_every = config.total_steps
-    return trained(config, last_layers(FLUCTUATION))
+    return Measure("last_layers", {"quantity": FLUCTUATION}, config)
 
 
 def _ungrouped() -> Any:

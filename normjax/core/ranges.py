@@ -34,7 +34,7 @@ BELOW_ONE, FRACTION = Range(0, 1, open=True), Range(0, 1)
 _POSITIVE = """
     block_size conv_width depth depths dim dims feature_dim features gate_rank
     group_size group_width hidden iterations kernel_size kernel_sizes last_width
-    mlp_hidden neighbours num_classes num_groups num_heads num_kv_heads num_layers
+    mlp_hidden neighbours num_classes num_heads num_kv_heads num_layers
     num_tokens patch_size pool_size position_features qkv_features rank split_size
     sr_ratio stem_stride stem_width stride strides token_dim value_features
     vocab_size widths window window_size

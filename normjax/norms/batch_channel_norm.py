@@ -1,5 +1,8 @@
 """BatchNorm followed by a norm over channels (BCN)."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ from normjax.core.collections import BATCH_STATS, INTERMEDIATES
 from normjax.core.dtypes import result_dtype
 from normjax.core.errors import UserError, one_of
 from normjax.core.moments import masked_moments
+from normjax.core.ranges import POSITIVE, Range
 from normjax.norms.base import NORMS, affine_parameters
 from normjax.norms.batch_norm import BatchNorm
 from normjax.norms.batch_norm_wrapper import BatchNormWrapper
@@ -93,6 +97,8 @@ class BatchChannelNorm(BatchNormWrapper):
 
     num_groups: int = 32
     statistics: str = "batch"
+
+    ranges: ClassVar[Mapping[str, Range]] = {"num_groups": POSITIVE}
 
     @nn.compact
     def __call__(

@@ -1,5 +1,6 @@
 """EvoNorm: normalization and activation found together by search (Liu et al., 2020)."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from normjax.core.dtypes import result_dtype
 from normjax.core.moments import at_least_float32, masked_moments
+from normjax.core.ranges import POSITIVE, Range
 from normjax.norms.base import (
     NORMS,
     affine_parameters,
@@ -200,6 +202,8 @@ class EvoNormS0(nn.Module):
     v_init: Initializer | float = nn.initializers.ones
 
     activates: ClassVar[bool] = True
+
+    ranges: ClassVar[Mapping[str, Range]] = {"num_groups": POSITIVE}
 
     @nn.compact
     def __call__(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 
 from normjax.core.errors import UserError
 from normjax.core.moments import align_mask
+from normjax.core.ranges import POSITIVE, Range
 from normjax.norms.base import NORMS, apply_affine
 from normjax.norms.instance_norm import InstanceNorm
 from normjax.norms.layer_norm import layer_normalize
@@ -142,6 +143,8 @@ class GroupNorm(InstanceNorm):
 
     num_groups: int = 32
     per_token: bool = False
+
+    ranges: ClassVar[Mapping[str, Range]] = {"num_groups": POSITIVE}
 
     @staticmethod
     def tags_with(tags: frozenset[str], arguments: Mapping[str, Any]) -> frozenset[str]:

@@ -1,10 +1,9 @@
 """What a paper claims about a study's numbers, and whether they show it."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 Cell = tuple[str, str]
 """Row and column of a study's table."""
@@ -58,8 +57,8 @@ def sample_of(values: Sequence[float], worst: float) -> Sample:
         return Sample(math.nan, 0.0, 0)
     if math.inf in finite:
         return Sample(math.inf, 0.0, len(finite))
-    spread = float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
-    return Sample(float(np.mean(finite)), spread, len(finite))
+    spread = statistics.stdev(finite) if len(finite) > 1 else 0.0
+    return Sample(statistics.fmean(finite), spread, len(finite))
 
 
 def verdict(more: Sample, less: Sample, margin: float, equal: bool = False) -> str:
@@ -87,6 +86,15 @@ def verdict(more: Sample, less: Sample, margin: float, equal: bool = False) -> s
     return OPPOSITE if gap < 0 else NOT_SEEN
 
 
+def values_of(results: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
+    """A metric of each seed; NaN where it diverged. Results without it are left out."""
+    return [
+        result.get(metric, math.nan)
+        for result in results
+        if metric in result or "error" in result
+    ]
+
+
 class Finding(NamedTuple):
     """A claim, what was measured for it, and the verdict."""
 
@@ -98,14 +106,14 @@ class Finding(NamedTuple):
 
 def judge(
     claim: Claim,
-    results: Mapping[Cell, Sequence[Mapping[str, float]]],
+    results: Mapping[Cell, Sequence[Mapping[str, Any]]],
     metric: str,
     worst: float,
 ) -> Finding:
     """The verdict on a claim.
 
     Args:
-      results: of the runs of each cell; one without the metric diverged.
+      results: of the runs of each cell.
       metric: of the study.  worst: see `sample_of`.
     """
     name = claim.metric or metric
@@ -113,7 +121,7 @@ def judge(
     def sample(side: Cell | float) -> Sample:
         if not isinstance(side, tuple):
             return Sample(float(side), 0.0, 1)
-        return sample_of([r.get(name, math.nan) for r in results[side]], worst)
+        return sample_of(values_of(results[side], name), worst)
 
     more, less = sample(claim.more), sample(claim.less)
     return Finding(

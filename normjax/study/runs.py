@@ -2,17 +2,17 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from normjax.core.console import console
 from normjax.core.errors import UserError
 from normjax.core.files import exists
 from normjax.records.json_files import read_json, write_json
+from normjax.study.cells import Measure
+from normjax.study.measures import MEASURES
 from normjax.train.loop import train
 from normjax.train.nonfinite import NonFiniteLoss
 
@@ -21,8 +21,9 @@ STEPS_FILE = "steps.json"
 FEWEST = 0.25
 """Least part of the steps that a budget leaves."""
 
-Measure = Callable[[int, Path], Mapping[str, float]]
-"""Of a seed and a folder: numbers by name. For what is no plain training."""
+
+Run = Any
+"""A cell: a config, which is trained, or a `Measure`."""
 
 
 class Share(NamedTuple):
@@ -35,7 +36,7 @@ class Share(NamedTuple):
 WHOLE = Share()
 
 
-def once(what: ConfigDict | Measure, seed: int, folder: Path) -> dict[str, Any]:
+def once(what: Run, seed: int, folder: Path) -> dict[str, Any]:
     """The result of one run, with its `seconds`; read where it is done already.
 
     A run that diverges has an `error` instead of metrics.
@@ -49,12 +50,14 @@ def once(what: ConfigDict | Measure, seed: int, folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     try:
         console.quiet = True
-        if isinstance(what, ConfigDict):
-            config: Any = what.copy_and_resolve_references()
-            config.seed = seed
-            found: Mapping[str, Any] | None = train(config, folder)
-        else:
-            found = what(seed, folder)
+        found: dict[str, Any] | None = {}
+        measure = what if isinstance(what, Measure) else None
+        config = measure.config if measure else what
+        if config is not None:
+            found = _trained(config, seed, folder)
+        if measure and found is not None:
+            function = MEASURES[measure.name].make
+            found.update(function(seed, folder, **measure.arguments))
     except NonFiniteLoss as error:
         found = {"error": f"diverged: {str(error).split(' (')[0]}"}
     finally:
@@ -68,24 +71,32 @@ def once(what: ConfigDict | Measure, seed: int, folder: Path) -> dict[str, Any]:
     return result
 
 
-def shortened(what: ConfigDict | Measure, part: float) -> ConfigDict | Measure:
-    """A config with `part` of its steps; measurements are left as they are."""
-    if part == 1 or not isinstance(what, ConfigDict):
-        return what
-    config: Any = what.copy_and_resolve_references()
+def _trained(config: Any, seed: int, folder: Path) -> dict[str, float] | None:
+    config = config.copy_and_resolve_references()
+    config.seed = seed
+    return train(config, folder)
+
+
+def shortened(what: Run, part: float) -> Run:
+    """A cell with `part` of its training steps."""
+    if isinstance(what, Measure):
+        if what.config is None:
+            return what
+        return what._replace(config=shortened(what.config, part))
+    config = what.copy_and_resolve_references()
     with config.unlocked():
         for node, name in (
             (config, "total_steps"),
             (config, "eval_every"),
+            (config, "diagnostics_every"),
             (config.checkpoint, "every"),
         ):
-            node[name] = max(1, round(part * node[name]))
+            if node[name]:
+                node[name] = max(1, round(part * node[name]))
     return config
 
 
-def part_of_steps(
-    first: ConfigDict | Measure, runs: int, minutes: float, workdir: Path
-) -> float:
+def part_of_steps(first: Run, runs: int, minutes: float, workdir: Path) -> float:
     """The part of their steps that `runs` runs have time for; the same ever after.
 
     A pilot tells: the first run, in a folder of its own.

@@ -16,7 +16,15 @@ from normjax.core.errors import UserError
 from normjax.core.files import exists, write
 from normjax.records import report
 from normjax.records.json_files import read_json
-from normjax.study.claims import Cell, Claim, Finding, Sample, judge, sample_of
+from normjax.study.claims import (
+    Cell,
+    Claim,
+    Finding,
+    Sample,
+    judge,
+    sample_of,
+    values_of,
+)
 from normjax.study.coordinates import draw_coordinates
 from normjax.study.pages import (
     Block,
@@ -32,7 +40,7 @@ from normjax.study.runs import (
     RESULT_FILE,
     STEPS_FILE,
     WHOLE,
-    Measure,
+    Run,
     Share,
     once,
     part_of_steps,
@@ -47,8 +55,8 @@ class Study(NamedTuple):
 
     Attributes:
       title: of the table.  rows: what the rows are called, "norm".
-      runs: of every cell (row, column) the config, or a function of the seed and a
-        folder that gives numbers by name; a pair that is left out stays empty.
+      runs: of every cell (row, column) the config, or a `Measure`; a pair that is left
+        out stays empty.
       seeds: each cell is run with each of them.
       metric: of the final evaluation.
       percent: whether it is a fraction, of which a run that diverged has 0; it has
@@ -63,7 +71,7 @@ class Study(NamedTuple):
 
     title: str
     rows: str
-    runs: Mapping[Cell, ConfigDict | Measure]
+    runs: Mapping[Cell, Run]
     seeds: tuple[int, ...] = (0, 1, 2)
     metric: str = "top1"
     percent: bool = True
@@ -165,7 +173,9 @@ def run_cells(
             for j, cell in enumerate(cells, 1):
                 folder = workdir / "/".join(cell) / str(seed)
                 result = once(shortened(study.runs[cell], part), seed, folder)
-                shown = result.get("error") or study.shown(result[study.metric])
+                value = result.get(study.metric)
+                shown = "done" if value is None else study.shown(value)
+                shown = result.get("error", shown)
                 seconds += result.get("seconds", 0.0)
                 name = f"{'/'.join(cell)} seed {seed}"
                 console.print(f"{i * len(cells) + j}/{total}  {name}: {shown}")
@@ -181,10 +191,7 @@ def summarize(study: Study, workdir: Path) -> Outcome:
     rows = list(dict.fromkeys(row for row, _ in study.runs))
     columns = list(dict.fromkeys(column for _, column in study.runs))
     results = {cell: _results(study, workdir, cell) for cell in study.runs}
-    values = {
-        cell: [result.get(study.metric, math.nan) for result in done]
-        for cell, done in results.items()
-    }
+    values = {cell: values_of(done, study.metric) for cell, done in results.items()}
     table = [
         (row, *(_cell(values.get((row, column)), study) for column in columns))
         for row in rows

@@ -12,6 +12,7 @@ from flax.typing import Dtype
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
 from normjax.core.moments import at_least_float32
+from normjax.core.ranges import POSITIVE, Range
 from normjax.core.registry import NORMS, Part, Spec
 from normjax.mixers.base import MIXERS
 from normjax.mixers.grid.spatial_reduction import REDUCTION_NORM, norm_of
@@ -54,6 +55,7 @@ class UltraLightweightSubspaceAttention(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
+    ranges: ClassVar[Mapping[str, Range]] = {"num_groups": POSITIVE}
     # The input itself goes on.
     reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[str | None] = None
