@@ -11,7 +11,7 @@ from typing import Any
 from configs.studies.common import changed, vit
 from normjax.study.claims import Claim
 
-WIDE = {"dim": 64, "num_heads": 8}
+WIDE: dict[str, Any] = {"dim": 64, "num_heads": 8}
 
 
 def get_study() -> dict[str, Any]:

@@ -54,7 +54,11 @@ def study_command(argv: Sequence[str]) -> int:
     from normjax.study.processes import parse_share
     from normjax.study.study import as_study
 
-    files = _files() if name == ALL else {together.ALONE: _files().get(name, name)}
+    files = (
+        study_files()
+        if name == ALL
+        else {together.ALONE: study_files().get(name, name)}
+    )
     studies = {k: as_study(load_module(v, "get_study")) for k, v in files.items()}
     if name == ALL:
         studies = {key: study for key, study in studies.items() if study.claims}
@@ -72,7 +76,7 @@ def study_command(argv: Sequence[str]) -> int:
     return 0
 
 
-def _files() -> dict[str, str]:
+def study_files() -> dict[str, str]:
     """Our studies by their names."""
     return {
         path.stem: str(path)

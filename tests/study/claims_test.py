@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from normjax.study import claims, pages
+from normjax.study.cells import Measure
 from normjax.study.claims import Claim, Sample, judge, sample_of, verdict
 from normjax.study.study import Study, as_study
 from normjax.study.together import report_together
@@ -62,11 +63,14 @@ def test_judged_by_a_metric_and_against_a_number():
     steep = claim._replace(less=2.5, metric="slope")
     found = judge(steep, results, "top1", worst=0.0)
     assert (found.more.mean, found.verdict) == (2.0, "opposite")
+    # What was never measured is no divergence.
+    lacking = judge(claim, {A: [{"top1": 0.9}], B: [{"slope": 1.0}]}, "top1", 0.0)
+    assert (lacking.less.count, lacking.verdict) == (0, "not seen")
 
 
 def test_report_of_several_studies(tmp_path, capsys):
     claim = Claim("A beats | B.", "Who, 2020", "90 : 80", A, B)
-    runs = {cell: lambda seed, folder: {} for cell in (A, B)}
+    runs = dict.fromkeys((A, B), Measure("not run"))
     one = as_study({"title": "T", "rows": "r", "runs": runs, "claims": (claim,)})
     two = Study("U", "r", runs, claims=(claim._replace(more=B, less=A),))
     for name in ("one", "two"):

@@ -2,12 +2,14 @@
 
 import json
 import sys
+import types
 from typing import Any
 
 import pytest
 
 from normjax.core.errors import UserError
 from normjax.study import runs
+from normjax.study.cells import Measure
 from normjax.study.processes import parse_share, run_shares
 from normjax.study.runs import Share
 from normjax.study.study import Study, run_cells
@@ -17,19 +19,25 @@ from tests.train.tiny import tiny_config
 CELLS = [("a", "x"), ("b", "x"), ("c", "x")]
 
 
-def counting(done, clock=None, minutes=0.0):
-    """A study of measurements that note what they are asked."""
+@pytest.fixture
+def counting(monkeypatch):
+    """Makes studies of measurements that note what they are asked."""
 
-    def cell(row):
-        def measure(seed, folder):
+    def make(done, clock=None, minutes=0.0):
+        def measure(seed, folder, row):
             done.append((row, seed))
             if clock is not None:
                 clock.now += 60 * minutes
             return {"top1": 0.5}
 
-        return measure
+        name = str(len(rows))
+        rows[name] = types.SimpleNamespace(make=measure)
+        cells = {cell: Measure(name, {"row": cell[0]}) for cell in CELLS}
+        return Study("T", "r", cells)
 
-    return Study("T", "r", {(row, x): cell(row) for row, x in CELLS})
+    rows = {}
+    monkeypatch.setattr(runs, "MEASURES", rows)
+    return make
 
 
 class Clock:
@@ -41,7 +49,7 @@ class Clock:
         return self.now
 
 
-def test_a_whole_table_first_then_the_next_seed_and_nothing_twice(tmp_path):
+def test_a_whole_table_first_then_the_next_seed_and_nothing_twice(tmp_path, counting):
     done = []
     run_together({"": counting(done)}, tmp_path)
     assert done == [(row, seed) for seed in range(3) for row in "abc"]
@@ -49,7 +57,7 @@ def test_a_whole_table_first_then_the_next_seed_and_nothing_twice(tmp_path):
     assert len(done) == 9
 
 
-def test_shares_are_all_and_apart(tmp_path):
+def test_shares_are_all_and_apart(tmp_path, counting):
     study = counting(done := [])
     for index in range(2):
         run_cells(study, tmp_path / str(index), CELLS, Share(index, 2))
@@ -59,7 +67,7 @@ def test_shares_are_all_and_apart(tmp_path):
 @pytest.mark.parametrize(
     "minutes,seeds", [(100.0, 3), (7.0, 2), (6.0, 2), (5.9, 1), (0.1, 1)]
 )
-def test_a_budget_leaves_out_seeds(tmp_path, monkeypatch, minutes, seeds):
+def test_a_budget_leaves_out_seeds(tmp_path, monkeypatch, counting, minutes, seeds):
     clock, done = Clock(), []
     monkeypatch.setattr(runs, "time", clock)
     monkeypatch.setattr("normjax.study.study.time", clock)
@@ -68,7 +76,7 @@ def test_a_budget_leaves_out_seeds(tmp_path, monkeypatch, minutes, seeds):
     assert len(done) == 3 * seeds
 
 
-def test_a_budget_of_several_studies_passes_on(tmp_path, monkeypatch):
+def test_a_budget_of_several_studies_passes_on(tmp_path, monkeypatch, counting):
     clock, done = Clock(), []
     monkeypatch.setattr(runs, "time", clock)
     monkeypatch.setattr("normjax.study.study.time", clock)
@@ -93,7 +101,7 @@ def test_a_budget_leaves_out_steps(tmp_path, minutes, part):
     assert short.model == config.model
 
 
-def test_the_report_says_how_many_steps(tmp_path):
+def test_the_report_says_how_many_steps(tmp_path, counting):
     (tmp_path / "steps.json").write_text('{"part": 0.5}')
     study = counting([])
     run_together({"": study}, tmp_path)

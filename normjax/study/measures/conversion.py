@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def pre_norm_conversion(seed: int, folder: Path, norm: str) -> Mapping[str, floa
     ]
     variables = jax.tree.unflatten(structure, moved)
     new = fusion.convert_pre_norm(model, variables, norm)
-    before = model.apply(variables, tokens)
-    after = new.model.apply(new.variables, tokens)
+    before: Any = model.apply(variables, tokens)
+    after: Any = new.model.apply(new.variables, tokens)
     gap = jnp.max(jnp.abs(after - before)) / jnp.max(jnp.abs(before))
     return {"difference": float(gap)}

@@ -59,8 +59,7 @@ def outliers(
     @jax.jit
     def step(params, state, moments, x, y):
         gradients, new = jax.grad(loss_of, has_aux=True)(params, state, x, y)
-        own = gradients
-        updates, moments = optimizer.update(own, moments)
+        updates, moments = optimizer.update(gradients, moments)
         return optax.apply_updates(params, updates), new, moments
 
     moments = optimizer.init(params)
@@ -69,5 +68,5 @@ def outliers(
         times = factor if i % EVERY == EVERY - 1 else 1.0
         given = (times * images[rows], labels[rows])
         params, state, moments = step(params, state, moments, *given)
-    logits = model.apply({"params": params, **state}, images[test])
+    logits: Any = model.apply({"params": params, **state}, images[test])
     return {"top1": float(jnp.mean(jnp.argmax(logits, -1) == labels[test]))}

@@ -15,7 +15,7 @@ from normjax.train.programs import jit_train_step
 
 @MEASURES.register("one_bit")
 def one_bit(seed: int, folder: Path, config: Any) -> Mapping[str, float]:
-    """How two runs differ whose first parameter differs in its last bit.
+    """How two runs differ of which one weight differs in its last bit.
 
     The same batches in the same order. `difference`: mean over the images of the eval
     split of sum |p - p'| / 2; `disagreement`: images that the two put into different
@@ -39,9 +39,11 @@ def _predicted(experiment: Any, step: Any, moved: bool) -> np.ndarray:
     state = experiment.create_state()
     if moved:
         leaves, structure = jax.tree.flatten(state.params)
-        flat = leaves[0].ravel()
+        # Not a bias of 0, whose last bit is flushed away.
+        i = max(range(len(leaves)), key=lambda i: leaves[i].size)
+        flat = leaves[i].ravel()
         flat = flat.at[0].set(jnp.nextafter(flat[0], jnp.inf))
-        leaves[0] = flat.reshape(leaves[0].shape)
+        leaves[i] = flat.reshape(leaves[i].shape)
         state = state.replace(params=jax.tree.unflatten(structure, leaves))
     batches = experiment.train_batches()
     for _ in range(experiment.config.total_steps):

@@ -96,7 +96,8 @@ def mixer_time(seed: int, folder: Path, mixer: str, side: int) -> Mapping[str, f
     """
     half, softmax = (mixer, side // 2), ("softmax", side)
     kinds = {softmax, (mixer, side), half}
-    seconds = alternate({kind: _mixer(*kind, seed) for kind in kinds}, ROUNDS)
+    calls = {(name, n): _mixer(name, n, seed) for name, n in kinds}
+    seconds = alternate(calls, ROUNDS)
     ratio = seconds[mixer, side] / seconds[softmax]
     return {"ratio": ratio, "slope": slope(seconds, half, (mixer, side), 4)}
 
@@ -125,26 +126,27 @@ def decay_form(seed: int, folder: Path, form: str) -> Mapping[str, float]:
     decays = np.array([0.9, 0.99])
     logs = np.log(decays).astype(np.float32)
 
-    def run(q, k, v):
-        return function(q, k, v, logs)[0]
+    def run(qkv: Any) -> Any:
+        return function(*qkv, logs)[0]
 
     def drawn(length: int) -> np.ndarray:
         return rng.normal(size=(3, 1, length, 2, 32)).astype(np.float32)
 
     lengths = (SHORT, LONG)
-    calls = {n: functools.partial(jax.jit(run), *drawn(n)) for n in lengths}
+    calls = {n: functools.partial(jax.jit(run), drawn(n)) for n in lengths}
     seconds = alternate(calls, ROUNDS)
     given = drawn(256)
-    exact = _decayed(*given.astype(np.float64), decays)
-    error = np.abs(run(*given) - exact).max() / np.abs(exact).max()
+    exact = _decayed(given.astype(np.float64), decays)
+    error = np.abs(run(given) - exact).max() / np.abs(exact).max()
     return {
         "error": float(error),
         "slope": slope(seconds, SHORT, LONG, LONG / SHORT),
     }
 
 
-def _decayed(q: Any, k: Any, v: Any, decays: Any) -> np.ndarray:
+def _decayed(qkv: np.ndarray, decays: np.ndarray) -> np.ndarray:
     """The sum of `decay_form` position by position, in NumPy."""
+    q, k, v = qkv
     state = np.zeros((*q.shape[:1], *q.shape[2:], v.shape[-1]))
     outputs = []
     for t in range(q.shape[1]):
