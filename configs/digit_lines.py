@@ -50,6 +50,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         model.mixer = (stripes, _NEAR_AND_FAR, "softmax")
     else:
         model.name = choice["variant"]
+        recipe = SVIPTR.recipe_of(model.name)
+        model.drop_path_rate = recipe.drop_path if recipe else 0.0
 
     small_recipe(config, runlocal=choice["runlocal"])
     return config

@@ -54,6 +54,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optim.weight_decay = 0.05 if choice["train"] == "all" else 0.0
     config.optim.trainable = TRAINED[choice["train"]]
     config.optim.frozen_statistics = choice["train"] == "head"
+    recipe = family.recipe_of(name)
+    if recipe and choice["train"] != "head":
+        config.model.drop_path_rate = recipe.drop_path
     depth = PRESETS[name].get("depth") or PRESETS[name].get("depths")
     if choice["train"] == "all" and choice["decay"] != 1 and depth:
         config.optim.groups = layer_decay(choice["decay"], depth)

@@ -13,7 +13,8 @@ from normjax.core.errors import UserError, one_of
 from normjax.core.schedules import norm_schedule
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
-_NAME = re.compile(r"[^.\[\]]+(\[\d+\])*(\.[^.\[\]]+(\[\d+\])*)*")
+_NAME = re.compile(r"[^.\[\]]+(\[(\d+|\*)\])*(\.[^.\[\]]+(\[(\d+|\*)\])*)*")
+_ALL = "[*]"
 _OPTIM = "config.optim"
 _OF_COMPONENTS = ("config.model", _OPTIM)
 """Sections whose further fields are arguments of what they name."""
@@ -54,7 +55,8 @@ def override(config: ConfigDict, overrides: Iterable[Override]) -> ConfigDict:
 
     A value has the type of what it replaces. In `config.model` every argument of the
     named components can be set, whether or not the config says it already; a component
-    itself is given by its name.
+    itself is given by its name. `mixer[*].core` is that of every mixer that has one, of
+    all stages and layers.
 
     Raises:
       UserError: no such field, or not a value of it.
@@ -63,11 +65,9 @@ def override(config: ConfigDict, overrides: Iterable[Override]) -> ConfigDict:
         for one in overrides:
             if not _NAME.fullmatch(one.field):
                 raise UserError(f"config.{one.field} is no name of a field")
-            path = re.findall(r"[^.\[\]]+", one.field)
-            marks = re.findall(r"\[\d+\]|[^.\[\]]+", one.field)
+            marks = re.findall(r"\[\d+\]|\[\*\]|[^.\[\]]+", one.field)
             steps = [
-                int(p) if mark.startswith("[") else p
-                for p, mark in zip(path, marks, strict=True)
+                int(m[1:-1]) if m.startswith("[") and m != _ALL else m for m in marks
             ]
             _set(config, steps, one, "config", "")
     return config
@@ -82,13 +82,12 @@ def _set(node: Any, steps: Sequence[Any], one: Override, where: str, kind: str) 
     step, *rest = steps
     if isinstance(step, int):
         return _set_entry(node, step, rest, one, where, kind)
-    if kind and isinstance(node, str):
-        node = {"name": node}
+    if step == _ALL:
+        return _set_all(node, rest, one, where, kind)
     if isinstance(node, list | tuple) and kind:
         shown = ", ".join(f"{where}[{i}] is {v}" for i, v in enumerate(node))
-        raise UserError(f"{where} is one of each stage ({shown}): say which")
-    if not isinstance(node, ConfigDict | Mapping):
-        raise UserError(f"{where} is a value and has no field {step!r}")
+        raise UserError(f"{where} is one of each stage ({shown}): say which, or [*]")
+    node = _named(node, step, where, kind)
     value, kinds, registry = _present(node, step, where, kind)
     place = f"{where}.{step}"
     below = step if registry is not None or place in _OF_COMPONENTS else ""
@@ -113,6 +112,19 @@ def _set(node: Any, steps: Sequence[Any], one: Override, where: str, kind: str) 
     return node
 
 
+def _named(node: Any, step: str, where: str, kind: str) -> Any:
+    """`node`, a component by its key as the dict that it stands for.
+
+    Raises:
+      UserError: a value, which has no fields.
+    """
+    if kind and isinstance(node, str):
+        return {"name": node}
+    if not isinstance(node, ConfigDict | Mapping):
+        raise UserError(f"{where} is a value and has no field {step!r}")
+    return node
+
+
 def _set_entry(node, index: int, rest, one: Override, where: str, kind: str) -> tuple:
     if not isinstance(node, list | tuple):
         raise UserError(f"{where} is no list: [{index}]")
@@ -128,6 +140,36 @@ def _set_entry(node, index: int, rest, one: Override, where: str, kind: str) -> 
     else:
         new = _value(one, (type(old),), place)
     return (*node[:index], new, *node[index + 1 :])
+
+
+def _set_all(node, rest, one: Override, where: str, kind: str) -> Any:
+    """`node` with a field set in every component below that has it.
+
+    Raises:
+      UserError: none has it.
+    """
+    if not (kind and rest and isinstance(rest[0], str)):
+        raise UserError(
+            f"{where}{_ALL} stands for components: say which of their fields"
+        )
+    having: list[str] = []
+    lacking: list[UserError] = []
+
+    def changed(node: Any, where: str) -> Any:
+        if isinstance(node, list | tuple):
+            return tuple(changed(e, f"{where}[{i}]") for i, e in enumerate(node))
+        try:
+            _present(_named(node, rest[0], where, kind), rest[0], where, kind)
+        except UserError as error:
+            lacking.append(error)
+            return node
+        having.append(where)
+        return _set(node, rest, one, where, kind)
+
+    new = changed(node, where)
+    if not having:
+        raise lacking[0]
+    return new
 
 
 def _present(node: Any, name: str, where: str, kind: str) -> tuple[Any, Any, Any]:

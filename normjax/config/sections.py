@@ -69,7 +69,9 @@ class Model:
     """A preset or class of `normjax.models` by its `name`, with arguments of its own.
 
     `norm`, `mixer`, `activation`, `stem`, ... are components: a key, or a `name` with
-    arguments. Every argument can be set, whether or not the config says it already.
+    arguments. Every argument can be set, whether or not the config says it already;
+    `mixer[0].core` is that of the first stage, `mixer[*].core` that of all mixers with
+    such an argument.
     Only `remat` may be another when a run goes on.
     """
 

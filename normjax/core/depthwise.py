@@ -23,12 +23,14 @@ def _pad(x: jax.Array, kh: int, kw: int, right: int = 0) -> jax.Array:
     return jnp.pad(x, ((0, 0), (p, p), (q, q + right), (0, 0)))
 
 
-def _grouped_conv(x: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
+def _grouped_conv(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, precision: Any = None
+) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel[:, :, None],
-        (1, 1),
-        "SAME",
+        (stride, stride),
+        [(size // 2, size // 2) for size in kernel.shape[:2]],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
         precision=precision,
@@ -50,13 +52,15 @@ def _grouped_kernel_grad(
     )[:, :, 0]
 
 
-def _shifted_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _shifted_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     # One fused loop over all taps. XLA keeps the padded input as a buffer of its own;
     # padding per tap instead is recomputed in the loop and took 4 times as long.
     (_, h, w, _), (kh, kw, _) = x.shape, kernel.shape
     x, taps = _pad(x, kh, kw), kernel[:, :, None, None, None]
     terms = (
-        x[:, i : i + h, j : j + w] * taps[i, j] for i in range(kh) for j in range(kw)
+        x[:, i : i + h : stride, j : j + w : stride] * taps[i, j]
+        for i in range(kh)
+        for j in range(kw)
     )
     return sum(terms, start=jnp.zeros((), x.dtype))
 
@@ -105,18 +109,24 @@ def _by_platform(shifted, grouped, *operands: jax.Array) -> jax.Array:
 
 # The convolution and its kernel gradient are each other's adjoints, so each rule is
 # written in terms of the other and reverse mode works to any order.
-@custom_backward
-def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _by_platform(_shifted_conv, _grouped_conv, x, kernel)
+@partial(custom_backward, nondiff_argnums=(0,))
+def _conv(stride: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    shifted = partial(_shifted_conv, stride=stride)
+    return _by_platform(shifted, partial(_grouped_conv, stride=stride), x, kernel)
 
 
-def _conv_bwd(saved, dy):
+def _conv_bwd(stride, saved, dy):
     x, kernel = saved
-    dx = _conv(dy, kernel[::-1, ::-1]).astype(x.dtype)
+    if stride > 1:  # the gradients of the positions that were left out are zero
+        sides = zip(x.shape[1:3], dy.shape[1:3], strict=True)
+        behind = [whole - 1 - (kept - 1) * stride for whole, kept in sides]
+        spread = [(0, 0, 0), *((0, n, stride - 1) for n in behind), (0, 0, 0)]
+        dy = lax.pad(dy, jnp.zeros((), dy.dtype), spread)
+    dx = _conv(1, dy, kernel[::-1, ::-1]).astype(x.dtype)
     return dx, _kernel_grad(*kernel.shape[:2], x, dy).astype(kernel.dtype)
 
 
-_conv.defvjp(lambda x, kernel: (_conv(x, kernel), (x, kernel)), _conv_bwd)
+_conv.defvjp(lambda s, x, kernel: (_conv(s, x, kernel), (x, kernel)), _conv_bwd)
 
 
 @partial(custom_backward, nondiff_argnums=(0, 1))
@@ -127,8 +137,8 @@ def _kernel_grad(kh: int, kw: int, x: jax.Array, dy: jax.Array) -> jax.Array:
 
 def _kernel_grad_bwd(kh, kw, saved, g):
     x, dy = saved
-    dx = _conv(dy, g[::-1, ::-1]).astype(x.dtype)
-    return dx, _conv(x, g).astype(dy.dtype)
+    dx = _conv(1, dy, g[::-1, ::-1]).astype(x.dtype)
+    return dx, _conv(1, x, g).astype(dy.dtype)
 
 
 _kernel_grad.defvjp(
@@ -136,11 +146,11 @@ _kernel_grad.defvjp(
 )
 
 
-def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Depthwise cross-correlation with zero padding to the same size, stride 1.
+def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Depthwise cross-correlation, zeros around the map, at every `stride`-th position.
 
-    y[b, h, w, c] = sum_ij kernel[i, j, c % d] x[b, h + i - kh//2, w + j - kw//2, c],
-    x being 0 outside. Products and sums are in at least float32;
+    y[b, h, w, c] = sum_ij kernel[i, j, c % d] x[b, sh + i - kh//2, sw + j - kw//2, c],
+    s the stride and x 0 outside. Products and sums are in at least float32;
     where an array is bfloat16, the sums alone. Differentiable to any order; the
     gradients are sums of the same kind.
 
@@ -148,9 +158,10 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
       x: [B, H, W, C].
       kernel: [kh, kw, d], kh and kw odd, d a divisor of C: d = C for a kernel per
         channel, d = C / heads for one shared by the heads (channel = head * d + i).
+      stride: s.
 
     Returns:
-      [B, H, W, C] in the promoted dtype of `x` and `kernel`.
+      [B, ceil(H / s), ceil(W / s), C] in the promoted dtype of `x` and `kernel`.
 
     Raises:
       ValueError: wrong ranks, an even kernel, or channels that do not divide.
@@ -169,21 +180,21 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
             "they must be equal, or the input's a multiple"
         )
     x, kernel = match_varying(x, kernel)
-    return _tiled_conv(x, kernel)
+    return _tiled_conv(x, kernel, stride)
 
 
-@traced_once()
-def _tiled_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+@traced_once("stride")
+def _tiled_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     # Repeating the small kernel is free, and its adjoint sums the heads; convolving
     # [B, H, W, heads, d] instead took 4 times as long.
-    return _conv(x, jnp.tile(kernel, (1, 1, x.shape[-1] // kernel.shape[-1])))
+    kernel = jnp.tile(kernel, (1, 1, x.shape[-1] // kernel.shape[-1]))
+    return _conv(stride, x, kernel)
 
 
 def strided_depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Every `stride`-th position of a depthwise convolution, padded by k // 2.
+    """`depthwise_conv` for kernels of even size as well, padded by k // 2.
 
-    As `depthwise_conv`, but for kernels of even size as well, which see one position
-    more before their own than after it.
+    Those see one position more before their own than after it.
 
     Args:
       x: [B, H, W, C].  kernel: [k, k, d].
@@ -194,4 +205,4 @@ def strided_depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.
     # An even kernel is an odd one with zeros at its end; padding has one place more.
     more = [(0, 1 - size % 2) for size in kernel.shape[:2]]
     x, kernel = jnp.pad(x, ((0, 0), *more, (0, 0))), jnp.pad(kernel, (*more, (0, 0)))
-    return depthwise_conv(x, kernel)[:, ::stride, ::stride]
+    return depthwise_conv(x, kernel, stride)

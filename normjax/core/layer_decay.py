@@ -4,7 +4,7 @@ from typing import Any
 
 from normjax.core.errors import UserError
 
-STEM = "^(stem|embed|pos_embed(_0)?|cls_token|dist_token)(/|$)"
+STEM = r"^(stem(_conv\d+)?|embed|pos_embed(_0)?|cls_token|dist_token)(/|$)"
 """Paths of what comes before the first block."""
 
 
@@ -15,7 +15,8 @@ def layer_decay(
 
     What lies in layer i of n learns at decay^(n + 1 - i) of the rate: the stem is layer
     0, the blocks are layers 1 to n, the last norm and the head, which no rule names,
-    layer n + 1. A merge, and its table of positions, belongs to the block before it.
+    layer n + 1. A merge, with its table of positions, and the norm of a stage belong to
+    the block before them, queries of a whole stage to its first block.
 
     Args:
       decay: in (0, 1]; 0.65 to 0.75 are usual.
@@ -40,9 +41,11 @@ def layer_decay(
     for stage, count in enumerate(stages):
         blocks = "blocks" if isinstance(depth, int) else f"blocks_{stage}"
         patterns += [f"^{blocks}_{i}/" for i in range(count)]
+        if len(stages) > 1:
+            patterns[-count] += f"|^queries_{stage}/"
         if stage < len(stages) - 1:
-            merge = f"merge_{stage + 1}/|^pos_embed_{stage + 1}$"
-            patterns[-1] = f"{patterns[-1]}|^{merge}"
+            after = f"norm_{stage}/|^merge_{stage + 1}/|^pos_embed_{stage + 1}$"
+            patterns[-1] += f"|^{after}"
     total = sum(stages)
     return tuple(
         {"pattern": pattern, "learning_rate": decay ** (total + 1 - i)}

@@ -158,6 +158,11 @@ class Family(NamedTuple):
         whole = f"{kind}_{self.name}_{size}"
         return whole if whole in self.presets else f"{self.name}_{variant}"
 
+    def recipe_of(self, preset: str) -> Recipe | None:
+        """How a preset is trained on ImageNet; None where nothing is published."""
+        fitting = (r for v, r in self.recipes.items() if self.preset_of(v) == preset)
+        return next(fitting, None)
+
     def preprocessing_of(self, preset: str) -> Preprocessing | None:
         """What images become before a preset reads them; None if it reads text."""
         fitting = [start for start in self.preprocessing if preset.startswith(start)]

@@ -91,6 +91,7 @@ NFNET = Family(
         "eca_nfnet_l1": Figures(41_407_728, 14.730, 84.06, "timm", 320),
         "eca_nfnet_l2": Figures(56_722_348, 29.782, 84.71, "timm", 384),
     },
-    recipes={f"f{n}": Recipe(drop_path=0.1) for n in range(7)},
+    # The published rate of block i of n is 0.1 i / n, i from 0.
+    recipes={f"dm_f{n}": Recipe(0.1 * (1 - 1 / (12 * (n + 1)))) for n in range(7)},
     config="finetune.py:{preset}",
 )

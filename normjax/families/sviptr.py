@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from normjax.families.base import Arguments, Family, layer_norm
+from normjax.families.base import Arguments, Family, Recipe, layer_norm
 from normjax.families.layout import (
     CONV,
     LINEAR,
@@ -151,4 +151,5 @@ SVIPTR = Family(
     anchors=(f"{_ROOT}.patch_embed.proj.0.conv.weight",),
     classes=("Prediction.weight",),
     epsilon=1e-5,
+    recipes={size: Recipe(drop_path=0.1) for size in _SIZES},
 )

@@ -15,7 +15,7 @@ from normjax.core.errors import UserError, one_of
 from normjax.core.folding import FoldSite
 from normjax.models.base import MODELS
 from normjax.models.layers import Factory, StochasticDepth
-from normjax.models.norm_free_resnet import fan_in_normal
+from normjax.models.norm_free_resnet import check_no_norm, fan_in_normal
 from normjax.reparam import standardize_weight
 
 
@@ -251,6 +251,7 @@ class NFNet(nn.Module):
     @nn.nowrap
     def layouts(self) -> set[str]:
         """What norms would get to see."""
+        check_no_norm(self.norm)
         if self.attention not in ATTENTIONS:
             raise UserError(one_of("attention", self.attention, ATTENTIONS))
         if len(self.depths) != len(self.widths):

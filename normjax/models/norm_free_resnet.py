@@ -10,12 +10,22 @@ from flax.typing import Dtype
 
 from normjax.core.broadcast import mean_over_positions
 from normjax.core.dense import Dense, trunc_normal
+from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
+from normjax.core.registry import NORMS
 from normjax.models.base import MODELS
 from normjax.models.layers import Factory, StochasticDepth
 from normjax.models.resnet import BLOCKS, check_stages
 
 fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
+def check_no_norm(norm: Any) -> None:
+    """Raises UserError where a network without norms is given one."""
+    entry = NORMS.entry_of(norm)
+    if entry is None or entry.name != "none":
+        name = "of another kind" if entry is None else repr(entry.name)
+        raise UserError(f"a network without norms has no place for norm {name}")
 
 
 class NormFreeBlock(nn.Module):
@@ -125,6 +135,7 @@ class NormFreeResNet(nn.Module):
     @nn.nowrap
     def layouts(self) -> set[str]:
         """What norms would get to see."""
+        check_no_norm(self.norm)
         check_stages(self.block, self.depths, self.widths)
         return {"grid"}
 

@@ -53,6 +53,16 @@ def test_switches_and_entries():
     assert not override(ConfigDict({"off": True}), overrides).off
 
 
+def test_a_field_of_all_components_that_have_it():
+    sla = config_of("finetune:davit_tiny,path=X", "model.mixer[*].core=sla").model.mixer
+    assert len(sla) == 4
+    assert [(w["core"], w["window_size"], c) for w, c in sla] == [
+        ("sla", 7, "channel")
+    ] * 4
+    one = config_of("finetune:swin_tiny,path=X", "model.mixer[*].core=sla").model.mixer
+    assert one.to_dict() == {"name": "window", "window_size": 7, "core": "sla"}
+
+
 def test_references_follow():
     config = ConfigDict({"steps": 10})
     config.warmup = config.get_ref("steps") * 2
@@ -69,6 +79,10 @@ def test_references_follow():
         ("data.mean[9]=1", "config.data.mean has 1 entries"),
         ("data.mean[x]=1", "config.data.mean[x] is no name of a field"),
         ("seed[0]=1", "config.seed is no list"),
+        ("data.mean[*]=1", "config.data.mean[*] stands for components"),
+        ("model.mixer[*]=sla", "config.model.mixer[*] stands for components"),
+        ("model.mixer[*][0].core=sla", "config.model.mixer[*] stands for components"),
+        ("model.mixer[*].cores=sla", "unknown field of config.model.mixer: 'cores'"),
         (".seed=1", "is no name of a field"),
         ("data.mean=word", "config.data.mean takes a value of type tuple: 'word'"),
         ("model.norm=bach_norm", "did you mean 'batch_norm'"),

@@ -13,6 +13,7 @@ import importlib
 
 import pytest
 
+from configs import digit_lines, finetune
 from normjax.families import FAMILIES
 
 # fmt: off
@@ -83,6 +84,27 @@ SHARED = {
 }
 
 
+# fmt: off
+FINE_TUNED = {
+    "poolformer_s12": 0.1, "poolformer_s36": 0.2, "poolformer_m48": 0.4,
+    "davit_tiny": 0.1, "efficientmod_xxs": 0.0, "efficientmod_s": 0.02,
+    "transnext_micro": 0.15, "transnext_base": 0.6,
+    "gcvit_xxtiny": 0.2, "gcvit_small2": 0.35, "gcvit_large_384": 0.1,
+    "tiny_vit_5m_224": 0.0, "tiny_vit_21m_224": 0.2, "tiny_vit_21m_512": 0.1,
+    "dm_nfnet_f0": 0.1 * 11 / 12, "dm_nfnet_f6": 0.1 * 83 / 84,
+    "cct_14_7x2_224": 0.1, "contracon_cct6": 0.1, "t2t_vit_7": 0.1,
+    "vig_tiny": 0.0, "vig_base": 0.5, "vig_h_tiny": 0.2, "vig_h_base": 0.6,
+    "stvit_small": 0.1, "stvit_base": 0.4, "stvit_large": 0.6,
+    "ravlt_s": 0.15, "ravlt_l": 0.55, "iformer_small": 0.2, "iformer_large": 0.5,
+    "favit_b0": 0.1, "sgformer_s": 0.1, "sgformer_b": 0.4, "raft_mlp_s": 0.1,
+    "ms_mlp_t": 0.1, "ms_mlp_b": 0.5, "fcaformer_l1": 0.0, "fcaformer_l4": 0.4,
+    "groupmamba_base": 0.05, "deit_tiny": 0.1, "slab_deit_tiny": 0.0,
+    "swin_base": 0.5, "slab_swin_tiny": 0.2, "pvt_large": 0.3, "cswin_small": 0.4,
+}
+# fmt: on
+"""Stochastic depth in the published training runs, by preset."""
+
+
 def config_of(family, variant):
     module = importlib.import_module(f"configs.imagenet_{family}")
     return module.get_config(f"variant={variant}")
@@ -138,3 +160,23 @@ def test_every_variant_is_in_the_table_or_was_never_published():
         for variant in FAMILIES[family].recipes
     }
     assert variants == PUBLISHED.keys() | never
+
+
+@pytest.mark.parametrize(("preset", "rate"), FINE_TUNED.items())
+def test_fine_tuning_has_the_published_stochastic_depth(preset, rate):
+    def drop_path(more=""):
+        model = finetune.get_config(f"{preset},path=DIR{more}").model
+        return model.get("drop_path_rate", 0.0)
+
+    assert drop_path() == drop_path(",train=norms") == pytest.approx(rate)
+    assert drop_path(",train=head") == 0  # whose features are those of evaluation
+
+
+def test_recipes_are_of_presets():
+    for family in FAMILIES.values():
+        presets = {family.preset_of(variant) for variant in family.recipes}
+        assert presets <= family.presets.keys(), family.name
+
+
+def test_lines_have_the_published_stochastic_depth():
+    assert digit_lines.get_config("variant=sviptr_v1_l").model.drop_path_rate == 0.1

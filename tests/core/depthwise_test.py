@@ -1,5 +1,6 @@
 """Depthwise convolution against float64 loops, in each transform it must live in."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
+from normjax.core import depthwise
 from normjax.core.depthwise import depthwise_conv
+from normjax.core.operations import multiply_adds
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +73,26 @@ def test_values_and_gradients_equal_the_loops(name):
         np.testing.assert_allclose(g, want, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["square", "odd", "tall", "shared-by-heads"])
+@pytest.mark.parametrize("stride", [2, 3])
+def test_strides_keep_every_so_many_positions(name, stride):
+    """Gradients included, and no product of another position is computed elsewhere."""
+    x, kernel, dy = draw(*SHAPES[name])
+    kept = np.zeros_like(dy)
+    kept[:, ::stride, ::stride] = dy[:, ::stride, ::stride]
+    y, *gradients = oracle(x, kernel, kept)
+    strided = functools.partial(depthwise_conv, stride=stride)
+    got, vjp = jax.vjp(strided, x, kernel)
+    wanted = y[:, ::stride, ::stride], *gradients
+    found = got, *vjp(jnp.asarray(dy[:, ::stride, ::stride]))
+    for g, want in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(g, want, rtol=1e-12, atol=1e-12)
+    wide = np.tile(kernel, (1, 1, x.shape[-1] // kernel.shape[-1]))
+    grouped = depthwise._grouped_conv(x, wide, stride)
+    np.testing.assert_allclose(grouped, wanted[0], atol=1e-12)
+    assert multiply_adds(strided, x, kernel) == got.size * kernel[..., 0].size
+
+
 def test_finite_differences():
     x, kernel, dy = draw((1, 3, 4, 4), (3, 3, 2))
 
@@ -77,6 +100,11 @@ def test_finite_differences():
         return jnp.sum(jnp.tanh(depthwise_conv(x, kernel)) * dy)
 
     check_grads(jax.jit(loss), (x, kernel), order=1, modes=["rev"])
+
+    def strided(x, kernel):
+        return jnp.sum(jnp.tanh(depthwise_conv(x, kernel, 2)))
+
+    check_grads(jax.jit(strided), (x, kernel), order=2)
 
 
 def grouped(x, kernel):
@@ -112,8 +140,6 @@ def test_the_other_platforms_take_the_grouped_convolution():
 
 
 def test_grouped_branches_equal_the_loops():
-    from normjax.core import depthwise
-
     x, kernel, dy = draw((2, 4, 5, 3), (5, 3, 3))
     y, _, dk = oracle(x, kernel, dy)
     got = depthwise._grouped_kernel_grad(x, dy, 5, 3)

@@ -114,3 +114,10 @@ def test_folding_merges_the_standardized_weights(x64):
 def test_errors(changes, message):
     with pytest.raises(UserError, match=message):
         build(**changes)
+
+
+@pytest.mark.parametrize("model", ["norm_free_resnet", "nfnet_l0"])
+@pytest.mark.parametrize("norm", ["prepbn", {"name": "layer_norm"}])
+def test_a_norm_is_refused(model, norm):
+    with pytest.raises(UserError, match="network without norms has no place for norm"):
+        models.build(model, norm=norm, num_classes=3)
