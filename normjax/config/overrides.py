@@ -3,7 +3,7 @@
 import ast
 import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -218,7 +218,7 @@ def _component(
     if optional and text in ("None", "none"):
         return None
     given = _literal(text) if text[:1] in ("{", "(", "[") else None
-    parts = given if isinstance(given, list | tuple) else [given]
+    parts = list(_entries(given))
     names = [p.get("name") if isinstance(p, dict) else p for p in parts]
     if given is None or not all(isinstance(n, str) for n in names):
         names = [text]
@@ -228,6 +228,15 @@ def _component(
                 f"{where}: {one_of(kind, name, [e.name for e in registry])}"
             )
     return given
+
+
+def _entries(given: Any) -> Iterator[Any]:
+    """Those of a pattern, whose stages may be patterns of layers."""
+    if isinstance(given, list | tuple):
+        for entry in given:
+            yield from _entries(entry)
+    else:
+        yield given
 
 
 def _value(one: Override, kinds: Sequence[type], where: str) -> Any:

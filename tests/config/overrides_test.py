@@ -63,6 +63,12 @@ def test_a_field_of_all_components_that_have_it():
     assert one.to_dict() == {"name": "window", "window_size": 7, "core": "sla"}
 
 
+def test_patterns_of_stages_and_layers_are_written_as_python():
+    pattern = (("window", {"name": "channel"}), "softmax", "softmax", "pooling")
+    given = f"model.mixer={pattern!r}"
+    assert config_of("finetune:davit_tiny,path=X", given).model.mixer == pattern
+
+
 def test_references_follow():
     config = ConfigDict({"steps": 10})
     config.warmup = config.get_ref("steps") * 2
