@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from normjax.core.console import console
-from normjax.core.errors import UserError
+from normjax.core.errors import UserError, one_of
 from normjax.core.files import exists
 from normjax.records.json_files import read_json, write_json
 from normjax.study.cells import Measure
@@ -56,7 +56,9 @@ def once(what: Run, seed: int, folder: Path) -> dict[str, Any]:
         if config is not None:
             found = _trained(config, seed, folder)
         if measure and found is not None:
-            function = MEASURES[measure.name].make
+            function = MEASURES.get(measure.name)
+            if function is None:
+                raise UserError(one_of("measure", measure.name, MEASURES))
             found.update(function(seed, folder, **measure.arguments))
     except NonFiniteLoss as error:
         found = {"error": f"diverged: {str(error).split(' (')[0]}"}

@@ -11,7 +11,7 @@ from tests.train.tiny import tiny_config, untrained_run
 
 
 def measured(name, seed=0, folder=None, **arguments):
-    return MEASURES[name].make(seed, folder, **arguments)
+    return MEASURES[name](seed, folder, **arguments)
 
 
 def test_ranks_of_attention():

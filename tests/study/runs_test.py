@@ -2,7 +2,6 @@
 
 import json
 import sys
-import types
 from typing import Any
 
 import pytest
@@ -31,7 +30,7 @@ def counting(monkeypatch):
             return {"top1": 0.5}
 
         name = str(len(rows))
-        rows[name] = types.SimpleNamespace(make=measure)
+        rows[name] = measure
         cells = {cell: Measure(name, {"row": cell[0]}) for cell in CELLS}
         return Study("T", "r", cells)
 

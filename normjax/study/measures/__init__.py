@@ -3,24 +3,37 @@
 Each gives numbers by name. The folder is that of the run, where the cell trained one.
 """
 
-from normjax.study.measures import (
-    attention_maps,
-    conversion,
-    layers,
-    outliers,
-    repeats,
-    speed,
-    streams,
-)
-from normjax.study.measures.base import MEASURES
+from collections.abc import Callable, Mapping
 
-__all__ = [
-    "MEASURES",
-    "attention_maps",
-    "conversion",
-    "layers",
-    "outliers",
-    "repeats",
-    "speed",
-    "streams",
-]
+from normjax.study.measures.attention_maps import attention_rank
+from normjax.study.measures.conversion import pre_norm_conversion
+from normjax.study.measures.layers import last_layers
+from normjax.study.measures.outliers import outliers
+from normjax.study.measures.repeats import one_bit
+from normjax.study.measures.speed import (
+    conv_bn_tune,
+    decay_form,
+    fold_cycles,
+    fold_time,
+    mixer_time,
+)
+from normjax.study.measures.streams import adapted, longer_rows
+
+_FUNCTIONS = (
+    adapted,
+    attention_rank,
+    conv_bn_tune,
+    decay_form,
+    fold_cycles,
+    fold_time,
+    last_layers,
+    longer_rows,
+    mixer_time,
+    one_bit,
+    outliers,
+    pre_norm_conversion,
+)
+MEASURES: Mapping[str, Callable[..., Mapping[str, float]]] = {
+    function.__name__: function for function in _FUNCTIONS
+}
+"""By name."""

@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from normjax.core.errors import UserError, one_of
-from normjax.study.measures.base import MEASURES
 
 SIDE, CHANNELS, KERNEL, LIMIT = 14, 32, 5, 1e-4
 KINDS = ("softmax", "linear", "linear + depthwise convolution")
 
 
-@MEASURES.register("attention_rank")
 def attention_rank(seed: int, folder: Path, attention: str) -> Mapping[str, float]:
     """Numerical rank of the map from values to outputs, as a share of the tokens.
 

@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from normjax import fusion, models
-from normjax.study.measures.base import MEASURES
 
 VOCABULARY = 257
 
 
-@MEASURES.register("pre_norm_conversion")
 def pre_norm_conversion(seed: int, folder: Path, norm: str) -> Mapping[str, float]:
     """`difference`: max |logits of a converted decoder - those before| / max |logits|.
 

@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from normjax.analysis.layers import by_depth, read_layers
-from normjax.study.measures.base import MEASURES
 
 
-@MEASURES.register("last_layers")
 def last_layers(seed: int, folder: Path, quantity: str) -> Mapping[str, float]:
     """The last look into the layers: `_first`, `_last`, `_mean`, `_growth` by depth.
 

@@ -11,7 +11,6 @@ import numpy as np
 import optax
 
 from normjax import norms
-from normjax.study.measures.base import MEASURES
 
 STEPS, BATCH, EVERY, FACTOR, WIDTH, TRAINED = 400, 64, 10, 100.0, 64, 1400
 
@@ -29,7 +28,6 @@ class Network(nn.Module):
         return nn.Dense(10, name="head")(x)
 
 
-@MEASURES.register("outliers")
 def outliers(
     seed: int, folder: Path, norm: Mapping[str, Any], factor: float = FACTOR
 ) -> Mapping[str, float]:

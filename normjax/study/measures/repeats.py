@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normjax.study.measures.base import MEASURES
 from normjax.train.experiment import build_experiment
 from normjax.train.programs import jit_train_step
 
 
-@MEASURES.register("one_bit")
 def one_bit(seed: int, folder: Path, config: Any) -> Mapping[str, float]:
     """How two runs differ of which one weight differs in its last bit.
 

@@ -16,7 +16,6 @@ from normjax.bench import conv_bn
 from normjax.core.timing import alternate
 from normjax.mixers import decay
 from normjax.plan.schedule import schedule
-from normjax.study.measures.base import MEASURES
 
 ROUNDS = 7
 BATCH, SIDE = 8, 224
@@ -30,7 +29,6 @@ def slope(seconds: Mapping[Any, float], short: Any, long: Any, factor: float) ->
     return math.log(seconds[long] / seconds[short]) / math.log(factor)
 
 
-@MEASURES.register("fold_time")
 def fold_time(seed: int, folder: Path, norm: str, folded: bool) -> Mapping[str, float]:
     """`ratio`: seconds of a small DeiT, by those with LayerNorm, float32.
 
@@ -48,7 +46,6 @@ def fold_time(seed: int, folder: Path, norm: str, folded: bool) -> Mapping[str, 
     return {"ratio": seconds[norm, folded] / seconds[BASE]}
 
 
-@MEASURES.register("fold_cycles")
 def fold_cycles(
     seed: int, folder: Path, norm: str, folded: bool
 ) -> Mapping[str, float]:
@@ -84,7 +81,6 @@ def _deit(norm: str, folded: bool, dtype: Any) -> tuple[Any, Any]:
     return folded_model, variables
 
 
-@MEASURES.register("mixer_time")
 def mixer_time(seed: int, folder: Path, mixer: str, side: int) -> Mapping[str, float]:
     """`ratio`: seconds of a mixer on side x side tokens, by those of softmax attention.
 
@@ -110,7 +106,6 @@ def _mixer(name: str, side: int, seed: int) -> Callable[[], Any]:
     return functools.partial(jax.jit(mixer.apply), variables, tokens)
 
 
-@MEASURES.register("decay_form")
 def decay_form(seed: int, folder: Path, form: str) -> Mapping[str, float]:
     """`error` of a form of decayed linear attention, and `slope` of its time by tokens.
 
@@ -156,7 +151,6 @@ def _decayed(qkv: np.ndarray, decays: np.ndarray) -> np.ndarray:
     return np.stack(outputs, 1)
 
 
-@MEASURES.register("conv_bn_tune")
 def conv_bn_tune(seed: int, folder: Path) -> Mapping[str, float]:
     """`memory` and `time` of a step of ResNet-18 in ConvBN's mode tune, by mode eval.
 

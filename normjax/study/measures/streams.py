@@ -5,13 +5,11 @@ from pathlib import Path
 
 from normjax.evaluation.adapt import Stream, adapt_run
 from normjax.evaluation.run import restored
-from normjax.study.measures.base import MEASURES
 from normjax.train.config import kept_config
 from normjax.train.experiment import build_experiment
 from normjax.train.programs import jit_eval_step
 
 
-@MEASURES.register("adapted")
 def adapted(
     seed: int, folder: Path, method: str, order: str, corruption: str
 ) -> Mapping[str, float]:
@@ -27,7 +25,6 @@ def adapted(
     return {"adapted": adapt_run(folder, methods, stream)[method]["top1"]}
 
 
-@MEASURES.register("longer_rows")
 def longer_rows(seed: int, folder: Path, factor: int) -> Mapping[str, float]:
     """`long`: bits per byte of the run on rows `factor` times as long as its own.
 
