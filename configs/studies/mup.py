@@ -2,8 +2,8 @@
 
     python -m normjax.study configs/studies/mup.py --workdir=runs/mup
 
-A vision transformer of two layers at widths of 32 to 256, heads of 32 channels, 200
-steps of 64 digits. First the coordinate check: how much the outputs of layers move in
+A vision transformer of two layers at widths of 64 to 512, heads of 32 channels, 80
+steps of 16 digits. First the coordinate check: how much the outputs of layers move in
 four updates (coordinates.png).
 """
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from configs import digits
 
-WIDTHS = (32, 64, 128, 256)
+WIDTHS = (64, 128, 256, 512)
 RATES = ("1e-3", "3e-3", "1e-2", "3e-2")
-BASE = 32
+BASE = 64
 KINDS = {"muP": BASE, "standard": 0}
 
 
@@ -42,8 +42,8 @@ def get_study() -> dict[str, Any]:
 
 def _config(base: int, width: int, rate: str) -> Any:
     config: Any = digits.get_config("norm=layer_norm,mixer=softmax")
-    config.total_steps, config.batch_size = 200, 64
-    config.eval_every = config.checkpoint.every = 200
+    config.total_steps, config.batch_size = 80, 16
+    config.eval_every = config.checkpoint.every = 80
     config.model.update(dim=width, depth=2, num_heads=width // 32)
     config.optim.lr, config.optim.mup_base_width = float(rate), base
     return config

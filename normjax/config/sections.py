@@ -28,7 +28,7 @@ from normjax.config.data_sections import (
     TextData,
 )
 from normjax.config.declare import Field, machine, run, start
-from normjax.core.ranges import BELOW_ONE, COUNT, FRACTION, POSITIVE, Range
+from normjax.core.ranges import ABOVE_ZERO, BELOW_ONE, COUNT, FRACTION, POSITIVE, Range
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,23 @@ class Nonfinite:
         "stop", "stop, skip the update or roll back", ("stop", "skip", "roll_back")
     )
     limit: int = start(10, "so many times at most", COUNT, absent=0)
+
+
+@dataclass(frozen=True)
+class BatchGrowth:
+    """Batches that grow where single gradients differ too much; see docs/train.md."""
+
+    test: str = run(
+        "", "of the rows that a batch needs; empty: none", "a key of `BATCH_TESTS`"
+    )
+    tolerance: float = run(0.1, "largest relative error of the gradient", ABOVE_ZERO)
+    every: int = run(10, "updates from one test to the next", POSITIVE)
+    largest: int = run(0, "rows that a batch may grow to", COUNT)
+    rate: str = run(
+        "constant",
+        "the learning rate, by the rows of a batch",
+        ("constant", "square_root", "linear"),
+    )
 
 
 @dataclass(frozen=True)
@@ -184,6 +201,7 @@ class Run:
     deferred_batch_stats: bool = run(
         False, "with microbatches: running statistics of the whole batch, not of each"
     )
+    batch_growth: BatchGrowth = BatchGrowth()
     dtype: str = run(
         "auto",
         "of the computation; auto: bfloat16 on accelerators",

@@ -7,8 +7,10 @@ from normjax.core.layer_decay import layer_decay
 from normjax.optim import optimizers, schedules
 from normjax.optim.base import OPTIMIZERS, SCHEDULES, TRANSFORMATIONS
 from normjax.optim.batch_tests import (
+    BATCH_TESTS,
     BatchPlan,
     BatchTest,
+    Spread,
     grown_batch,
     grown_plan,
     inner_product_test,
@@ -53,6 +55,7 @@ from normjax.optim.transformations import (
 )
 
 __all__ = [
+    "BATCH_TESTS",
     "OPTIMIZERS",
     "SCHEDULES",
     "TRANSFORMATIONS",
@@ -60,6 +63,7 @@ __all__ = [
     "BatchTest",
     "Group",
     "RelayState",
+    "Spread",
     "WidthFactors",
     "adaptive_clip",
     "batch_scaled_rate",

@@ -5,6 +5,7 @@ samples.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -139,6 +140,66 @@ def orthogonality_test(
         rest = x - jnp.outer(x @ mean, mean) / jnp.where(own > 0, own, 1)
         variance += jnp.sum(_variance(rest, shards))
     return BatchTest(variance / (nu**2 * square), variance, square)
+
+
+class Spread(NamedTuple):
+    """How single gradients g_i lie about their mean g: all that the tests need.
+
+    It takes scalars of each, so that gradients need not be kept.
+
+    Attributes:
+      square: |g|^2.  distances: |g_i - g|^2, [samples].
+      products: <g_i, g>, [samples].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax.optim import BATCH_TESTS, Spread
+      >>> spread = Spread(4.0, jnp.array([1.0, 1.0]), jnp.array([2.0, 6.0]))
+      >>> float(BATCH_TESTS["norm"](spread, 0.5).required)  # of gradients 1 and 3
+      2.0
+    """
+
+    square: jax.Array
+    distances: jax.Array
+    products: jax.Array
+
+    def norm(self, tolerance: float) -> BatchTest:
+        """See `norm_test`."""
+        variance = jnp.sum(self.distances) / (len(self.distances) - 1)
+        return BatchTest(variance / (tolerance**2 * self.square), variance, self.square)
+
+    def inner_product(self, tolerance: float) -> BatchTest:
+        """See `inner_product_test`, of all coordinates together."""
+        variance = jnp.var(self.products, ddof=1)
+        required = variance / (tolerance**2 * self.square**2)
+        return BatchTest(required, variance, self.square)
+
+    def orthogonality(self, tolerance: float) -> BatchTest:
+        """See `orthogonality_test`, of all coordinates together."""
+        along = (self.products - self.square) ** 2 / self.square
+        across = jnp.maximum(self.distances - along, 0)
+        variance = jnp.sum(across) / (len(across) - 1)
+        return BatchTest(variance / (tolerance**2 * self.square), variance, self.square)
+
+    def augmented(self, tolerance: float) -> BatchTest:
+        """The inner product or the orthogonality test, whichever requires more."""
+        tests = self.inner_product(tolerance), self.orthogonality(tolerance)
+        more = tests[1].required > tests[0].required
+        return jax.tree.map(lambda a, b: jnp.where(more, b, a), *tests)
+
+
+BATCH_TESTS: Mapping[str, Callable[[Spread, float], BatchTest]] = {
+    "norm": Spread.norm,
+    "inner_product": Spread.inner_product,
+    "augmented": Spread.augmented,
+}
+"""The tests of AdAdaGrad that a run's batches may grow by: (spread, tolerance).
+
+Example:
+  >>> from normjax.optim import BATCH_TESTS
+  >>> list(BATCH_TESTS)
+  ['norm', 'inner_product', 'augmented']
+"""
 
 
 def grown_batch(batch: int, required: float, largest: int) -> int:

@@ -68,12 +68,13 @@ NO_DECAY = {
 }
 
 
-def learning_rate(config: Any, total_steps: int) -> optax.Schedule:
+def learning_rate(config: Any, total_steps: int, factor: float = 1.0) -> optax.Schedule:
     """The learning rate by update, of `schedule`, a key of `SCHEDULES`.
 
     Args:
       config: with its arguments; as of `build`.
       total_steps: optimizer updates of the whole run.
+      factor: of the rate, whatever the update.
 
     Raises:
       UserError: an unknown schedule, or arguments that it does not take.
@@ -85,11 +86,11 @@ def learning_rate(config: Any, total_steps: int) -> optax.Schedule:
       >>> float(rate(0)), float(rate(5)), float(rate(10))
       (0.0, 0.25, 0.5)
     """
-    return _factories(config)["schedule"](total_steps)
+    return _times(factor, _factories(config)["schedule"](total_steps))
 
 
 def build(
-    config: Any, total_steps: int, scanned: tuple[str, ...] = ()
+    config: Any, total_steps: int, scanned: tuple[str, ...] = (), factor: float = 1.0
 ) -> optax.GradientTransformation:
     """The gradient transformation that `config` describes.
 
@@ -108,6 +109,7 @@ def build(
       total_steps: optimizer updates of the whole run.
       scanned: names at the root of parameters with a first axis of layers, each of
         which is treated by itself (see `core.scanned`).
+      factor: of the learning rate, whatever the update; no part of the state.
 
     Raises:
       UserError: an unknown name or argument, a pattern that is no regular expression,
@@ -130,7 +132,8 @@ def build(
     made["name"] = with_defaults(made["name"], scanned=scanned)
     groups = groups_of(own["groups"])
     _trainable(own["trainable"])
-    rate, decayed = made["schedule"](total_steps), functools.partial(_decayed, scanned)
+    rate = _times(factor, made["schedule"](total_steps))
+    decayed = functools.partial(_decayed, scanned)
     optimizer = made["name"](rate, decayed)
     if groups:
         parts: dict[Any, Any] = {
@@ -236,6 +239,10 @@ def updates_made(opt_state: Any, steps: jax.Array) -> jax.Array:
 
     parts = jax.tree.leaves(opt_state, is_leaf=is_scheduled)
     return next((part.count for part in parts if is_scheduled(part)), steps)
+
+
+def _times(factor: float, rate: optax.Schedule) -> optax.Schedule:
+    return rate if factor == 1 else lambda count: factor * rate(count)
 
 
 def _fields(config: Any) -> dict[str, Any]:

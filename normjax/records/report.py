@@ -28,6 +28,19 @@ from normjax.tasks.base import Column
 METRICS_FILE = "metrics.jsonl"
 
 
+class NoLog:
+    """The log of a process that writes none."""
+
+    def write(self, step: int, scalars: Any) -> None:
+        pass
+
+    def show(self, step: int, images: Any, histograms: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class MetricLog:
     """Scalars by step, as JSON lines and as TensorBoard events in the workdir.
 

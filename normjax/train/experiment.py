@@ -39,6 +39,14 @@ DTYPES = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 """Of the computation; "auto" is bfloat16 on accelerators and float32 on CPU."""
 
 
+RATES: dict[str, Callable[[int], float]] = {
+    "constant": lambda parts: 1.0,
+    "square_root": functools.partial(optim.batch_scaled_rate, 1.0, 1),
+    "linear": functools.partial(optim.batch_scaled_rate, 1.0, 1, optimizer="sgd"),
+}
+"""The learning rate of a batch of so many times the rows, as a multiple."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that a config determines.
@@ -47,7 +55,9 @@ class Experiment:
       config: as given.  task: with its data.
       model, optimizer, schedule, recipe: of the step.  mesh: the devices.
       rules: how parameters lie on the mesh, see `sharding`.
+      at_rate: optimizer and schedule at a multiple of the learning rate.
       begin: what becomes of the parameters that the model makes.
+      multiple: batches of `config.batch_size` rows that one is made of, see `grown`.
     """
 
     config: Any
@@ -58,7 +68,25 @@ class Experiment:
     recipe: Recipe
     mesh: Mesh
     rules: dict[str, str]
+    at_rate: Callable[[float], tuple[optax.GradientTransformation, optax.Schedule]]
     begin: Callable[[Any], Any] = lambda params: params
+    multiple: int = 1
+
+    def grown(self, parts: int) -> "Experiment":
+        """The same with batches of so many times the rows, in as many microbatches.
+
+        A microbatch keeps its rows, so that memory and batch statistics are of as many
+        as before; the learning rate is what `config.batch_growth.rate` makes of it.
+        """
+        optimizer, schedule = self.at_rate(RATES[self.config.batch_growth.rate](parts))
+        recipe = self.recipe._replace(microbatches=self.config.microbatches * parts)
+        return dataclasses.replace(
+            self,
+            multiple=parts,
+            optimizer=optimizer,
+            schedule=schedule,
+            recipe=recipe,
+        )
 
     @functools.cached_property
     def shardings(self) -> TrainState:
@@ -88,7 +116,7 @@ class Experiment:
         row = self.task.row()
         if not train:
             row = {"mask": jax.ShapeDtypeStruct((), jnp.bool_), **row}
-        rows = self.config.batch_size
+        rows = self.config.batch_size * (self.multiple if train else 1)
         batch = {
             name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype)
             for name, x in row.items()
@@ -131,23 +159,33 @@ class Experiment:
             self.config.seed,
             _example(self.task),
             use_ema=self.config.ema_decay > 0,
+            grows=bool(self.config.batch_growth.test),
             begin=self.begin,
         )
 
-    def train_batches(self, start_step: int = 0):
-        """Endless training batches from `start_step` on, on the devices."""
-        batches = self.task.train_batches(
-            seed=self.config.seed, start_step=start_step, **self._share()
-        )
-        return to_devices(batches, self.mesh)
+    def train_batches(self, start: int = 0):
+        """Endless training batches, on the devices.
+
+        Args:
+          start: number of the first, among batches of `config.batch_size` rows.
+        """
+        return to_devices(self._host_batches(start), self.mesh)
 
     def batch(self, number: int) -> dict[str, np.ndarray]:
         """This process's rows of one training batch, on the host."""
-        batches: Any = self.task.train_batches(
-            seed=self.config.seed, start_step=number, **self._share()
-        )
+        batches: Any = self._host_batches(number)
         with contextlib.closing(batches):
             return next(batches)
+
+    def _host_batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
+        """This process's rows; a batch is `multiple` of them, one behind the other."""
+        batches: Any = self.task.train_batches(
+            seed=self.config.seed, start_step=start, **self._share()
+        )
+        with contextlib.closing(batches):
+            while True:
+                rows = [next(batches) for _ in range(self.multiple)]
+                yield {name: _joined([r[name] for r in rows]) for name in rows[0]}
 
     def eval_batches(self, split: str):
         """One pass over `split` in order, on the devices.
@@ -215,17 +253,29 @@ def build_experiment(
     width = width_of(config, model, lambda: _example(task))
     if width is not None:
         fields["groups"] = width.groups
+
+    def at_rate(factor: float):
+        total = config.total_steps
+        optimizer = optim.build(fields, total, scanned_of(model), factor)
+        return optimizer, optim.learning_rate(fields, total, factor)
+
+    optimizer, schedule = at_rate(1.0)
     return Experiment(
         config=config,
         task=task,
         model=model,
-        optimizer=optim.build(fields, config.total_steps, scanned_of(model)),
-        schedule=optim.learning_rate(fields, config.total_steps),
+        optimizer=optimizer,
+        schedule=schedule,
+        at_rate=at_rate,
         recipe=recipe,
         mesh=mesh,
         rules=rules,
         **({"begin": width.begin} if width else {}),
     )
+
+
+def _joined(rows: Sequence[np.ndarray]) -> np.ndarray:
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 
 def _example(task: Task) -> Any:

@@ -26,12 +26,16 @@ from normjax.train.alike import check_alike
 from normjax.train.begin import beginning, begun_state, tell
 from normjax.train.config import keep_config, plain
 from normjax.train.experiment import Experiment, build_experiment
+from normjax.train.growth import CURVE, REQUIRED, ROWS, Numbers
 from normjax.train.nonfinite import Failure, Guard
 from normjax.train.pace import Pace
 from normjax.train.phases import Phase, TrainStep, trace_phase
 from normjax.train.profile import Profile
-from normjax.train.programs import jit_diagnose
+from normjax.train.programs import jit_diagnose, trace_measure
 from normjax.train.scoring import Scoring, first
+from normjax.train.sized import Sized
+from normjax.train.state import with_parts
+from normjax.train.summary import print_summary
 
 MAX_IN_FLIGHT = 2  # steps that the host may run ahead of the device
 INPUT_WAIT = "input_wait"
@@ -59,6 +63,8 @@ def train(config: Any, workdir: Path) -> dict[str, float] | None:
     experiment = build_experiment(config)
     check_alike(config, experiment.task.digests())
     phase = trace_phase(experiment)  # a wrong config must not touch the workdir
+    if config.batch_growth.test:
+        trace_measure(experiment)
     with held(workdir):
         try:
             return _train(experiment, phase, workdir)
@@ -123,7 +129,7 @@ class Run:
         self.experiment, self.workdir = experiment, workdir
         self.config, self.checkpoints = experiment.config, checkpoints
         self.restore()
-        self.guard = Guard(experiment, workdir, self.step)
+        self.guard = Guard(experiment, workdir, Numbers(self.state), self.step)
         self.votes, self.interrupt = Votes(experiment.mesh), Interrupt()
         self.scoring = Scoring(experiment, workdir, checkpoints, self._watch)
         self.looks: LayerLog | None = None
@@ -134,10 +140,9 @@ class Run:
         steps, folder = self.config.profile_steps, workdir / "profile"
         self.profile = Profile(folder, steps, self.step, self.config.total_steps)
         self.last: dict[str, float] = {}
-        task = experiment.task
-        self.pace = Pace(self.config.batch_size * task.units_per_row)
         self.chip = chip_of(experiment.mesh.devices.flat[0].device_kind)
-        self.train_step = TrainStep(experiment, phase)
+        self.sized = Sized(experiment, self.guard.numbers.parts(self.step), phase)
+        self.pace = Pace(self.sized.units)
 
     def restore(self) -> None:
         """Go on from the newest sound checkpoint, or begin."""
@@ -147,10 +152,23 @@ class Run:
             self.state = self.experiment.create_state()
         self.step = int(self.state.step)
 
+    @property
+    def train_step(self) -> TrainStep:
+        """Of batches of the size that they have."""
+        return self.sized.train_step
+
+    def _resize(self) -> None:
+        """Get ready for batches of the size that the next update takes."""
+        parts = self.guard.numbers.parts(self.step)
+        if parts != self.sized.parts:
+            self.train_step.close()
+            self.sized = Sized(self.experiment, parts)
+            self.pace.units = self.sized.units
+
     def run(self) -> dict[str, float] | None:
         """Train to the end and evaluate, or None after a signal."""
         self.train_step.begin(self.state, self.config.total_steps - self.step)
-        self._print_summary()
+        print_summary(self.experiment, self.state, self.train_step.flops)
         log = self._open_log()
         extend.tell(self.experiment, self.workdir, self.state, log)
         self.scoring.remember(self.step)
@@ -178,7 +196,7 @@ class Run:
 
     def _open_log(self) -> Any:
         if not is_first():
-            return _NoLog()
+            return report.NoLog()
         also, project = None, self.config.get("wandb", "")
         if project:
             also = WandbRun(project, self.workdir, plain(self.config))
@@ -204,24 +222,38 @@ class Run:
             self.looks.close()
             self.looks = LayerLog(self.workdir, self.step)
         log = self._open_log()
-        log.write(self.step, self.guard.roll_back(failed, self.step))
+        numbers = Numbers(self.state)
+        log.write(self.step, self.guard.roll_back(failed, self.step, numbers))
+        self._resize()
         return log
 
     def advance(self, log, interrupt: Interrupt, until: int) -> None:
         """Train up to step `until`, or until a signal."""
+        while self._advance(log, interrupt, until):
+            self._resize()
+
+    def _advance(self, log, interrupt: Interrupt, until: int) -> bool:
+        """The same; True as soon as the next batch is larger."""
         config, total, votes = self.config, self.config.total_steps, self.votes
         pending: collections.deque[tuple[int, Any, float]] = collections.deque()
         if self.scoring.stalled:
-            return
+            return False
+        grows = stops = False
         self.train_step.begin(self.state, until - self.step)
-        batches: Any = self.experiment.train_batches(self.guard.batch(self.step))
+        batches: Any = self.sized.experiment.train_batches(self.guard.batch(self.step))
         bar = report.ProgressBar(total, self.step)
         self.pace.start(self.step)
+
+        def drain() -> None:
+            while pending:
+                self._record(*pending.popleft(), log, bar)
+
         with bar, contextlib.closing(batches):
             for batch in self.pace.watch(first(batches, until - self.step)):
                 self.checkpoints.check()
                 batch = votes.cast(batch, interrupt)
                 self.profile.at(self.step, self.state)
+                test = self.sized.test(self.state, batch, self.step)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
                     self.state, metrics = self.train_step(self.state, batch)
                 self.step += 1
@@ -231,28 +263,45 @@ class Run:
                     self._look(batch)
                 if len(pending) > MAX_IN_FLIGHT:
                     self._record(*pending.popleft(), log, bar)
+                if test is not None:
+                    drain()
+                    grows = self._grow(test, log)
                 every = self.step < total and not votes.stop(interrupt)
                 due = self.step % config.eval_every == 0
                 save = self.step % config.checkpoint.every == 0
                 if every and (due or save):
-                    while pending:
-                        self._record(*pending.popleft(), log, bar)
+                    drain()
                     self.pace.stop()
                     scores = self.scoring.evaluate(self.state, log) if due else None
                     if save and not self.scoring.stalled:
                         self.checkpoints.save(self.state, scores)
                     self.pace.go_on()
-                if votes.stop(interrupt) or self.scoring.stalled:
+                stops = votes.stop(interrupt) or self.scoring.stalled
+                if stops or grows:
                     break
             self.profile.at(self.step, self.state)
-            while pending:
-                self._record(*pending.popleft(), log, bar)
+            drain()
         self.pace.stop()
+        return grows and not stops and self.step < until
+
+    def _grow(self, test: Any, log) -> bool:
+        """Let the next batches be as large as a test requires; True if they grow."""
+        required = float(test.required)
+        log.write(self.step, {REQUIRED: required})
+        parts = self.sized.wanted(required)
+        if parts == self.sized.parts:
+            return False
+        self.guard.numbers.grow(self.step, parts)
+        self.state = with_parts(self.state, parts)
+        return True
 
     def _record(self, step: int, metrics, flops: float, log, bar) -> None:
         """Take the metrics of a step that is done by now."""
         values = {name: float(v) for name, v in jax.device_get(metrics).items()}
         values = self.votes.read(values)
+        if self.config.batch_growth.test:
+            parts = self.guard.numbers.parts(step - 1)
+            values[ROWS] = float(parts * self.config.batch_size)
         newest = self.checkpoints.latest()
         values, notable = self.guard.check(step, values, self.state, newest)
         self.last = values
@@ -315,40 +364,13 @@ class Run:
             )
         return results
 
-    def _print_summary(self) -> None:
-        config, model, mesh = self.config, self.experiment.model, self.experiment.mesh
-        parameters = sum(x.size for x in jax.tree.leaves(self.state.params))
-        each = "each microbatch" if config.microbatches > 1 else "the global batch"
-        alone = config.parallelism == "pmap" and not config.sync_batch_stats
-        kind, sizes = mesh.devices.flat[0].device_kind, dict(mesh.shape)
-        axes = ", ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
-        rows = [
-            ("model", f"{config.model.name} ({type(model).__name__})"),
-            ("norm, mixer", _component_names(model)),
-            ("parameters", parameters),
-            ("FLOPs a step and device", self.train_step.flops),
-            ("devices", f"{mesh.size} x {kind}{f' ({axes})' if axes else ''}"),
-            ("data", self.experiment.task.describe()),
-            *self.experiment.task.details(),
-            ("batch statistics", f"of {each}{' on a device' if alone else ''}"),
-            ("steps", f"{self.step:,} of {config.total_steps:,} done"),
-        ]
-        report.table("run", ("", ""), rows)
-        if is_first():
-            self._print_parts()
-
-    def _print_parts(self) -> None:
-        parts = self.experiment.parts()
-        sums = [sum(numbers) for numbers in list(zip(*parts, strict=True))[1:]]
-        columns = ("part", "modules", "parameters", "multiply-adds of an example")
-        report.table("model", columns, [*parts, ("all", *sums)])
-
     def _print_result(self, rows: dict[str, dict[str, float]]) -> None:
         task = self.experiment.task
         report.score_table(str(self.workdir), "split", task.columns, rows)
         if not is_first():
             return
-        plot = report.plot_curves(self.workdir, task.curves)
+        grows = (CURVE,) if self.config.batch_growth.test else ()
+        plot = report.plot_curves(self.workdir, (*task.curves, *grows))
         if self.looks:
             self.looks.close()
             console.print(f"layers in {plot_layers(self.workdir)}")
@@ -372,23 +394,3 @@ def _compiled_code(experiment: Experiment, workdir: Path) -> Any:
     if experiment.mesh.devices.flat[0].platform == "cpu":
         return contextlib.nullcontext()
     return compiled_code_in(workdir / "compiled")
-
-
-class _NoLog:
-    """The log of a process that writes none."""
-
-    def write(self, step: int, scalars: Any) -> None:
-        pass
-
-    def show(self, step: int, images: Any, histograms: Any) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def _component_names(model: Any) -> str:
-    """Classes of its norm and mixers, as far as it has them."""
-    model = getattr(model, "host", model)
-    parts = jax.tree.leaves([getattr(model, k, None) for k in ("norm", "mixer")])
-    return ", ".join(dict.fromkeys(part.func.__name__ for part in parts))

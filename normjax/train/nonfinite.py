@@ -26,6 +26,7 @@ from normjax.records.checkpoint import RunFailed
 from normjax.records.json_files import read_json
 from normjax.train.config import nonfinite_policy
 from normjax.train.experiment import Experiment
+from normjax.train.growth import Numbers
 from normjax.train.step import BAD_GRADIENT, SKIPPED
 
 FAILURES, ROLLBACKS = "failures", "rollbacks.json"
@@ -66,10 +67,14 @@ class Guard:
     What it decides is the same in all processes: it depends on metrics and files.
 
     Args:
+      numbers: of the batches of the run, see `growth`.
       step: of the state that the run begins with.
     """
 
-    def __init__(self, experiment: Experiment, workdir: Path, step: int):
+    def __init__(
+        self, experiment: Experiment, workdir: Path, numbers: Numbers, step: int
+    ):
+        self.numbers = numbers
         self._experiment, self._workdir = experiment, workdir_path(workdir)
         self._policy, self._limit = nonfinite_policy(experiment.config)
         windows = [Window(*window) for window in from_first(_read(workdir))]
@@ -79,8 +84,8 @@ class Guard:
             self._skipped = from_first(_skipped_before(workdir, step))
 
     def batch(self, step: int) -> int:
-        """Number of the batch that the update after `step` updates takes."""
-        return step + sum(window.batches for window in self._windows)
+        """Number of the (first) batch that the update after `step` updates takes."""
+        return self.numbers.first(step) + sum(w.batches for w in self._windows)
 
     def check(
         self, step: int, values: dict[str, float], state: Any, newest: int | None
@@ -113,22 +118,24 @@ class Guard:
             raise Failure(step)
         return {k: v for k, v in values.items() if math.isfinite(v)}, True
 
-    def roll_back(self, failed: int, step: int) -> dict[str, float]:
+    def roll_back(self, failed: int, step: int, numbers: Numbers) -> dict[str, float]:
         """Leave out the batches between a restored state and a step that failed.
 
         Args:
-          failed: the step.  step: of the state.
+          failed: the step.  step: of the state.  numbers: from there on.
 
         Returns:
           what to record.
         """
         self._rollbacks += 1
         self._windows = [w for w in self._windows if w.step <= step]
-        self._windows.append(Window(step, failed - step))
+        count = self.numbers.first(failed) - self.numbers.first(step)
+        self._windows.append(Window(step, count))
+        self.numbers = numbers
         if is_first():
             windows = json.dumps([w._asdict() for w in self._windows])
             write(self._workdir / ROLLBACKS, windows.encode())
-        return {"rolled_back_from": failed, "batches_left_out": failed - step}
+        return {"rolled_back_from": failed, "batches_left_out": count}
 
     def _describe_limit(self) -> str:
         return f"; config.nonfinite.limit is {self._limit} ({self._policy})"
@@ -136,7 +143,12 @@ class Guard:
     def _record(self, step, name, value, gradient, state, newest) -> str:
         """Keep the batch and what is known; the same in one line."""
         e, number = self._experiment, self.batch(step - 1)
-        examples = e.task.example_numbers(number).tolist()
+        parts = self.numbers.parts(step - 1)
+        examples = [
+            int(n)
+            for part in range(number, number + parts)
+            for n in e.task.example_numbers(part)
+        ]
         known = {
             "step": step,
             name: str(value),
@@ -151,7 +163,7 @@ class Guard:
         try:
             if is_local(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            rows: Any = e.batch(number)
+            rows: Any = e.grown(parts).batch(number)
             with whole_file(folder / f"batch-{jax.process_index()}.npz") as file:
                 np.savez(file, **rows)
             if is_first():

@@ -12,7 +12,8 @@ class Pace:
       units: what a step is made of, counted.
 
     Attributes:
-      units: as given.  steps: that were begun.
+      units: as given; others from the next start of the clock on, if they are set.
+      steps: that were begun.
       seconds: until the clock was stopped last.
 
     Example:
@@ -27,7 +28,7 @@ class Pace:
 
     def __init__(self, units: int):
         self.units = units
-        self.steps, self.seconds = 0, 0.0
+        self.steps, self.seconds, self._done = 0, 0.0, 0
         self._begin: float | None = None
         self._waited = 0.0
         self._since = (0, 0.0, 0.0)
@@ -57,11 +58,12 @@ class Pace:
                 return
             self._waited += time.monotonic() - begin
             self.steps += 1
+            self._done += self.units
             yield batch
 
     def speed(self) -> float:
         """Units a second of all steps."""
-        return self.steps * self.units / max(self._spent(), 1e-9)
+        return self._done / max(self._spent(), 1e-9)
 
     def window(self, step: int) -> tuple[float, float]:
         """Units a second and share of the time that was waited for data, since the

@@ -98,10 +98,10 @@ class TrainStep:
     there. The program of the next phase is compiled in the background. To be closed.
 
     Args:
-      phase: any of the experiment's.
+      phase: any of the experiment's that is traced already.
     """
 
-    def __init__(self, experiment: Experiment, phase: Phase):
+    def __init__(self, experiment: Experiment, phase: Phase | None = None):
         self._experiment, self._phase = experiment, phase
         self._programs: list[Program] = []
         self._background = concurrent.futures.ThreadPoolExecutor(1, "compile")

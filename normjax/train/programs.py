@@ -18,10 +18,11 @@ from normjax.core.errors import UserError
 from normjax.core.scanned import scanned_of
 from normjax.devices.mesh import DATA, batch_shards, replicated
 from normjax.devices.per_device import per_device, with_axis_name
-from normjax.devices.votes import with_votes
+from normjax.devices.votes import STOP, with_votes
 from normjax.tasks.scores import make_eval_step, make_noted_step
 from normjax.train.experiment import Experiment
 from normjax.train.frozen import Frozen, frozen_modules
+from normjax.train.growth import check_growth, make_measure
 from normjax.train.step import make_gradients, make_train_step
 
 LARGEST_ARRAY = 2**31 - 1
@@ -80,6 +81,21 @@ def jit_diagnose(experiment: Experiment) -> Any:
     e = experiment
     diagnose = make_diagnose(e.placed(), e.task.objective)
     return _jit(e, diagnose, replicated(e.mesh))
+
+
+def jit_measure(experiment: Experiment) -> Any:
+    """(state, batch) -> whether the batch is large enough; see `growth`."""
+    e = experiment
+    scanned, parts = scanned_of(e.model), e.recipe.microbatches
+    measure = make_measure(e.model, e.task.objective, parts, e.config, scanned)
+
+    def whole(state, batch):
+        # Of single examples nothing is split but the rows.
+        params = jax.lax.with_sharding_constraint(state.params, replicated(e.mesh))
+        rest = {name: rows for name, rows in batch.items() if name != STOP}
+        return measure(state.replace(params=params), rest)
+
+    return _jit(e, whole, replicated(e.mesh))
 
 
 def jit_answers(experiment: Experiment, model: nn.Module) -> Any:
@@ -149,6 +165,14 @@ def trace_eval_step(experiment: Experiment) -> jax.stages.Traced:
         arguments = variables, e.abstract_batch(train=False)
         _check_sizes(e, arguments)
         return jit_eval_step(e).trace(*arguments)
+
+
+def trace_measure(experiment: Experiment) -> jax.stages.Traced:
+    """The test of the batch size, as `trace_train_step`."""
+    e = experiment
+    with _refusing("trained with batch_growth"):
+        check_growth(e)
+        return jit_measure(e).trace(e.abstract_state(), e.abstract_batch())
 
 
 def lower_train_step(experiment: Experiment) -> jax.stages.Lowered:

@@ -1,7 +1,7 @@
 """What a run is at one moment."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -11,6 +11,26 @@ from flax import linen as nn
 
 from normjax.core.collections import BATCH_STATS, PARAMS, TRANSIENT
 from normjax.tasks.base import Inputs
+
+
+class Taken(NamedTuple):
+    """Batches of their first size, of a run whose batches grow; int32 scalars.
+
+    Attributes:
+      before: that updates have taken.  parts: that the next one takes.
+    """
+
+    before: jax.Array
+    parts: jax.Array
+
+    @classmethod
+    def start(cls) -> "Taken":
+        """Before the first update, which takes one."""
+        return cls(jnp.zeros((), jnp.int32), jnp.ones((), jnp.int32))
+
+    def after_update(self) -> "Taken":
+        """Whether or not the update was left out."""
+        return self._replace(before=self.before + self.parts)
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -26,6 +46,8 @@ class TrainState(flax.struct.PyTreeNode):
         or None: what the averaged parameters are evaluated with, as far behind as they
         are. Counters in it are those of the model.
       rng: key data (uint32) of the run; every random key is folded from it and `step`.
+      taken: of a run whose batches grow, the batches of their first size that updates
+        have taken, and those that the next one takes; else None.
     """
 
     step: jax.Array
@@ -35,6 +57,7 @@ class TrainState(flax.struct.PyTreeNode):
     ema: Any
     rng: jax.Array
     ema_stats: Any = None
+    taken: Any = None
 
     def variables(self) -> dict[str, Any]:
         """The variables that are trained, and the other collections of the model."""
@@ -67,6 +90,7 @@ def create_state(
     inputs: Inputs,
     *,
     use_ema: bool,
+    grows: bool = False,
     begin: Callable[[Any], Any] = lambda params: params,
 ) -> TrainState:
     """The state before the first step; a pure function of the seed, made to be jitted.
@@ -78,7 +102,7 @@ def create_state(
     rng, (x, known) = jax.random.key(seed), inputs
     variables = dict(model.init({"params": rng}, x, train=False, **known))
     variables[PARAMS] = begin(variables[PARAMS])
-    return state_of(variables, optimizer, rng, use_ema=use_ema)
+    return state_of(variables, optimizer, rng, use_ema=use_ema, grows=grows)
 
 
 def state_of(
@@ -87,11 +111,13 @@ def state_of(
     rng: jax.Array,
     *,
     use_ema: bool,
+    grows: bool = False,
 ) -> TrainState:
     """The state before the first step of a model that begins with `variables`.
 
     Args:
       rng: key of the run.
+      use_ema: whether parameters are averaged.  grows: whether batches grow.
     """
     params = variables[PARAMS]
     return TrainState(
@@ -104,4 +130,12 @@ def state_of(
         ema=params if use_ema else None,
         rng=jax.random.key_data(rng),
         ema_stats=variables.get(BATCH_STATS) if use_ema else None,
+        taken=Taken.start() if grows else None,
     )
+
+
+def with_parts(state: TrainState, parts: int) -> TrainState:
+    """The state of a run whose next update takes so many batches."""
+    there = state.taken.parts
+    new = jax.device_put(jnp.asarray(parts, jnp.int32), there.sharding)
+    return state.replace(taken=state.taken._replace(parts=new))

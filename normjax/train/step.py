@@ -41,7 +41,7 @@ class Recipe(NamedTuple):
       auxiliary_loss_weight: factor on the sum of what layers sow into "losses".
       deferred_batch_stats: running statistics follow the whole batch, not each part.
       skip_nonfinite: leave the update out if its loss or gradient is not finite: all
-        but `step` stays.
+        but `step` and `taken` stays.
       perturb: (params, gradients) -> where the gradient is taken again; see
         `optim.perturbation`. Of each microbatch by itself. Batch statistics and metrics
         are those of the first pass; dropout draws the same in both.
@@ -87,8 +87,7 @@ def make_train_step(
     gradients = gradients or make_gradients(model, objective, recipe)
 
     def train_step(state: TrainState, batch: Batch):
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        example_key, dropout_key = jax.random.split(key)
+        example_key, dropout_key = keys_of(state)
         inputs, targets = objective.examples(batch, example_key)
         model_state, grads, metrics = gradients(
             state.params, state.model_state, inputs, targets, dropout_key
@@ -102,6 +101,7 @@ def make_train_step(
         decay = _ema_decay(made, recipe.ema_decay)
         new_state = state.replace(
             step=state.step + 1,
+            taken=state.taken and state.taken.after_update(),
             params=params,
             model_state=model_state,
             opt_state=opt_state,
@@ -112,12 +112,19 @@ def make_train_step(
         )
         if recipe.skip_nonfinite:
             sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-            old = state.replace(step=new_state.step)
+            old = state.replace(step=new_state.step, taken=new_state.taken)
             new_state = jax.tree.map(partial(jnp.where, sound), new_state, old)
             metrics[SKIPPED] = 1.0 - sound
         return new_state, metrics
 
     return train_step
+
+
+def keys_of(state: TrainState) -> tuple[jax.Array, jax.Array]:
+    """Keys of the next update: of its examples, and of dropout."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    example_key, dropout_key = jax.random.split(key)
+    return example_key, dropout_key
 
 
 def _norm_and_first_bad(grads: Any) -> tuple[jax.Array, jax.Array]:
@@ -163,7 +170,7 @@ def make_gradients(
             carry, (grads, metrics), _ = microbatch(params, carry, part)
         else:
             keys = jax.random.split(key, count)
-            parts = (*_split((inputs, targets), count), keys)
+            parts = (*split_rows((inputs, targets), count), keys)
             deferred = recipe.deferred_batch_stats
             summed = _accumulate(microbatch, params, carry, parts, deferred)
             carry, (grads, metrics) = summed
@@ -234,7 +241,7 @@ def _accumulate(microbatch, params, carry, parts, deferred):
     return carry, sums
 
 
-def _split(tree: Any, count: int) -> Any:
+def split_rows(tree: Any, count: int) -> Any:
     """[B, ...] -> [M, B / M, ...]; example i goes to microbatch i % M.
 
     So every device keeps its own examples.
