@@ -8,6 +8,7 @@ from typing import Any
 
 from normjax.activations.base import ACTIVATIONS
 from normjax.activations.expanded import XATLU, XGELU, XSiLU, expanded_gate
+from normjax.activations.fatrelu import FATReLU, fatrelu
 from normjax.activations.helu import HeLU, helu
 from normjax.activations.prelu import PReLU
 from normjax.activations.relu_interpolation import ReLUInterpolation
@@ -32,6 +33,7 @@ __all__ = [
     "GELU",
     "XATLU",
     "XGELU",
+    "FATReLU",
     "HeLU",
     "Identity",
     "LeakyReLU",
@@ -50,6 +52,7 @@ __all__ = [
     "XSiLU",
     "build",
     "expanded_gate",
+    "fatrelu",
     "gelu",
     "helu",
     "smelu",

@@ -214,6 +214,9 @@ class Run:
     auxiliary_loss_weight: float = run(
         1.0, "of what layers add to the loss", absent=0.0
     )
+    penalties: tuple[dict[str, Any], ...] = run(
+        (), "terms of the loss, by the path of a layer", "rules of `PENALTIES`"
+    )
     nonfinite: Nonfinite = Nonfinite()
     recalibrate_batches: int = run(
         0, "to re-estimate batch statistics from, at the end", COUNT

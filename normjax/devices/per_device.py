@@ -62,10 +62,10 @@ def per_device(gradients: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     Random keys inside the model differ by device.
     """
 
-    def local(params, model_state, inputs, targets, key):
+    def local(params, model_state, inputs, targets, key, made):
         key = jax.random.fold_in(key, jax.lax.axis_index(DATA))
         model_state, grads, metrics = gradients(
-            params, model_state, inputs, targets, key
+            params, model_state, inputs, targets, key, made
         )
         mean = functools.partial(jax.tree.map, _mean)
         return mean(model_state), jax.lax.psum(grads, DATA), mean(metrics)
@@ -74,7 +74,7 @@ def per_device(gradients: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(whole, whole, rows, rows, whole),
+        in_specs=(whole, whole, rows, rows, whole, whole),
         out_specs=whole,
         check_vma=False,
     )

@@ -39,7 +39,6 @@ from normjax.optim.schedules.shapes import with_tail
 from normjax.optim.sharpness import perturbed, sharpness_aware_gradient
 from normjax.optim.sparsity import (
     RelayState,
-    fatrelu,
     prosparse_factor,
     relay,
     relay_state,
@@ -70,7 +69,6 @@ __all__ = [
     "build",
     "clip_by_global_norm",
     "component_clip",
-    "fatrelu",
     "grown_batch",
     "grown_plan",
     "inner_product_test",

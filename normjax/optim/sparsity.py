@@ -51,23 +51,6 @@ def prosparse_factor(
     return factor
 
 
-def fatrelu(x: jax.Array, threshold: float = 0.01, *, inclusive: bool = True):
-    """x where x >= threshold, else 0: the activation that ProSparse ends with.
-
-    Args:
-      x: [...].  threshold: above 0 it makes more zeros than ReLU.
-      inclusive: whether x = threshold is kept; public inference kernels drop it.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from normjax.optim import fatrelu
-      >>> print(fatrelu(jnp.array([-1.0, 0.25, 0.5]), 0.5))
-      [0.  0.  0.5]
-    """
-    kept = x >= threshold if inclusive else x > threshold
-    return jnp.where(kept, x, 0)
-
-
 def sparsity_penalty(x: jax.Array) -> jax.Array:
     """The mean over tokens of the L1 norm of a gated hidden vector.
 

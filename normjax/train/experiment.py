@@ -31,6 +31,7 @@ from normjax.train.config import (
     resolve_fractions,
 )
 from normjax.train.parts import Part, parts_of
+from normjax.train.penalties import penalties_of
 from normjax.train.state import TrainState, create_state
 from normjax.train.step import Recipe
 from normjax.train.width import width_of
@@ -69,7 +70,7 @@ class Experiment:
     mesh: Mesh
     rules: dict[str, str]
     at_rate: Callable[[float], tuple[optax.GradientTransformation, optax.Schedule]]
-    begin: Callable[[Any], Any] = lambda params: params
+    begin: Callable[[Any], Any]
     multiple: int = 1
 
     def grown(self, parts: int) -> "Experiment":
@@ -249,6 +250,7 @@ def build_experiment(
         auxiliary_loss_weight=config.auxiliary_loss_weight,
         skip_nonfinite=nonfinite_policy(config)[0] == "skip",
         perturb=optim.perturbation(fields, scanned_of(model)),
+        penalties=penalties_of(config.to_dict().get("penalties", ())),
     )
     width = width_of(config, model, lambda: _example(task))
     if width is not None:
@@ -270,7 +272,7 @@ def build_experiment(
         recipe=recipe,
         mesh=mesh,
         rules=rules,
-        **({"begin": width.begin} if width else {}),
+        begin=width.begin if width else lambda params: params,
     )
 
 

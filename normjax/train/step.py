@@ -21,6 +21,7 @@ from normjax.core.collections import (
 from normjax.norms.deferred import moved_together
 from normjax.tasks import Objective
 from normjax.tasks.base import Batch
+from normjax.train.penalties import Penalty, watched, weighed
 from normjax.train.state import TrainState
 
 BAD_GRADIENT, SKIPPED = "bad_gradient", "skipped"
@@ -45,6 +46,7 @@ class Recipe(NamedTuple):
       perturb: (params, gradients) -> where the gradient is taken again; see
         `optim.perturbation`. Of each microbatch by itself. Batch statistics and metrics
         are those of the first pass; dropout draws the same in both.
+      penalties: further terms of the loss, see `penalties`.
     """
 
     microbatches: int = 1
@@ -53,6 +55,7 @@ class Recipe(NamedTuple):
     skip_nonfinite: bool = False
     deferred_batch_stats: bool = False
     perturb: Callable[[Any, Any], Any] | None = None
+    penalties: tuple[Penalty, ...] = ()
 
 
 Gradients = Callable[..., tuple[dict[str, Any], Any, dict[str, jax.Array]]]
@@ -89,14 +92,14 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch):
         example_key, dropout_key = keys_of(state)
         inputs, targets = objective.examples(batch, example_key)
+        made = optim.updates_made(state.opt_state, state.step)
         model_state, grads, metrics = gradients(
-            state.params, state.model_state, inputs, targets, dropout_key
+            state.params, state.model_state, inputs, targets, dropout_key, made
         )
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         metrics["grad_norm"], metrics[BAD_GRADIENT] = _norm_and_first_bad(grads)
-        made = optim.updates_made(state.opt_state, state.step)
         metrics["lr"] = jnp.asarray(schedule(made), jnp.float32)
         decay = _ema_decay(made, recipe.ema_decay)
         new_state = state.replace(
@@ -138,7 +141,7 @@ def _norm_and_first_bad(grads: Any) -> tuple[jax.Array, jax.Array]:
 def make_gradients(
     model: Any, objective: Objective, recipe: Recipe, share: float = 1.0
 ) -> Gradients:
-    """(params, model_state, inputs, targets, key) -> (model_state, grads, metrics).
+    """(params, model_state, inputs, targets, key, made) -> (state, grads, metrics).
 
     The gradient of `share` times the loss, over all microbatches; metrics are those of
     the whole loss.
@@ -146,13 +149,15 @@ def make_gradients(
     Args:
       share: what part of the loss the examples at hand are.
 
-    inputs, targets: of `Objective.examples`.  key: of dropout.
+    inputs, targets: of `Objective.examples`.  key: of dropout.  made: updates so far,
+    which count in what is scheduled.
     """
     loss_fn = _loss_of(model, objective, recipe, share)
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def microbatch(params, carry, part):
+    def microbatch(params, made, carry, part):
         """Gradient of one part; `carry` threads the state of the model through."""
+        part = made, *part
         model_state, overwrite = carry
         (_, (new, metrics)), (grads, written) = gradient(
             (params, overwrite), model_state, *part
@@ -163,16 +168,17 @@ def make_gradients(
         moments = new.pop(DEFERRED, {})
         return (new, written), (grads, metrics), moments
 
-    def gradients(params, model_state, inputs, targets, key):
+    def gradients(params, model_state, inputs, targets, key, made):
         carry, count = _separate(model_state), recipe.microbatches
+        one = partial(microbatch, params, made)
         if count == 1:
             part = (inputs, targets, key)
-            carry, (grads, metrics), _ = microbatch(params, carry, part)
+            carry, (grads, metrics), _ = one(carry, part)
         else:
             keys = jax.random.split(key, count)
             parts = (*split_rows((inputs, targets), count), keys)
             deferred = recipe.deferred_batch_stats
-            summed = _accumulate(microbatch, params, carry, parts, deferred)
+            summed = _accumulate(one, carry, parts, deferred)
             carry, (grads, metrics) = summed
         return {**carry[0], **carry[1]}, grads, metrics
 
@@ -186,26 +192,30 @@ def _separate(model_state):
 
 
 def _loss_of(model: Any, objective: Objective, recipe: Recipe, share: float):
-    """share * loss as a function of ((params, overwrite), model_state, batch, key)."""
+    """share * loss, of ((params, overwrite), model_state, made, *batch, key)."""
 
     parted = recipe.deferred_batch_stats and recipe.microbatches > 1
     deferred = [DEFERRED] if parted else []
 
-    def loss_fn(trained, model_state, inputs, targets, key):
+    def loss_fn(trained, model_state, made, inputs, targets, key):
         (params, overwrite), (x, known) = trained, inputs
         variables = {PARAMS: params, **model_state, **overwrite}
-        outputs, new = model.apply(
-            variables,
-            x,
-            train=True,
-            **known,
-            mutable=[*model_state, DIAGNOSTICS, LOSSES, *deferred],
-            rngs={"dropout": key},
-        )
+        with watched(recipe.penalties):
+            outputs, new = model.apply(
+                variables,
+                x,
+                train=True,
+                **known,
+                mutable=[*model_state, DIAGNOSTICS, LOSSES, *deferred],
+                rngs={"dropout": key},
+            )
         new = dict(new)
         loss, scalars = objective.loss(outputs, targets)
         scalars |= _diagnostics(new.pop(DIAGNOSTICS, {}))
-        terms = jax.tree.leaves(new.pop(LOSSES, {}))
+        penalty, terms = weighed(recipe.penalties, made, new.pop(LOSSES, {}))
+        if recipe.penalties:
+            scalars["penalty"] = penalty
+            loss += penalty
         if terms:
             scalars["auxiliary_loss"] = jnp.sum(_joined(terms))
             loss += recipe.auxiliary_loss_weight * scalars["auxiliary_loss"]
@@ -214,7 +224,7 @@ def _loss_of(model: Any, objective: Objective, recipe: Recipe, share: float):
     return loss_fn
 
 
-def _accumulate(microbatch, params, carry, parts, deferred):
+def _accumulate(microbatch, carry, parts, deferred):
     """Mean gradient and metrics over the microbatches, by a scan.
 
     Args:
@@ -226,12 +236,12 @@ def _accumulate(microbatch, params, carry, parts, deferred):
     def body(scanned, part):
         (model_state, overwrite), sums = scanned
         carry = (hold_counters(before, model_state), overwrite)
-        carry, result, moments = microbatch(params, carry, part)
+        carry, result, moments = microbatch(carry, part)
         sums = jax.tree.map(lambda a, b: a + b / count, sums, result)
         return (carry, sums), moments
 
     first = jax.tree.map(lambda x: x[0], parts)
-    _, shapes, _ = jax.eval_shape(microbatch, params, carry, first)
+    _, shapes, _ = jax.eval_shape(microbatch, carry, first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     (carry, sums), moments = jax.lax.scan(body, (carry, zeros), parts)
     if deferred and BATCH_STATS in carry[0]:

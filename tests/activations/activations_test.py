@@ -79,6 +79,7 @@ CASES = [
     # The gradient is not the derivative.
     ("helu", {"alpha": 0.13}, np.maximum(X, 0), (X > -0.13) * 1.0),
     ("helu", {"alpha": 0.0}, np.maximum(X, 0), (X > 0) * 1.0),
+    ("fatrelu", {"threshold": 0.21}, X * (X >= 0.21), (X >= 0.21) * 1.0),
     (
         "swish",
         {"beta": 1.0, "trainable": False},
@@ -187,7 +188,14 @@ def test_one_parameter_per_channel(key, arguments):
         np.testing.assert_allclose(y[..., c], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("spec", [("smelu", {"beta": -1.0}), ("helu", {"alpha": -1.0})])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ("smelu", {"beta": -1.0}),
+        ("helu", {"alpha": -1.0}),
+        ("fatrelu", {"threshold": -1.0}),
+    ],
+)
 def test_negative_widths(spec):
     with pytest.raises(UserError, match="must be at least 0, got -1"):
         activations.build(spec[0], **spec[1])().apply({}, jnp.zeros(3))

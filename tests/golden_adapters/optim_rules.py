@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from normjax import optim
+from normjax import activations, optim
 from normjax.optim.schedules.infinite import infinite_by_steps
 from tests.golden_adapters.compare import close
 from tests.golden_adapters.optim import optim_runner, run_trajectory
@@ -395,7 +395,7 @@ def gated(data, kwargs, tolerance):
             if threshold is None:
                 gate = jax.nn.relu(gate)
             else:
-                gate = optim.fatrelu(gate, threshold)
+                gate = activations.fatrelu(gate, threshold)
             hidden = gate * (x @ params["up"].T)
             y, penalty = hidden @ params["down"].T, optim.sparsity_penalty(hidden)
             loss = jnp.sum(y * typed["dy"]) + kwargs["factor"] * penalty
@@ -408,7 +408,9 @@ def gated(data, kwargs, tolerance):
         for key, value in found.items():
             close(f"{key}_{kind}", value, data[f"{key}_{kind}"], tolerance.gradient)
     for name, inclusive in (("inclusive", True), ("exclusive", False)):
-        found = optim.fatrelu(typed["edge_x"], kwargs["threshold"], inclusive=inclusive)
+        found = activations.fatrelu(
+            typed["edge_x"], kwargs["threshold"], inclusive=inclusive
+        )
         close(f"edge {name}", found, data[f"edge_y_{name}"], tolerance.value)
 
 
