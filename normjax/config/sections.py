@@ -59,6 +59,18 @@ class BatchGrowth:
 
 
 @dataclass(frozen=True)
+class Distill:
+    """A teacher beside the labels; see docs/methods.md."""
+
+    path: str = run("", "its run; empty: none")
+    weight: float = run(0.5, "of the teacher; the labels have the rest", FRACTION)
+    temperature: float = run(1.0, "of both", ABOVE_ZERO)
+    largest: int = run(
+        0, "probabilities of the teacher that are told apart; 0: all", COUNT
+    )
+
+
+@dataclass(frozen=True)
 class Mesh:
     """Devices by axis; see docs/scaling.md."""
 
@@ -233,6 +245,7 @@ class Run:
     reparam: tuple[dict[str, Any], ...] = run(
         (), "of weights, by the path of a layer", "rules of `normjax.reparam`"
     )
+    distill: Distill = Distill()
     optim: Optim = Optim()
     log_every: int = start(50, "steps from one line to the next", POSITIVE)
     wandb: str = start(

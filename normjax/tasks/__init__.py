@@ -10,7 +10,9 @@ from normjax.tasks.base import TASKS, Column, Objective, Task
 from normjax.tasks.classification import Classification, ImageClassification
 from normjax.tasks.contrastive import cached_gradients, contrastive_loss
 from normjax.tasks.distillation import (
+    Distilled,
     dense_targets,
+    distillation_loss,
     largest_probabilities,
     pack_records,
     progressive_targets,
@@ -32,6 +34,7 @@ __all__ = [
     "TASKS",
     "Classification",
     "Column",
+    "Distilled",
     "ImageClassification",
     "LanguageModeling",
     "LineRecognition",
@@ -50,6 +53,7 @@ __all__ = [
     "cached_gradients",
     "contrastive_loss",
     "dense_targets",
+    "distillation_loss",
     "edit_distance",
     "largest_probabilities",
     "pack_records",

@@ -1,10 +1,14 @@
 """Targets that a network gives: its own of the last epoch, or a teacher's, stored."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from normjax.core.moments import at_least_float32
+from normjax.tasks.base import Batch, Inputs, Objective
 
 
 def progressive_weight(epoch: int, epochs: int, last: float = 0.8) -> float:
@@ -137,3 +141,98 @@ def unpack_records(records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     kinds = zip(parts, ("<i4", "<i2", "<f2"), strict=True)
     seeds, classes, values = (np.ascontiguousarray(p).view(t) for p, t in kinds)
     return seeds[:, 0], classes, values
+
+
+def distillation_loss(
+    logits: jax.Array, targets: jax.Array, temperature: float = 1.0
+) -> jax.Array:
+    """T^2 KL(p || softmax(z / T)), mean over all rows (Hinton et al., 2015).
+
+    The square keeps gradients as large whatever the temperature is.
+
+    Args:
+      logits: z, [..., K].  targets: p, the teacher's softmax(z' / T), [..., K].
+      temperature: T.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax import tasks
+      >>> p = jnp.array([[0.5, 0.5]])
+      >>> print(tasks.distillation_loss(jnp.array([[2.0, 2.0]]), p))
+      0.0
+    """
+    p = at_least_float32(targets)
+    log_q = jax.nn.log_softmax(at_least_float32(logits) / temperature)
+    log_p = jnp.log(jnp.where(p > 0, p, 1))
+    return temperature**2 * jnp.mean(jnp.sum(p * (log_p - log_q), -1))
+
+
+class Distilled(NamedTuple):
+    """An objective with a teacher beside the labels.
+
+        (1 - weight) own loss + weight T^2 KL(teacher || student)
+
+    The teacher sees what the student sees, augmented and mixed, as it is evaluated.
+
+    Attributes:
+      own: the objective, whose outputs are logits.
+      teacher: (inputs, keyword inputs) -> logits.
+      weight: of the teacher.  temperature: T, of both.
+      largest: probabilities of the teacher that count, the others being equal
+        (TinyViT's targets; Wu et al., 2022); 0: all.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax.tasks import Classification, Distilled
+      >>> own = Classification(num_classes=2, mean=(0.0,), std=(1.0,))
+      >>> objective = Distilled(own, lambda x, known: jnp.array([[0.0, 0.0]]))
+      >>> batch = {
+      ...     "image": jnp.zeros((1, 1, 1, 1), jnp.uint8),
+      ...     "label": jnp.zeros(1, int),
+      ... }
+      >>> _, targets = objective.examples(batch, jax.random.key(0))
+      >>> loss, scalars = objective.loss(jnp.zeros((1, 2)), targets)
+      >>> print(loss.round(3), scalars["distillation"])  # half of log(2)
+      0.347 0.0
+    """
+
+    own: Objective
+    teacher: Callable[[Any, Any], jax.Array]
+    weight: float = 0.5
+    temperature: float = 1.0
+    largest: int = 0
+
+    def examples(self, batch: Batch, key: jax.Array) -> tuple[Inputs, Any]:
+        """Inputs, and (own targets, the teacher's probabilities [..., K])."""
+        inputs, targets = self.own.examples(batch, key)
+        logits = at_least_float32(self.teacher(*inputs)) / self.temperature
+        probabilities = jax.nn.softmax(logits)
+        if self.largest:
+            found = jax.lax.top_k(probabilities, self.largest)
+            probabilities = dense_targets(*found, num_classes=logits.shape[-1])
+        return inputs, (targets, jax.lax.stop_gradient(probabilities))
+
+    def loss(self, logits: jax.Array, targets: Any):
+        """The sum, and "distillation", the teacher's part without its weight."""
+        given, probabilities = targets
+        own, scalars = self.own.loss(logits, given)
+        part = distillation_loss(logits, probabilities, self.temperature)
+        loss = (1 - self.weight) * own + self.weight * part
+        return loss, {**scalars, "distillation": part}
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """Those of evaluation, which the teacher has no part in."""
+        return self.own.inputs(batch)
+
+    def rows(self, batch: Batch) -> jax.Array:
+        """bool [B]."""
+        return self.own.rows(batch)
+
+    def answers(self, outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """As of the own objective."""
+        return self.own.answers(outputs, batch)
+
+    def sums(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        """As of the own objective."""
+        return self.own.sums(outputs, batch)

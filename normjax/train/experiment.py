@@ -22,7 +22,7 @@ from normjax.devices.per_device import check_mesh
 from normjax.devices.placed import Placed
 from normjax.devices.sharding import rules_of, state_shardings, with_shardings
 from normjax.devices.votes import abstract_votes
-from normjax.tasks import TASKS, Task
+from normjax.tasks import TASKS, Objective, Task
 from normjax.tasks.scores import evaluate
 from normjax.train.config import (
     first_total,
@@ -34,6 +34,7 @@ from normjax.train.parts import Part, parts_of
 from normjax.train.penalties import penalties_of
 from normjax.train.state import TrainState, create_state
 from normjax.train.step import Recipe
+from normjax.train.teacher import taught
 from normjax.train.width import width_of
 
 DTYPES = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -88,6 +89,11 @@ class Experiment:
             schedule=schedule,
             recipe=recipe,
         )
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """Of training: the task's, with a teacher where the config names one."""
+        return taught(self.config, self.task, build_model)
 
     @functools.cached_property
     def shardings(self) -> TrainState:

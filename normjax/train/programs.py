@@ -31,7 +31,7 @@ LARGEST_ARRAY = 2**31 - 1
 
 def jit_train_step(experiment: Experiment) -> Any:
     """(state, batch) -> (state, metrics); the state that is given is used up."""
-    e, objective = experiment, experiment.task.objective
+    e, objective = experiment, experiment.objective
     model, gradients = _frozen(e, e.placed()), None
     if e.config.parallelism == "pmap":
         model = with_axis_name(e.model, DATA) if e.config.sync_batch_stats else e.model
@@ -87,7 +87,7 @@ def jit_measure(experiment: Experiment) -> Any:
     """(state, batch) -> whether the batch is large enough; see `growth`."""
     e = experiment
     scanned, parts = scanned_of(e.model), e.recipe.microbatches
-    measure = make_measure(e.model, e.task.objective, parts, e.config, scanned)
+    measure = make_measure(e.model, e.objective, parts, e.config, scanned)
 
     def whole(state, batch):
         # Of single examples nothing is split but the rows.
