@@ -1,4 +1,4 @@
-"""Distillation in the loop: the loss by NumPy, and a run that another one learns from."""
+"""Distillation in the loop: its loss by NumPy, and a run that learns from another."""
 
 import json
 
