@@ -213,11 +213,11 @@ class Distilled(NamedTuple):
             probabilities = dense_targets(*found, num_classes=logits.shape[-1])
         return inputs, (targets, jax.lax.stop_gradient(probabilities))
 
-    def loss(self, logits: jax.Array, targets: Any):
+    def loss(self, outputs: jax.Array, targets: Any):
         """The sum, and "distillation", the teacher's part without its weight."""
         given, probabilities = targets
-        own, scalars = self.own.loss(logits, given)
-        part = distillation_loss(logits, probabilities, self.temperature)
+        own, scalars = self.own.loss(outputs, given)
+        part = distillation_loss(outputs, probabilities, self.temperature)
         loss = (1 - self.weight) * own + self.weight * part
         return loss, {**scalars, "distillation": part}
 
