@@ -7,7 +7,7 @@ WORKDIR ?= runs/digits
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: train test test-slow test-long test-short lint clean
+.PHONY: train test test-slow test-long test-short lint docs clean
 
 $(VENV)/train.stamp: pyproject.toml constraints.txt
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -16,6 +16,10 @@ $(VENV)/train.stamp: pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(VENV)/train.stamp
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/docs.stamp: $(VENV)/train.stamp
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 # A vision transformer with PRepBN and simplified linear attention on scanned digits.
@@ -43,5 +47,12 @@ test-short: $(VENV)/dev.stamp
 	$(PYTEST) -m "not slow" tests/core tests/norms tests/golden_test.py \
 	  tests/optim tests/readme_test.py tests/train/loop_test.py
 
+# The examples of the pages, then the site of them: docs/docs.md.
+docs: export JAX_PLATFORMS ?= cpu
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/docs.stamp
+	$(BIN)/python -m tests.site.examples
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf .venv .venv-* runs build *.egg-info
+	rm -rf .venv .venv-* runs build site *.egg-info

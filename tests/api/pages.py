@@ -6,7 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import flax.linen as nn
 
@@ -16,11 +16,10 @@ from tests.api.names import Argument, Definition, Name, names, parameters, sourc
 
 WIDTH = 88
 _HEAD = """\
-# Reference
+# Python API
 
 Every public name of normjax, with what it computes, its arguments and an example that
-runs. `python -m tests.api` writes these pages from the docstrings; how-tos are
-[beside this folder](..).
+runs. `python -m tests.api` writes these pages from the docstrings.
 """
 _MARKS = re.compile(r"[\\*<|~]|(?<!\w)_|_(?!\w)")
 """What Markdown takes for its own."""
@@ -39,7 +38,7 @@ def _index(packages: Iterable[str]) -> str:
     for package in packages:
         anchors = _anchors(package)
         links = (f"[`{n.name}`]({package}.md#{anchors[n.path]})" for n in _on(package))
-        first = _inline(_module_docstring(f"normjax.{package}").summary)
+        first = inline(_module_docstring(f"normjax.{package}").summary)
         parts.append(f"## [normjax.{package}]({package}.md)\n\n{first}\n")
         parts.append("\n".join(_wrapped(links)) + "\n")
     return "\n".join(parts)
@@ -49,12 +48,12 @@ def _page(package: str) -> str:
     text = _module_docstring(f"normjax.{package}").text
     links = _anchors(package)
     rows = (
-        f"| [`{_title(n)}`](#{links[n.path]}) | {_inline(n.docstring.summary)} |"
+        f"| [`{_title(n)}`](#{links[n.path]}) | {inline(n.docstring.summary)} |"
         for n in _on(package)
     )
     parts = [
         f"# normjax.{package}\n",
-        _prose(text),
+        prose(text),
         *_parts(package),
         "| name | |\n| --- | --- |\n" + "\n".join(rows) + "\n",
         *(part for name in _on(package) for part in _entry(name)),
@@ -69,7 +68,7 @@ def _parts(package: str) -> Iterator[str]:
     for info in pkgutil.iter_modules(module.__path__, f"{module.__name__}."):
         text = _module_docstring(info.name).text if info.ispkg else ""
         if text and info.name not in entries:
-            yield f"In `{info.name}`: {_prose(text)}"
+            yield f"In `{info.name}`: {prose(text)}"
 
 
 def _on(package: str) -> list[Name]:
@@ -98,7 +97,7 @@ def _entry(name: Name) -> Iterator[str]:
     if signature := _signature(name):
         yield f"```python\n{signature}\n```\n"
     yield from _rows(name)
-    yield _prose(name.docstring.text)
+    yield prose(name.docstring.text)
     for title in ("Attributes", "Args"):
         yield from _listed(title, name.docstring)
     if "__call__" in name.methods:
@@ -129,7 +128,7 @@ def _tags(entry: Entry) -> Iterator[str]:
 
 def _call(where: Definition) -> Iterator[str]:
     docstring = docstring_of(where.node.body)
-    yield f"Called with {_prose(docstring.text)}"
+    yield f"Called with {prose(docstring.text)}"
     for title in ("Args", "Returns", "Raises"):
         yield from _listed(title, docstring)
 
@@ -143,7 +142,7 @@ def _methods(name: Name) -> Iterator[str]:
         for method in public:
             where = name.methods[method]
             called = "" if _is_property(where.node) else f"({_plain(where)})"
-            summary = _inline(docstring_of(where.node.body).summary)
+            summary = inline(docstring_of(where.node.body).summary)
             lines.append(f"- `{method}{called}`: {summary}")
         yield "\n".join(lines) + "\n"
 
@@ -217,30 +216,35 @@ def _listed(title: str, docstring: Docstring) -> Iterator[str]:
     if not section:
         return
     if title in ("Returns", "Yields"):
-        yield f"{title} {_prose(section)}"
+        yield f"{title} {prose(section)}"
         return
     lines = (
-        f"- {', '.join(f'`{n}`' for n in given)}: {_inline(text)}"
+        f"- {', '.join(f'`{n}`' for n in given)}: {inline(text)}"
         for given, text in items(section)
     )
     yield f"{title}:\n\n" + "\n".join(lines) + "\n"
 
 
-def _prose(text: str) -> str:
-    """Paragraphs, lists and indented equations as Markdown."""
+def as_text(equation: str) -> str:
+    """As it stands."""
+    return f"```text\n{inspect.cleandoc(equation)}\n```"
+
+
+def prose(text: str, displayed: Callable[[str], str] = as_text) -> str:
+    """Paragraphs, lists and indented equations, each `displayed`, as Markdown."""
     parts = []
     for block in re.split(r"\n\n+", text):
         if block.startswith("    "):
-            parts.append(f"```text\n{inspect.cleandoc(block)}\n```")
+            parts.append(displayed(block))
         elif block.startswith("- "):
             entries = re.sub(r"\n +", " ", block).splitlines()
-            parts.append("\n".join(f"- {_inline(e[2:])}" for e in entries))
+            parts.append("\n".join(f"- {inline(e[2:])}" for e in entries))
         else:
-            parts.append(_inline(block))
+            parts.append(inline(block))
     return "\n\n".join(parts) + "\n"
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """In one line; nothing but what stands in backticks means anything."""
     parts = " ".join(text.split()).split("`")
     return "`".join(

@@ -1,0 +1,33 @@
+"""Notebooks of docs/notebooks as pages."""
+
+import base64
+import json
+from collections.abc import Iterator
+
+from tests.site.tables import DOCS
+
+
+def pages() -> dict[str, str]:
+    """Markdown by file."""
+    found = {}
+    for file in sorted((DOCS / "notebooks").glob("*.ipynb")):
+        cells = json.loads(file.read_text())["cells"]
+        parts = [part for cell in cells for part in _cell(cell)]
+        where = f"This page is the notebook `docs/notebooks/{file.name}`, run.\n"
+        found[f"notebooks/{file.stem}.md"] = "\n".join([parts[0], where, *parts[1:]])
+    return found
+
+
+def _cell(cell: dict) -> Iterator[str]:
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        yield f"{source}\n"
+        return
+    yield f"```python\n{source}\n```\n"
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        if "image/png" in data:
+            image = base64.b64encode(base64.b64decode(data["image/png"])).decode()
+            yield f"![result](data:image/png;base64,{image})\n"
+        elif text := "".join(output.get("text", data.get("text/plain", ""))).rstrip():
+            yield f"```text\n{text}\n```\n"
