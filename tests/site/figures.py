@@ -169,25 +169,22 @@ def function(y: Callable, slope: Callable, small: bool = False) -> str:
     return lines(curves, ("x", "y, dashed its gradient"), small, (-1.5, 4))
 
 
-def bars(rows: Sequence[tuple[str, float, float, str]], low: float, unit: str) -> str:
-    """(name, value, deviation, address), the longest first, from `low` on."""
+def dots(rows: Sequence[tuple[str, float, float, str]], unit: str) -> str:
+    """(name, value, deviation, address), the largest first."""
     rows = sorted(rows, key=lambda row: -row[1])
+    low = min(value - deviation for _, value, deviation, _ in rows)
     high = max(value + deviation for _, value, deviation, _ in rows)
-    left, width, step = 210, 640, 19
-    scale = (width - left - 60) / (high - low)
+    left, width, step = 250, 640, 19
+    scale = (width - left - 70) / (high - low)
     parts = []
     for i, (name, value, deviation, address) in enumerate(rows):
-        y, length = i * step, max(0.0, value - low) * scale
-        name_at = _text(left - 8, y + 13, name, "end")
-        parts.append(f'<a href="{address}">{name_at}</a>' if address else name_at)
-        at = f'x="{left}" y="{y + 3}" width="{length:.1f}" height="12"'
-        parts.append(f'<rect class="bar" {at}/>')
-        if deviation:
-            a, b = (left + (value + s * deviation - low) * scale for s in (-1, 1))
-            parts.append(
-                f'<path class="whisker" d="M{max(a, left):.1f} {y + 9}H{b:.1f}"/>'
-            )
-        end = left + length + deviation * scale
-        parts.append(_text(end + 6, y + 13, f"{value:g}", "start"))
-    parts.append(_text(left, len(rows) * step + 14, f"{low:g} {unit}", "start"))
-    return _svg(width, len(rows) * step + 20, "".join(parts), unit)
+        y, x = i * step + 10, left + 8 + (value - low) * scale
+        reach = deviation * scale
+        parts.append(f'<path class="grid" d="M{left} {y}H{width}"/>')
+        parts.append(
+            f'<a href="{address}">{_text(left - 8, y + 4, name, "end")}</a>'
+            f'<path class="whisker" d="M{x - reach:.1f} {y}h{2 * reach:.1f}"/>'
+            f'<circle class="first point" cx="{x:.1f}" cy="{y}" r="4"/>'
+            + _text(x + reach + 8, y + 4, f"{value:g}", "start")
+        )
+    return _svg(width, len(rows) * step + 4, "".join(parts), unit)

@@ -64,16 +64,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def _chart(match: re.Match) -> str:
-    """Bars of a column of a measured table, of the whole table."""
+    """A picture of a column of a measured table."""
     page, column = match.groups()
-    bars = []
+    found = []
     for row in tables.rows():
         if row.page == page and column in row.columns:
             value, _, deviation = row.cells[row.columns.index(column)].partition(" ± ")
             address = f"catalogue/{page.partition('/')[0]}/{row.key}.html"
             if value != "-":
-                bars.append((row.key, float(value), float(deviation or 0), address))
-    low = max(0.0, min(bar[1] for bar in bars) - 5) // 10 * 10
-    return figures.figure(
-        figures.bars(bars, low, "%"), f"The column {column} of {page}."
+                found.append((row.key, float(value), float(deviation or 0), address))
+    caption = (
+        f"The column {column} of docs/{page}, with its standard deviation if known."
     )
+    return figures.figure(figures.dots(found, column), caption)
