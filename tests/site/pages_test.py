@@ -124,7 +124,7 @@ def test_what_is_kept_is_what_is_computed(kind, entry):
 
 
 def test_causes_in_closed_form():
-    """BatchNorm reads a channel of all, LayerNorm a token, GroupNorm half an example."""
+    """BatchNorm reads a channel of all, LayerNorm a token, GroupNorm half of one."""
     known = measure.kept()["norm"]
     places = [(e, i, c) for e in range(4) for i in range(4) for c in range(6)]
     rules = {
