@@ -50,6 +50,7 @@ from normjax.optim.transformations import (
     adaptive_clip,
     clip_by_global_norm,
     component_clip,
+    keep_zeros,
     normalize_and_project,
 )
 
@@ -72,6 +73,7 @@ __all__ = [
     "grown_batch",
     "grown_plan",
     "inner_product_test",
+    "keep_zeros",
     "layer_decay",
     "learning_rate",
     "logistic_gradient",

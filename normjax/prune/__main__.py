@@ -4,8 +4,9 @@ python -m normjax.prune --workdir=DIR --config=FILE[:ARGUMENTS] --sparsity=0.9 N
 
 Takes the newest checkpoint of the run in DIR, sets the smallest entries of its kernels
 to 0 and writes them as the start of a run of --config, to be trained by
-`train.py --config=... --workdir=NEW_DIR`. With configs/perp.py that retrains norms and
-biases alone, so that what is 0 stays 0.
+`train.py --config=... --workdir=NEW_DIR`. With configs/perp.py that retrains a part of
+it, norms and biases say, so that what is 0 stays 0. Adapters of --config (`reparam`)
+are new.
 """
 
 import sys
@@ -39,6 +40,9 @@ def prune_command(argv: Sequence[str]) -> int:
 
 
 def _prune(workdir: Path, config: Any, sparsity: float, target: Path) -> None:
+    import jax
+
+    from normjax import reparam
     from normjax.core.collections import PARAMS
     from normjax.core.scanned import scanned_of
     from normjax.records import report
@@ -51,13 +55,17 @@ def _prune(workdir: Path, config: Any, sparsity: float, target: Path) -> None:
     experiment = build_experiment(config)
     check_classes(experiment.task, workdir)
     state, scanned = experiment.abstract_state(), scanned_of(experiment.model)
+    rules = getattr(experiment.model, "rules", ())
+    key = jax.random.key(config.seed)
     check_same_arrays(
-        variables,
+        reparam.attach(rules, variables, key) if rules else variables,
         {PARAMS: state.params, **state.model_state},
         f"the run in {workdir} is not of the model of --config",
     )
     pruned = magnitude_pruned(variables[PARAMS], sparsity, scanned)
     start = {**variables, PARAMS: pruned.params}
+    if rules:  # made of the pruned kernels
+        start = reparam.attach(rules, start, key)
     start_from(config, start, target, experiment.task.description(), scanned)
     rows = [(path, zeros / size, size) for path, (zeros, size) in pruned.zeros.items()]
     zeros, size = (sum(column) for column in zip(*pruned.zeros.values(), strict=True))

@@ -18,6 +18,10 @@ SGD = frozenset({"sgd", "sgdp"})
 """Optimizers whose update is as large as the gradient; all others normalize it."""
 
 
+READ_BY_TABLE = "norm"
+"""The last norm of a model of tokens."""
+
+
 class Width(NamedTuple):
     """What a run does otherwise because of its width.
 
@@ -45,7 +49,10 @@ def width_of(
     | the outputs grow, vectors | 1 | 1 | m |
 
     and weight decay over the factor of the rate. Heads keep their width, so that
-    their scale 1 / sqrt(K) stays what it is.
+    their scale 1 / sqrt(K) stays what it is. A table of tokens that is the readout as
+    well begins and learns as a table; the 1 / m of a readout is in the norm before it,
+    whose scale and bias begin at 1 / m of theirs and learn at 1 / m of the rate, which
+    is the same as a factor of the logits.
 
     Args:
       config: of the run.  model: that it trains.
@@ -56,7 +63,7 @@ def width_of(
 
     Raises:
       UserError: a model whose width does not divide, or whose readout is its table of
-        tokens, or other rules beside.
+        tokens without a norm that learns before it, or other rules beside.
     """
     fields, base = config.optim, config.optim.get("mup_base_width", 0)
     if not base:
@@ -72,6 +79,8 @@ def width_of(
         _initial_factor, table, narrow_deviations, wide_deviations, is_leaf=_is_row
     )
     factors = jax.tree.map(lambda row: row[0], table, is_leaf=_is_row)
+    if getattr(model, "tied", False):
+        begin, factors = _tied(begin, factors, smaller.dim / model.dim)
     decay = fields.get("weight_decay", 0.0)
     return Width(
         tuple(_groups(factors, kind, decay)),
@@ -88,10 +97,6 @@ def _check(config: Any, model: nn.Module) -> None:
     if config.get("reparam"):
         raise UserError(
             f"{where}: it does not know what config.reparam makes of weights"
-        )
-    if getattr(model, "tied", False):
-        raise UserError(
-            f"{where}: a tied readout needs its own table (model.tied=False)"
         )
 
 
@@ -168,6 +173,28 @@ def _initial_factor(row: tuple[WidthFactors, float], small: float, wide: float):
         return 1.0
     power = round(2 * math.log(wide / small) / math.log(into)) / 2
     return factors.initial / into**power
+
+
+def _tied(begin: Any, factors: Any, share: float) -> tuple[Any, Any]:
+    """Initial values and rates of a model whose readout is its table.
+
+    With s' = share s, an update of s by Adam moves s' by its share, one by SGD by the
+    square of it, times 1 / share for a vector.
+    """
+    if not begin.get(READ_BY_TABLE):
+        raise UserError(
+            "config.optim.mup_base_width: a tied readout needs a last norm that learns "
+            "(model.norm), or its own table (model.tied=False)"
+        )
+    own = factors[READ_BY_TABLE]
+    slower = {"adam": share, "sgd": share, "adam_decay": 0.0, "sgd_decay": 0.0}
+    own = jax.tree.map(lambda f: f._replace(**slower), own, is_leaf=_is_factors)
+    values = jax.tree.map(lambda _: share, begin[READ_BY_TABLE])
+    return {**begin, READ_BY_TABLE: values}, {**factors, READ_BY_TABLE: own}
+
+
+def _is_factors(x: Any) -> bool:
+    return isinstance(x, WidthFactors)
 
 
 def _groups(factors: Any, kind: str, decay: float):

@@ -1,17 +1,22 @@
 """Pruning by hand, and runs that train a part of their parameters."""
 
+import chex
 import jax
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
+from configs import perp
+from normjax import optim, reparam
 from normjax.cli.main import run, train_command
 from normjax.core.errors import UserError
 from normjax.evaluation.run import evaluate_run
 from normjax.prune import magnitude_pruned
-from normjax.prune.__main__ import prune_command
+from normjax.prune.__main__ import _prune, prune_command
 from normjax.train.config import kept_config
 from normjax.train.start import saved_variables
+from tests.train.tiny import tiny_config, untrained_run
 
 PARAMS = {
     "a": {"kernel": np.float32([[3.0, -0.2], [0.1, -4.0]]), "bias": np.zeros(2)},
@@ -54,6 +59,54 @@ def test_refused_sparsities(sparsity):
 def test_a_model_without_kernels():
     with pytest.raises(UserError, match="no kernels"):
         magnitude_pruned({"norm": {"scale": np.ones(2)}}, 0.5)
+
+
+def test_zeros_of_kernels_stay():
+    """AdamW with decay: other weights go the same way as without."""
+    rng = np.random.default_rng(0)
+    params = {"fc": {"kernel": rng.normal(size=(3, 4)), "bias": np.zeros(4)}}
+    params["cls_token"] = np.zeros((1, 1, 4))  # no kernel, and begins at 0
+    params = magnitude_pruned(params, 0.5).params
+    zero = params["fc"]["kernel"] == 0
+    found = []
+    for transformations in ((), ("keep_zeros",)):
+        config = {"transformations": transformations, "clip_norm": 0.0}
+        optimizer = optim.build({"lr": 0.1, "warmup_fraction": 0.0, **config}, 10)
+        own, state = params, optimizer.init(params)
+        for seed in range(3):
+            draw = np.random.default_rng(seed).normal
+            grads = jax.tree.map(lambda x: draw(size=x.shape), params)  # noqa: B023
+            updates, state = optimizer.update(grads, state, own)
+            own = optax.apply_updates(own, updates)
+        found.append(own)
+    plain, kept = found
+    assert zero.sum() == 6 and np.all(np.asarray(kept["fc"]["kernel"])[zero] == 0)
+    assert np.all(np.asarray(plain["fc"]["kernel"])[zero] != 0)
+    kept["fc"]["kernel"] = np.where(zero, plain["fc"]["kernel"], kept["fc"]["kernel"])
+    chex.assert_trees_all_equal(kept, plain)
+
+
+def test_adapters_of_a_pruned_run_are_new(tmp_path):
+    """They begin as none, and leave zeros zeros whatever they are."""
+    from normjax.train.experiment import build_experiment
+
+    plain = "norm=layer_norm,mixer=softmax"
+    dense = untrained_run(tiny_config(plain), tmp_path / "dense")
+    config = perp.get_config(f"train=adapters,{plain}")
+    config.model.update(tiny_config(plain).model)
+    _prune(dense, config, 0.5, tmp_path / "sparse")
+    start = saved_variables(tmp_path / "sparse")
+    fc1 = start["params"]["blocks_0"]["mlp"]["fc1"]
+    zero = np.asarray(fc1["kernel"]) == 0
+    assert zero.mean() == 0.5 and not np.any(fc1["lora_b"]) and np.any(fc1["lora_a"])
+    rules = build_experiment(config).model.rules
+    for value in (0.0, 1.0):
+        fc1["lora_b"] = np.full_like(fc1["lora_b"], value)
+        kernel = reparam.effective(rules, start, train=False)
+        made = np.asarray(kernel.params["blocks_0"]["mlp"]["fc1"]["kernel"])
+        assert np.all(made[zero] == 0)
+        same = np.array_equal(made, fc1["kernel"])
+        assert same == (value == 0.0)
 
 
 NARROW = "--config.model.widths=(8, 16)"

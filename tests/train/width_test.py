@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import lm_bytes
 from normjax.core.errors import UserError
-from normjax.train.experiment import build_experiment
+from normjax.study.coordinates import coordinates
+from normjax.train.experiment import build_experiment, build_model
 from tests.train.tiny import tiny_config
 
 BASE = 8
@@ -79,6 +81,56 @@ def test_rates_and_decays(name, hidden, readout, vector):
         assert rule(path)["learning_rate"] == rate, path
     if name == "adamw":
         assert rule("blocks_0/mlp/fc1/kernel")["weight_decay"] == pytest.approx(0.8)
+
+
+def tied(width, base=BASE, **changes):
+    config = lm_bytes.get_config("norm=rms_norm")
+    config.model.update(
+        dim=width, depth=1, num_heads=width // BASE, mlp_hidden=2 * width, tied=True
+    )
+    config.batch_size = 4
+    config.optim.update(mup_base_width=base, **changes)
+    return config
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_tied_readout_is_a_factor_of_the_logits(name):
+    """By hand: s' = s / 4 where s is a scale that learns as any, beside a factor 1/4.
+
+    An update moves s by the rate times its direction; Adam's does not depend on the
+    factor, SGD's gradient by s is 1/4 of that by s', and a vector's rate is 4.
+    """
+    from normjax.train.width import width_of
+
+    config = tied(4 * BASE, name=name)
+    model = build_model(config, vocab_size=257)
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    found = width_of(config, model, lambda: (tokens, {}))
+    ones = jax.tree.map(jnp.ones_like, model.init(jax.random.key(0), tokens)["params"])
+    began = found.begin(ones)
+    assert np.all(began["norm"]["scale"] == 0.25) and np.all(began["embed"] == 1)
+
+    def rate(path):
+        rules = [g for g in found.groups if re.search(g["pattern"], path)]
+        return rules[0]["learning_rate"] if rules else 1
+
+    by_hand = 1 / 4 if name == "adamw" else 4 * (1 / 4) * (1 / 4)
+    assert rate("norm/scale") == by_hand
+    assert (
+        rate("embed") == rate("blocks_0/norm1/scale") == (1 if name == "adamw" else 4)
+    )
+
+
+@pytest.mark.slow
+def test_coordinates_of_tied_decoders():
+    """What four updates move does not grow with the width, and did without."""
+    moved = {
+        (width, base): coordinates(tied(width, base, lr=1e-2, warmup_fraction=0.0))
+        for width in (16, 128)
+        for base in (16, 0)
+    }
+    growth = {b: moved[128, b]["logits"] / moved[16, b]["logits"] for b in (16, 0)}
+    assert 0.4 < growth[16] < 1.6 and growth[0] > 2.5
 
 
 @pytest.mark.parametrize(
