@@ -50,6 +50,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         model.mixer = (stripes, _NEAR_AND_FAR, "softmax")
     else:
         model.name = choice["variant"]
+        model.norm = ConfigDict(SVIPTR.presets[model.name]["norm"])
         recipe = SVIPTR.recipe_of(model.name)
         model.drop_path_rate = recipe.drop_path if recipe else 0.0
 

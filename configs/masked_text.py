@@ -54,6 +54,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             model.mlp = ConfigDict({"name": "monarch_mlp"})
     else:
         model.name = choice["variant"]
+        model.norm = ConfigDict(M2_BERT.presets[model.name]["norm"])
 
     small_recipe(config, runlocal=choice["runlocal"])
     if choice["variant"] != "small":

@@ -277,14 +277,16 @@ def rebuilt_norm(norm: Mapping[str, Any], kind: str, state: State) -> dict[str, 
 
 
 def size_of(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The argument of the model that says as much as the data fix, by `variables`."""
+    """The arguments of the model that the data fix, by `variables`."""
     params = flatten_dict(dict(variables["params"]), sep="/")
-    argument, path, axis = next(
-        (argument, path, axis)
+    sizes = {
+        argument: params[path].shape[axis]
         for argument, (_, path, axis) in SIZES.items()
         if path in params
-    )
-    return {argument: params[path].shape[axis]}
+    }
+    if sizes.get("num_classes") == sizes.get("vocab_size"):
+        sizes.pop("num_classes", None)  # a head of tokens
+    return sizes
 
 
 def channels_of(state: State) -> int:

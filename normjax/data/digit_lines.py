@@ -15,6 +15,11 @@ _SPLITS = ("train", "test")
 _EXAMPLES = {"train": 1_000_000, "test": 1_000}
 
 
+def line_size(length: int) -> tuple[int, int]:
+    """Height and width of the images of lines of at most so many digits, in pixels."""
+    return HEIGHT, (SCALE * 8 + LARGEST_GAP) * length
+
+
 class DigitLines(Made):
     """Images of 1 to L digits, 32 pixels high and 24 L wide, and what stands there.
 
@@ -52,9 +57,8 @@ class DigitLines(Made):
 
     def blank(self, count: int) -> Batch:
         """`count` empty lines."""
-        step = SCALE * 8 + LARGEST_GAP
         return {
-            "image": np.zeros((count, HEIGHT, step * self.length, 1), np.uint8),
+            "image": np.zeros((count, *line_size(self.length), 1), np.uint8),
             "tokens": np.zeros((count, self.length), np.int32),
         }
 

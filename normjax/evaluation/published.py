@@ -23,6 +23,7 @@ from normjax.convert.wrappers import Found
 from normjax.core.errors import UserError, one_of
 from normjax.data import ImageSet
 from normjax.data.class_order import WNID
+from normjax.data.digit_lines import line_size
 from normjax.data.folder import counted
 from normjax.evaluation.run import scores_of, show_scores
 from normjax.families import FAMILIES, Preprocessing, family_of
@@ -116,11 +117,13 @@ def _resampled(
 
 
 def image_size(config: Any) -> tuple[int, int]:
-    """Of the images of a run.
+    """Height and width of the images of a run.
 
     Raises:
       UserError: it says none.
     """
+    if config.task == "line_recognition":
+        return line_size(config.data.length)
     side = config.data.augment.image_size
     if not side:
         raise UserError("config.data.augment.image_size is 0: the model needs a size")

@@ -85,5 +85,6 @@ GRAPH_TRANSFORMER = Family(
     },
     anchors=("embedding_h.weight",),
     tokens=("embedding_h.weight",),
+    classes=("MLP_layer.FC_layers.2.weight",),
     epsilon=1e-5,
 )

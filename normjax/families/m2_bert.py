@@ -100,4 +100,5 @@ M2_BERT = Family(
     anchors=("bert.embeddings.word_embeddings.weight",),
     tokens=("bert.embeddings.word_embeddings.weight",),
     epsilon=_EPSILON,
+    config="masked_text.py:variant={preset}",
 )

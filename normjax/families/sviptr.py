@@ -152,4 +152,5 @@ SVIPTR = Family(
     classes=("Prediction.weight",),
     epsilon=1e-5,
     recipes={size: Recipe(drop_path=0.1) for size in _SIZES},
+    config="digit_lines.py:variant={preset}",
 )

@@ -136,8 +136,38 @@ def test_a_language_model_there_and_back(command, tmp_path):
         np.testing.assert_array_equal(back[name], state[name], err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["slab_llama_350m", "lm_70m", "lm_130m", "slab_swin_tiny", "deit_small"]
+    ("config", "shape", "sizes"),
+    [
+        ("digit_lines.py:variant=sviptr_v2_t", (32, 192, 1), {"num_classes": 11}),
+        ("communities.py:variant=cluster", (), {"num_classes": 6, "vocab_size": 7}),
+        ("masked_text.py:variant=m2_bert_80m", (), {"vocab_size": 256}),
+    ],
+)
+def test_lines_graphs_and_masked_texts(command, tmp_path, config, shape, sizes):
+    """Whose images have other sides, and whose data fix two arguments."""
+    config = f"configs/{config}"
+    model = build_model(load_config(config), **sizes)
+    shapes = abstract_variables(model, shape)
+    variables = jax.tree.map(lambda s: np.full(s.shape, 0.5, s.dtype), shapes)
+    state = convert.to_torch(model, variables, shape)
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    convert.write(first, state)
+    code, _, errors = command(f"--config={config}", first, tmp_path / "run")
+    assert (code, errors) == (0, [])
+    assert command("--to_torch", tmp_path / "run", second)[0] == 0
+    back = convert.read(second)
+    assert back.keys() == state.keys()
+    assert all(np.array_equal(back[name], array) for name, array in state.items())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("slab_llama_350m", "lm_70m", "lm_130m", "slab_swin_tiny", "deit_small"),
+        *("sviptr_v2_t", "sviptr_v1_l", "m2_bert_80m", "m2_bert_341m"),
+    ],
 )
 def test_a_preset_stands_for_itsrecipe_of(name):
     config = load_config(recipe_of(name))
