@@ -5,6 +5,7 @@ What a run writes of its layers while it trains is `normjax.analysis.layers`.
 """
 
 from normjax.analysis.dead_neurons import DeadNeurons, dead_neurons
+from normjax.analysis.parameter_changes import parameter_changes
 from normjax.analysis.saliency import (
     SmoothGradients,
     activations_and_gradients,
@@ -38,6 +39,7 @@ __all__ = [
     "mlp_matrix",
     "neighbor_loss",
     "normalized_map",
+    "parameter_changes",
     "saliency_picture",
     "smooth_grad",
     "smooth_grad_cam_plus_plus",

@@ -77,6 +77,9 @@ def adapt_run(
     if config.task != "image_classification":
         why = f"need a run on images, not of task {config.task!r}"
         raise UserError(f"--adapt and --corruption {why}")
+    split = stream.split or config.data.eval_split
+    with config.unlocked():  # no other split need be there
+        config.data.update(train_split="", eval_split=split, test_split="")
     experiment = build_experiment(config)
     check_classes(experiment.task, workdir)
     state = restored(experiment, workdir, best=best)

@@ -1,5 +1,8 @@
 """eval.py --adapt: streams, orders and refusals."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -48,6 +51,17 @@ def test_a_corruption_without_adaptation(workdir, capsys):
     clean = adapt_run(workdir, [], Stream(), best=True)
     assert list(noise) == list(clean) == ["source"]
     assert noise["source"]["nll"] != clean["source"]["nll"]
+
+
+def test_no_other_split_need_be_there(untrained, tmp_path):
+    """As where published weights become a run of other people's data."""
+    kept = json.loads((untrained / "config.json").read_text())
+    kept["data"].update(train_split="gone", eval_split="gone", test_split="gone")
+    other = tmp_path / "other"
+    shutil.copytree(untrained, other)
+    (other / "config.json").write_text(json.dumps(kept))
+    scores = adapt_run(other, [], Stream(split="test[:50%]"))
+    assert scores == adapt_run(untrained, [], Stream(split="test[:50%]"))
 
 
 def test_streams():

@@ -113,3 +113,16 @@ def test_times_are_ratios():
     assert measured("mixer_time", mixer="softmax", side=8)["ratio"] == 1
     found = measured("fold_time", norm="layer_norm", folded=False)
     assert found["ratio"] == 1
+
+
+@pytest.mark.slow
+def test_changes_behind_switches_of_tasks(tmp_path):
+    """Twenty updates, the same every time; a part that is not there is refused."""
+    given = {"optim__name": "sgd", "optim__weight_decay": 0.0, "total_steps": 20}
+    config = tiny_config("norm=layer_norm,mixer=softmax", **given)
+    found = measured("task_switch", folder=tmp_path, config=config, part="head")
+    assert 0.1 < found["switch"] < 10
+    again = measured("task_switch", folder=tmp_path, config=config, part="head")
+    assert again == found
+    with pytest.raises(UserError, match="unknown part 'heads'"):
+        measured("task_switch", config=config, part="heads")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from normjax.study.measures.attention_maps import attention_rank
 from normjax.study.measures.conversion import pre_norm_conversion
+from normjax.study.measures.forgetting import task_switch
 from normjax.study.measures.layers import last_layers
 from normjax.study.measures.outliers import outliers
 from normjax.study.measures.repeats import one_bit
@@ -32,6 +33,7 @@ _FUNCTIONS = (
     one_bit,
     outliers,
     pre_norm_conversion,
+    task_switch,
 )
 MEASURES: Mapping[str, Callable[..., Mapping[str, float]]] = {
     function.__name__: function for function in _FUNCTIONS
