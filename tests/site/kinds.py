@@ -61,8 +61,9 @@ def _norm_figure(entry: Entry, small: bool) -> tuple[str, str]:
     cases = [("in training", found["training"]), ("at evaluation", found["evaluation"])]
     picture = figures.causes(cases, (4, 4, 6), CHOSEN, small)
     caption = (
-        "Computed: the entries of the input (shaded) on which one entry of the output "
-        "(outlined) depends; four examples of four positions and six channels."
+        "Computed at the first update: the entries of the input (shaded) on which one "
+        "entry of the output (outlined) depends; four examples, positions down, channels "
+        "across."
     )
     return picture, caption
 
@@ -101,7 +102,7 @@ def _mixer_figure(entry: Entry, small: bool) -> tuple[str, str]:
     else:
         what = "what each of 14 tokens (rows) reads of each (columns)"
     caption = (
-        f"Computed: {what}, as initialised; darker where the gradient is larger. "
+        f"Computed: {what}, as initialised; stronger where the gradient is larger. "
         "Heads, windows and blocks are small, to be seen (tests/site/measure.py)."
     )
     return picture, caption

@@ -1,6 +1,5 @@
 """Notebooks of docs/notebooks as pages."""
 
-import base64
 import json
 from collections.abc import Iterator
 
@@ -25,9 +24,5 @@ def _cell(cell: dict) -> Iterator[str]:
         return
     yield f"```python\n{source}\n```\n"
     for output in cell["outputs"]:
-        data = output.get("data", {})
-        if "image/png" in data:
-            image = base64.b64encode(base64.b64decode(data["image/png"])).decode()
-            yield f"![result](data:image/png;base64,{image})\n"
-        elif text := "".join(output.get("text", data.get("text/plain", ""))).rstrip():
+        if text := "".join(output.get("text", "")).rstrip():
             yield f"```text\n{text}\n```\n"
