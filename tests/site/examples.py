@@ -39,7 +39,11 @@ def program(page: Path) -> tuple[str, int]:
 def run(page: Path) -> int:
     """Run its blocks; how many there were."""
     code, count = program(page)
-    exec(compile(code, str(page), "exec"), {})
+    try:
+        exec(compile(code, str(page), "exec"), {})
+    except Exception as error:
+        error.add_note(f"in {page}; a block that cannot run alone is marked py")
+        raise
     return count
 
 

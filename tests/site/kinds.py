@@ -62,8 +62,8 @@ def _norm_figure(entry: Entry, small: bool) -> tuple[str, str]:
     picture = figures.causes(cases, (4, 4, 6), CHOSEN, small)
     caption = (
         "Computed at the first update: the entries of the input (shaded) on which one "
-        "entry of the output (outlined) depends; four examples, positions down, channels "
-        "across."
+        "entry of the output (outlined) depends; four examples, positions down, "
+        "channels across."
     )
     return picture, caption
 

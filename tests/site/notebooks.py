@@ -23,6 +23,6 @@ def _cell(cell: dict) -> Iterator[str]:
         yield f"{source}\n"
         return
     yield f"```python\n{source}\n```\n"
-    for output in cell["outputs"]:
-        if text := "".join(output.get("text", "")).rstrip():
-            yield f"```text\n{text}\n```\n"
+    text = "".join("".join(output.get("text", "")) for output in cell["outputs"])
+    if text:
+        yield f"```text\n{text.rstrip()}\n```\n"
