@@ -27,11 +27,15 @@ def resnet(arg: str = "", steps: int = STEPS, **model: Any) -> Any:
 
 
 def decoder(arg: str = "", steps: int = STEPS, **model: Any) -> Any:
-    """A decoder of 4 layers of width 64 on the bytes of Python's standard library."""
+    """A decoder of 3 layers of width 64 on the bytes of Python's standard library.
+
+    Rows of 64 bytes, 16 a batch.
+    """
     config: Any = lm_bytes.get_config(f"steps={steps},{_with(arg, norm='rms_norm')}")
-    small = {"dim": 64, "depth": 4, "num_heads": 2, "mlp_hidden": 172}
+    small = {"dim": 64, "depth": 3, "num_heads": 2, "mlp_hidden": 172}
     config.model.update({**small, **model})
     config.batch_size, config.data.test_split = 16, ""
+    config.data.text.length = 64
     config.eval_every = config.checkpoint.every = steps
     return config
 

@@ -7,7 +7,7 @@ A byte-level decoder trained on 64 bytes a row; *long*: bits per byte on rows of
 
 from typing import Any
 
-from configs.studies.common import changed, decoder
+from configs.studies.common import decoder
 from normjax.study.cells import Measure
 from normjax.study.claims import Claim
 
@@ -16,7 +16,7 @@ POSITIONS: dict[str, dict[str, Any]] = {
     "alibi": {"relative_bias": "alibi", "rotary_base": None},
     "kerple_log": {"relative_bias": "kerple_log", "rotary_base": None},
 }
-LENGTH, FACTOR = 64, 4
+FACTOR = 4
 
 
 def get_study() -> dict[str, Any]:
@@ -58,6 +58,6 @@ def get_study() -> dict[str, Any]:
 
 
 def _cell(arguments: dict[str, Any]) -> Measure:
-    config = changed(decoder(steps=300), data__text__length=LENGTH)
+    config = decoder(steps=300)
     config.model.mixer.update(arguments)
     return Measure("longer_rows", {"factor": FACTOR}, config)
