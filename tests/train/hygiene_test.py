@@ -13,6 +13,7 @@ SLACK = 10.0  # MB
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_thousand_steps(tmp_path, data_dir, capfd):
     command = [sys.executable, "-m", "tests.train.hygiene", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -109,7 +109,10 @@ def test_twenty_steps_learn(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model",
+    ["vit", *(pytest.param(model, marks=pytest.mark.long) for model in MODELS[1:])],
+)
 def test_twenty_steps_on_every_mesh(folder, model):
     cases = [f"{model}/{layout}" for layout in LAYOUTS]
     run_cases(folder, cases, devices=8)
