@@ -84,7 +84,7 @@ class Study(NamedTuple):
         """A value of a metric, or of the study's own, in tables."""
         if self.percent and metric in ("", self.metric):
             return f"{100 * value:.2f}"
-        return f"{value:.4f}" if metric in ("", self.metric) else f"{value:.4g}"
+        return f"{value:.4f}" if abs(value) >= 0.01 or not value else f"{value:.2e}"
 
     @property
     def worst(self) -> float:
