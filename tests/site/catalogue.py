@@ -98,7 +98,8 @@ def page(kind: Kind, entry: Entry) -> str:
     parts = [f"# {entry.name}\n", f"`{name.path}`{{ .path }}\n"]
     if equation:
         parts.append(_displayed(equation, kind) + "\n")
-    parts.append(prose(rest, lambda block: _displayed(block, kind)))
+    text = prose(rest, lambda block: _displayed(block, kind))
+    parts.append(_squared(text))
     if drawn := kind.figure(entry, False):
         parts.append(figures.figure(*drawn) + "\n")
     parts += _facts(kind, entry, name)
@@ -129,6 +130,11 @@ def _displayed(equation: str, kind: Kind) -> str:
         return f"```text\n{inspect.cleandoc(equation)}\n```"
 
 
+def _squared(text: str) -> str:
+    """`w**2` in Markdown of prose, where it is no code, as people write it."""
+    return text.replace(r"\*\*2", "²")
+
+
 def _facts(kind: Kind, entry: Entry, name: Name) -> Iterator[str]:
     rows = []
     for what, tags in (("takes", entry.tags & ACCEPTS), ("uses", entry.tags - ACCEPTS)):
@@ -136,7 +142,7 @@ def _facts(kind: Kind, entry: Entry, name: Name) -> Iterator[str]:
             rows.append((what, ", ".join(WORDS[tag] for tag in sorted(tags))))
     joined = " ".join(name.docstring.text.split())
     if cost := _COST.search(joined):
-        rows.append(("cost", inline(cost[0])))
+        rows.append(("cost", _squared(inline(cost[0]))))
     rows += kind.facts(entry)
     if sources := dict.fromkeys(re.findall(_CITED, joined)):
         rows.append(("source", inline("; ".join(sources))))

@@ -12,17 +12,18 @@ from tests.site import catalogue, examples, measure, tables
 from tests.site.kinds import KINDS
 
 DOCS = ROOT / "docs"
-HEAVY = {"fold_your_model.md", "generate.md", "reparam.md", "first_run.md"}
+COMPILE = {
+    *("first_run.md", "fold_your_model.md", "generate.md", "reparam.md"),
+    "use_in_your_model.md",
+}
+"""Pages that compile models: make docs runs them, and readme_test the last."""
 EVERY = pytest.mark.parametrize("page", examples.pages(), ids=lambda page: page.stem)
 
 
 @pytest.mark.parametrize(
     "page",
-    [
-        pytest.param(p, id=p.name, marks=[pytest.mark.slow] if p.name in HEAVY else [])
-        for p in examples.pages()
-        if examples.program(p)[1]
-    ],
+    [p for p in examples.pages() if examples.program(p)[1] and p.name not in COMPILE],
+    ids=lambda page: page.stem,
 )
 def test_its_blocks_run(page):
     assert examples.run(page)

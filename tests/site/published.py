@@ -1,6 +1,7 @@
 """Pages of the published networks, from `normjax.families`."""
 
 import html
+import math
 import re
 
 from normjax.families import FAMILIES
@@ -21,7 +22,7 @@ def _index() -> str:
     cards = []
     for family in FAMILIES.values():
         sizes = [f.parameters / 1e6 for f in family.figures.values()]
-        size = f", {min(sizes):.3g} to {max(sizes):.3g} M" if sizes else ""
+        size = f", {min(sizes):,.1f} to {max(sizes):,.1f} M" if sizes else ""
         cards.append(
             f'<a class="card" href="{family.name}.html"><strong>{family.name}</strong>'
             f"<span>{len(family.presets)} presets{size}</span></a>"
@@ -32,7 +33,7 @@ def _index() -> str:
     return (
         "# Published networks\n\nPresets with the sizes of published networks. Their "
         "files of weights are read and written "
-        "([checkpoints](../../convert.md)), and each takes any norm. "
+        "([checkpoints](../../convert.md)), and norms and mixers can be replaced. "
         "`python -m normjax.models` lists them; layers and sources are in "
         "[Published networks](../../models/published.md).\n\n"
         f"{picture}\n\n"
@@ -46,10 +47,10 @@ def _scatter(family: str) -> str:
         known = [f for f in one.figures.values() if f.top_1 is not None]
         if known:
             kind = "faint point" if family and one.name != family else "first point"
-            x = [f.parameters / 1e6 for f in known]
+            x = [math.log10(f.parameters / 1e6) for f in known]
             curves.append((kind, x, [f.top_1 for f in known]))
     curves.sort(key=lambda curve: curve[0] == "first point")
-    return figures.lines(curves, ("parameters, 10⁶", "top-1, %"))
+    return figures.lines(curves, ("log₁₀ of parameters in millions", "top-1, %"))
 
 
 def _page(family: Family) -> str:
