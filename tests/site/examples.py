@@ -19,7 +19,7 @@ COMMAND = re.compile(
     r"(python (?:train|eval)\.py|python -m normjax\.\w+|normjax \w+)\b(.*)$",
     re.MULTILINE,
 )
-NEEDS_FILES = re.compile(r"path=|weights=|FILE|PRESET|\.\.\.|\|")
+NOT_AS_IT_STANDS = re.compile(r"path=|weights=|FILE|PRESET|\.\.\.|\||\$")
 
 
 def pages() -> list[Path]:
@@ -61,7 +61,7 @@ def parse(command: str, arguments: list[str]) -> bool:
     if name.partition(".")[0] not in COMMANDS:
         raise LookupError(f"there is no command {command}")
     argv = [word for word in arguments if word.startswith("--config")]
-    if name != "train" or not argv or any(map(NEEDS_FILES.search, argv)):
+    if name != "train" or not argv or any(map(NOT_AS_IT_STANDS.search, argv)):
         return False
     if not argv[0].startswith("--config="):
         return False
