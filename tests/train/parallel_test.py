@@ -177,8 +177,8 @@ def gradients_of(spec, devices, sync, share):
     (inputs, targets) = objective.examples(toy_batch(), jax.random.key(0))
     named = with_axis_name(model, "data") if sync else model
     gradients = make_gradients(named, objective, Recipe(), share)
-    arguments = state.params, state.model_state, inputs, targets, jax.random.key(1)
-    return gradients, arguments
+    last = jax.random.key(1), state.step
+    return gradients, (state.params, state.model_state, inputs, targets, *last)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -195,16 +195,13 @@ def test_synced_statistics_are_those_of_the_whole_batch(name):
 
 def test_synced_is_what_pmap_gives():
     """The function on each device is the same; only who maps it differs."""
-    local, (params, model_state, inputs, targets, key) = gradients_of(
-        SPECS["batch_norm"], 4, True, 1 / 4
-    )
-    ours = jax.jit(per_device(local, device_mesh(jax.devices()[:4])))(
-        params, model_state, inputs, targets, key
-    )
+    local, arguments = gradients_of(SPECS["batch_norm"], 4, True, 1 / 4)
+    ours = jax.jit(per_device(local, device_mesh(jax.devices()[:4])))(*arguments)
+    params, model_state, inputs, targets, *last = arguments
 
     @functools.partial(jax.pmap, axis_name="data", in_axes=(None, None, 0, 0))
     def mapped(params, model_state, inputs, targets):
-        model_state, grads, metrics = local(params, model_state, inputs, targets, key)
+        model_state, grads, metrics = local(params, model_state, inputs, targets, *last)
         return model_state, jax.lax.psum(grads, "data"), jax.lax.pmean(metrics, "data")
 
     rows = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), (inputs, targets))
@@ -216,9 +213,15 @@ def test_statistics_per_device_are_averaged():
     """As four machines that know nothing of each other, and then meet."""
     local, arguments = gradients_of(SPECS["batch_norm"], 4, False, 1 / 4)
     ours = jax.jit(per_device(local, device_mesh(jax.devices()[:4])))(*arguments)
-    params, model_state, (images, known), targets, key = arguments
+    params, model_state, (images, known), targets, *last = arguments
     parts = [
-        local(params, model_state, (images[i : i + 2], known), targets[i : i + 2], key)
+        local(
+            params,
+            model_state,
+            (images[i : i + 2], known),
+            targets[i : i + 2],
+            *last,
+        )
         for i in range(0, 8, 2)
     ]
     mean = jax.tree.map(lambda *x: sum(x) / 4, *parts)
