@@ -26,14 +26,14 @@ def get_study() -> dict[str, Any]:
             Claim(
                 "Tune takes less memory than eval.",
                 SOURCE,
-                "ResNet-50: 10 to 40 % less",
+                "less memory in transfer learning",
                 1.0,
                 ("tune", "ResNet-18"),
             ),
             Claim(
                 "Tune takes less time than eval.",
                 SOURCE,
-                "5 to 15 % less (GPU)",
+                "less time in transfer learning (GPU)",
                 1.0,
                 ("tune", "ResNet-18"),
                 metric="time",

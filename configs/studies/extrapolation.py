@@ -34,7 +34,7 @@ def get_study() -> dict[str, Any]:
             Claim(
                 "ALiBi goes on where rotary positions break down.",
                 "ALiBi (Press et al., 2022)",
-                "trained on 512, better still on 3,072",
+                "trained on 512 tokens, holds to 3,072",
                 rotary,
                 alibi,
             ),

@@ -31,7 +31,7 @@ def get_study() -> dict[str, Any]:
             Claim(
                 "The map of linear attention has at most the rank of its channels.",
                 "FLatten (Han et al., 2023)",
-                "rank at most d, 54 of 196 in DeiT-T",
+                "at most the channels of a head",
                 CHANNELS / SIDE**2 + 1e-9,
                 linear,
             ),
@@ -45,7 +45,7 @@ def get_study() -> dict[str, Any]:
             Claim(
                 "A depthwise convolution of the values restores full rank.",
                 "FLatten (Han et al., 2023)",
-                "full rank, 196",
+                "full rank",
                 repaired,
                 1.0,
                 margin=0.02,

@@ -27,7 +27,7 @@ def get_study() -> dict[str, Any]:
             Claim(
                 "With half of the heads MoH does as well as attention with all.",
                 "MoH (Jin et al., 2024)",
-                "ViT-S, 75 and 50 % of the heads: no loss",
+                "50 to 90 % of the heads do",
                 ("MoH, 4 of 8", "ViT"),
                 ("softmax, 8 heads", "ViT"),
                 margin=0.015,

@@ -33,7 +33,7 @@ def get_study() -> dict[str, Any]:
             Claim(
                 "With sigmaReparam training bears a high rate without warm-up.",
                 SOURCE,
-                "ViT-B 81.6 % without weight decay, LayerNorm and warm-up",
+                "ViT without warm-up, weight decay and LayerNorm",
                 ours,
                 plain,
             ),

@@ -32,7 +32,7 @@ def get_study() -> dict[str, Any]:
             Claim(
                 "SmeLU's runs agree more than ReLU's.",
                 SOURCE,
-                "a third to a half less prediction difference",
+                "less prediction difference",
                 relu,
                 smelu,
             ),

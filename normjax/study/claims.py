@@ -65,7 +65,8 @@ def verdict(more: Sample, less: Sample, margin: float, equal: bool = False) -> s
     """Whether `more` is larger than `less` by `margin`, or the same within it.
 
     The noise is the standard deviation of the difference of two runs,
-    sqrt(s_more^2 + s_less^2): a gap within it decides nothing.
+    sqrt(s_more^2 + s_less^2): a gap within it decides nothing, and the same are two
+    whose gap and noise are within the margin.
 
     Returns:
       "seen"; "opposite": the gap has the other sign; "within noise"; "not seen": the
@@ -76,7 +77,7 @@ def verdict(more: Sample, less: Sample, margin: float, equal: bool = False) -> s
     if math.isnan(gap):
         return NOT_SEEN
     if equal:
-        if abs(gap) <= margin:
+        if max(abs(gap), noise) <= margin:
             return SEEN
         return WITHIN_NOISE if abs(gap) <= noise else NOT_SEEN
     if gap > max(margin, noise):
