@@ -39,7 +39,7 @@ def get_study() -> dict[str, Any]:
                 anew,
                 running,
                 margin=0.005,
-                equal=True,
+                no_less=True,
             ),
         ),
     }

@@ -4,7 +4,7 @@ from typing import Any
 
 from configs import digits, lm_bytes
 
-STEPS = 200
+STEPS = 500
 """Of a small run, unless a study says another number."""
 
 

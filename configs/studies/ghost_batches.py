@@ -2,7 +2,7 @@
 
     python -m normjax.study ghost_batches --workdir=runs/ghost_batches
 
-A residual network on scanned digits, 60 updates of 512 or 480 of 64 images.
+A residual network on scanned digits, 125 updates of 512 or 1,000 of 64 images.
 """
 
 from typing import Any
@@ -20,9 +20,9 @@ def get_study() -> dict[str, Any]:
         "title": "digits: test top-1 by batch size, as many images",
         "rows": "norm",
         "runs": {
-            ("batch_norm", "64"): _config("batch_norm", 64, 480),
-            whole: _config("batch_norm", 512, 60),
-            ghost: _config("ghost_batch_norm", 512, 60),
+            ("batch_norm", "64"): _config("batch_norm", 64, 1000),
+            whole: _config("batch_norm", 512, 125),
+            ghost: _config("ghost_batch_norm", 512, 125),
         },
         "claims": (
             Claim(

@@ -25,7 +25,7 @@ def get_study() -> dict[str, Any]:
                 ("sla", "digits"),
                 ("softmax", "digits"),
                 margin=0.01,
-                equal=True,
+                no_less=True,
             ),
             Claim(
                 "RALA is ahead of other linear attentions.",

@@ -49,7 +49,7 @@ def get_study() -> dict[str, Any]:
                 repaired,
                 1.0,
                 margin=0.02,
-                equal=True,
+                no_less=True,
             ),
         ),
     }

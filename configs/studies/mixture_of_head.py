@@ -31,7 +31,7 @@ def get_study() -> dict[str, Any]:
                 ("MoH, 4 of 8", "ViT"),
                 ("softmax, 8 heads", "ViT"),
                 margin=0.015,
-                equal=True,
+                no_less=True,
             ),
         ),
     }

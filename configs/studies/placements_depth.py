@@ -77,6 +77,6 @@ def get_study() -> dict[str, Any]:
 
 def _cell(placement: str) -> Any:
     arg = f"norm=layer_norm,placement={placement}"
-    config = decoder(arg, steps=150, depth=8, dim=48, mlp_hidden=128)
-    config.diagnostics_every = 150
+    config = decoder(arg, steps=300, depth=8, dim=48, mlp_hidden=128)
+    config.diagnostics_every = 300
     return Measure("last_layers", {"quantity": VARIANCE}, config)

@@ -43,7 +43,7 @@ def get_study() -> dict[str, Any]:
                 base,
                 ("layer_norm", "digits"),
                 margin=0.01,
-                equal=True,
+                no_less=True,
             ),
             Claim(
                 "A longer decay ends better than a short one.",

@@ -8,7 +8,7 @@ clipping. *Entropy*: of the attention, mean over layers, in nats, at the end.
 
 from typing import Any
 
-from configs.studies.common import changed, vit
+from configs.studies.common import STEPS, changed, vit
 from normjax.study.cells import Measure
 from normjax.study.claims import Claim
 
@@ -56,7 +56,7 @@ def _cell(row: str, rate: str) -> Any:
         optim__warmup_fraction=0.0,
         optim__weight_decay=0.0,
         optim__clip_norm=0.0,
-        diagnostics_every=200,
+        diagnostics_every=STEPS,
     )
     if row != "plain":
         config.reparam = ({"pattern": "qkv|proj|fc", "name": "sigma_reparam"},)

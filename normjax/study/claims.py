@@ -15,15 +15,15 @@ WITHIN_NOISE = "within noise"
 
 
 class Claim(NamedTuple):
-    """`metric` is larger in `more` than in `less`; or, with `equal`, it is the same.
+    """`metric` is larger in `more` than in `less`; or, with `no_less`, not smaller.
 
     Attributes:
       statement: the claim in a sentence.  source: paper, year.
       published: its own figures.
       more, less: cells of the study, or a number.
       metric: of the results; empty: that of the study.
-      margin: the gap is larger than this, or, with `equal`, at most this.
-      equal: the two are claimed to be the same.
+      margin: the gap is larger than this; or, with `no_less`, larger than minus this.
+      no_less: `more` is claimed to be as large as `less`, or larger.
     """
 
     statement: str
@@ -33,7 +33,7 @@ class Claim(NamedTuple):
     less: Cell | float
     metric: str = ""
     margin: float = 0.0
-    equal: bool = False
+    no_less: bool = False
 
 
 class Sample(NamedTuple):
@@ -61,26 +61,22 @@ def sample_of(values: Sequence[float], worst: float) -> Sample:
     return Sample(statistics.fmean(finite), spread, len(finite))
 
 
-def verdict(more: Sample, less: Sample, margin: float, equal: bool = False) -> str:
-    """Whether `more` is larger than `less` by `margin`, or the same within it.
+def verdict(more: Sample, less: Sample, margin: float, no_less: bool = False) -> str:
+    """Whether `more` is larger than `less` by `margin`; or no smaller, up to `margin`.
 
-    The noise is the standard deviation of the difference of two runs,
-    sqrt(s_more^2 + s_less^2): a gap within it decides nothing, and the same are two
-    whose gap and noise are within the margin.
+    The gap is m_more - m_less, the noise the standard deviation of the difference of
+    two runs, sqrt(s_more^2 + s_less^2): a gap within it decides nothing, but that
+    `more` is no less where gap - noise is at least -margin.
 
     Returns:
-      "seen"; "opposite": the gap has the other sign; "within noise"; "not seen": the
-      gap is real and smaller than claimed (or, with `equal`, larger), or one of the two
-      has no results, or both are infinite.
+      "seen"; "opposite": `more` is smaller, and by more than the margin with `no_less`;
+      "within noise"; "not seen": the gap is real and smaller than claimed, or one of
+      the two has no results, or both are infinite.
     """
     gap, noise = more.mean - less.mean, math.hypot(more.spread, less.spread)
     if math.isnan(gap):
         return NOT_SEEN
-    if equal:
-        if max(abs(gap), noise) <= margin:
-            return SEEN
-        return WITHIN_NOISE if abs(gap) <= noise else NOT_SEEN
-    if gap > max(margin, noise):
+    if gap - noise >= -margin if no_less else gap > max(margin, noise):
         return SEEN
     if abs(gap) <= noise:
         return WITHIN_NOISE
@@ -126,5 +122,5 @@ def judge(
 
     more, less = sample(claim.more), sample(claim.less)
     return Finding(
-        claim, more, less, verdict(more, less, claim.margin, equal=claim.equal)
+        claim, more, less, verdict(more, less, claim.margin, no_less=claim.no_less)
     )

@@ -31,7 +31,7 @@ def test_samples():
 
 
 @pytest.mark.parametrize(
-    "more,less,margin,equal,expected",
+    "more,less,margin,no_less,expected",
     [
         # noise: hypot(3, 4) = 5
         ((10.1, 3), (5.0, 4), 0.0, False, claims.SEEN),
@@ -46,14 +46,17 @@ def test_samples():
         ((math.inf, 0), (math.inf, 0), 0.0, False, claims.NOT_SEEN),
         ((math.nan, 0), (5.0, 0), 0.0, False, claims.NOT_SEEN),
         ((5.0, 3), (5.5, 4), 1.0, True, claims.WITHIN_NOISE),
-        ((5.0, 0.3), (5.5, 0.4), 1.0, True, claims.SEEN),
+        ((5.0, 0.3), (5.4, 0.4), 1.0, True, claims.SEEN),
+        ((5.0, 0.3), (5.6, 0.4), 1.0, True, claims.OPPOSITE),
+        ((9.0, 3), (5.0, 4), 1.0, True, claims.SEEN),
         ((5.0, 3), (7.5, 4), 1.0, True, claims.WITHIN_NOISE),
-        ((5.0, 0), (7.5, 0), 1.0, True, claims.NOT_SEEN),
+        ((5.0, 0), (7.5, 0), 1.0, True, claims.OPPOSITE),
+        ((5.0, 0), (5.0, 0), 0.0, True, claims.SEEN),
     ],
 )
-def test_verdicts(more, less, margin, equal, expected):
+def test_verdicts(more, less, margin, no_less, expected):
     more, less = Sample(more[0], more[1], 3), Sample(less[0], less[1], 3)
-    assert verdict(more, less, margin, equal=equal) == expected
+    assert verdict(more, less, margin, no_less=no_less) == expected
 
 
 def test_judged_by_a_metric_and_against_a_number():
