@@ -40,7 +40,7 @@ def get_study() -> dict[str, Any]:
             Claim(
                 "Filtering outliers helps UnifiedNorm where there are some.",
                 source,
-                "the filter stabilises training of Swin-T",
+                "batches with outliers are left out",
                 filtered,
                 plain,
             ),
