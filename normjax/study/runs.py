@@ -1,5 +1,6 @@
 """The runs of a study: which ones, how long, and what they gave."""
 
+import hashlib
 import math
 import time
 from pathlib import Path
@@ -42,11 +43,17 @@ def once(what: Run, seed: int, folder: Path) -> dict[str, Any]:
     A run that diverges has an `error` instead of metrics.
 
     Raises:
-      UserError: a wrong config, or stopped by a signal.
+      UserError: a wrong config, a result of another one, or stopped by a signal.
     """
-    path = folder / RESULT_FILE
+    path, cell = folder / RESULT_FILE, _digest(what)
     if exists(path):
-        return read_json(path)
+        done = read_json(path)
+        if done.get("cell", cell) != cell:
+            raise UserError(
+                f"{path} is of a cell that the study has changed since: "
+                "delete its folder, or choose another --workdir"
+            )
+        return done
     began = time.monotonic()
     try:
         console.quiet = True
@@ -68,7 +75,7 @@ def once(what: Run, seed: int, folder: Path) -> dict[str, Any]:
         jax.clear_caches()
     if found is None:
         raise UserError("stopped by a signal; the same command goes on")
-    result = {**found, "seconds": round(time.monotonic() - began, 1)}
+    result = {**found, "seconds": round(time.monotonic() - began, 1), "cell": cell}
     write_json(path, result)
     return result
 
@@ -77,6 +84,11 @@ def _trained(config: Any, seed: int, folder: Path) -> dict[str, float] | None:
     config = config.copy_and_resolve_references()
     config.seed = seed
     return train(config, folder)
+
+
+def _digest(what: Run) -> str:
+    """The same as long as a cell's config, measure and arguments are."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
 def shortened(what: Run, part: float) -> Run:

@@ -49,11 +49,22 @@ class Clock:
 
 
 def test_a_whole_table_first_then_the_next_seed_and_nothing_twice(tmp_path, counting):
-    done = []
-    run_together({"": counting(done)}, tmp_path)
+    study = counting(done := [])
+    run_together({"": study}, tmp_path)
     assert done == [(row, seed) for seed in range(3) for row in "abc"]
-    run_together({"": counting(done)}, tmp_path)
+    run_together({"": study}, tmp_path)
     assert len(done) == 9
+
+
+def test_results_of_a_changed_cell_are_refused(tmp_path, counting):
+    study = counting([])
+    run_cells(study, tmp_path, CELLS)
+    changed = {c: m._replace(arguments={"row": "z"}) for c, m in study.runs.items()}
+    with pytest.raises(UserError, match="is of a cell that the study has changed"):
+        run_cells(study._replace(runs=changed), tmp_path, CELLS)
+    config = tiny_config()
+    assert runs._digest(config) == runs._digest(tiny_config())
+    assert runs._digest(config) != runs._digest(tiny_config(optim__lr=0.5))
 
 
 def test_shares_are_all_and_apart(tmp_path, counting):
