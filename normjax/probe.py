@@ -20,12 +20,12 @@ from normjax.core.paths import local_path
 def probe_command(argv: Sequence[str]) -> int:
     """What the features of a frozen model tell of classes: k-NN and a linear probe.
 
-    python -m normjax.probe --workdir=runs/a [--best] [--data=FOLDER]
+    python -m normjax.probe --workdir=runs/a [--best] [--data=FOLDER] [--split=test]
     python -m normjax.probe --model=swin_tiny --weights=FILE --data=FOLDER
 
     Features are what goes into the head, of images as in evaluation. Both probes are
-    fitted to the training split and tested on the evaluation split, of the run's data
-    or of an image folder whose classes may be others. k-NN votes by cosine similarity,
+    fitted to the training split and tested on --split, of the run's data or of an image
+    folder whose classes may be others. k-NN votes by cosine similarity,
     the linear probe is logistic regression, whose strength a fifth of the training
     features chooses.
     """
@@ -42,9 +42,10 @@ def probe_command(argv: Sequence[str]) -> int:
     from normjax.evaluation.probe import probe
     from normjax.records import report
 
-    found = probe(frozen, neighbors)
     data = frozen.config.data
-    title = f"{frozen.title}, {data.path or data.name}, split {data.eval_split}"
+    split = values.split or data.eval_split
+    found = probe(frozen, neighbors, split)
+    title = f"{frozen.title}, {data.path or data.name}, split {split}"
     rows = [(name, f"{100 * score:.2f} %") for name, score in found.items()]
     report.table(title, ("probe", "top-1"), rows)
     return 0
@@ -55,6 +56,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("best", False, "best checkpoint, not the newest", values)
     define_published(values)
     flags.DEFINE_string("data", "", "image folder; default: the run's data", values)
+    flags.DEFINE_string("split", None, "split; default: the config's", values)
     flags.DEFINE_list("neighbors", ["1", "5", "20"], "k of k-NN", values)
 
 

@@ -91,15 +91,16 @@ def _on(config: Any, folder: str) -> Any:
     return override(config, [Override(f"data.{k}", v) for k, v in fields.items()])
 
 
-def probe(frozen: Frozen, neighbors: Sequence[int]) -> dict[str, float]:
+def probe(frozen: Frozen, neighbors: Sequence[int], split: str) -> dict[str, float]:
     """Top-1 of each probe by its name: trained on the training split, without
-    augmentation, tested on the evaluation split.
+    augmentation, tested on `split`.
 
     Raises:
       UserError: data that cannot be read, or more neighbours than training images.
     """
-    task = TASKS[frozen.config.task].make(frozen.config)
-    splits = frozen.config.data.train_split, frozen.config.data.eval_split
+    only = [Override("data.eval_split", split), Override("data.test_split", "")]
+    task = TASKS[frozen.config.task].make(override(frozen.config, only))
+    splits = frozen.config.data.train_split, split
     compiled = features(frozen, task.objective)
     train, test = (features_of(frozen, task, split, compiled) for split in splits)
     if max(neighbors, default=0) > len(train.labels):

@@ -28,11 +28,17 @@ from normjax.quantize.sensitivity import (
     allocations,
     divergence,
 )
-from normjax.quantize.simulate import Quantized, QuantizedModel, quantized
+from normjax.quantize.simulate import (
+    Calibration,
+    Quantized,
+    QuantizedModel,
+    quantized,
+)
 from normjax.quantize.uniform import UniformQuantizer, calibrate_uniform
 
 __all__ = [
     "Allocation",
+    "Calibration",
     "LogSqrt2Quantizer",
     "Quantized",
     "QuantizedModel",

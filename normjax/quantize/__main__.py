@@ -1,7 +1,7 @@
 """A run in fewer bits: `python -m normjax.quantize --help`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def _quantize(
     import jax
 
     from normjax.evaluation.run import config_to_read, folded_variants, restored
-    from normjax.quantize.simulate import quantized
+    from normjax.quantize.simulate import Calibration
     from normjax.records import report
     from normjax.records.datasets import check_classes
     from normjax.train.experiment import build_experiment
@@ -79,30 +79,44 @@ def _quantize(
     check_classes(experiment.task, workdir)
     experiment.task.source(calibrate)
     state = restored(experiment, workdir, best=best)
-    batch = next(iter(experiment.eval_batches(calibrate)))
-    batch = jax.tree.map(lambda v: v[:IMAGES], jax.device_get(batch))
+    batch = _first_images(map(jax.device_get, experiment.eval_batches(calibrate)))
     x, known = experiment.task.objective.inputs(batch)
     rows = {}
 
-    def score(title: str, model: Any, variables: Any) -> None:
-        step = jit_eval_step(experiment, model)
+    def score(title: str, variables: Any, step: Any) -> None:
         rows[title] = experiment.evaluate(step, variables, split)
 
     variants = folded_variants(experiment, state.eval_variables())
     if variants["folded"][0] is variants["unfolded"][0]:  # nothing folds
         del variants["folded"]
     for name, (model, variables) in variants.items():
-        score(f"{name}, floating point", model, variables)
+        score(f"{name}, floating point", variables, jit_eval_step(experiment, model))
+        calibration = Calibration(model, variables, x, train=False, **known)
+        steps = {}  # one program for all bits
         for count in bits:
-            for rescale in (True, False):
-                call = (model, variables, x, count)
-                made = quantized(*call, rescale=rescale, train=False, **known)
-                if rescale and not made.rescaled:
+            for how in ("", ", norms rescaled"):
+                made = calibration.at(count, rescale=bool(how))
+                if how and not made.rescaled:
                     continue
-                how = ", norms rescaled" if rescale else ""
-                score(f"{name}, {count} bits{how}", made.model, made.variables)
-    title = f"{workdir}, step {int(state.step)}, split {split}, on {len(x)} images"
+                if how not in steps:
+                    steps[how] = jit_eval_step(experiment, made.model)
+                score(f"{name}, {count} bits{how}", made.variables, steps[how])
+    title = f"{workdir}, step {int(state.step)}, split {split}; "
+    title += f"calibrated on {len(x)} images of {calibrate}"
     report.score_table(title, "model", experiment.task.columns, rows)
+
+
+def _first_images(batches: Iterable[Any]) -> dict[str, Any]:
+    """One batch of the first `IMAGES` images, or of all there are."""
+    import numpy as np
+
+    taken: dict[str, list[Any]] = {}
+    for batch in batches:
+        for name, rows in batch.items():
+            taken.setdefault(name, []).append(rows[batch["mask"]])
+        if sum(map(len, taken["mask"])) >= IMAGES:
+            break
+    return {name: np.concatenate(rows)[:IMAGES] for name, rows in taken.items()}
 
 
 if __name__ == "__main__":

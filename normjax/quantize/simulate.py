@@ -1,5 +1,6 @@
 """A model in fewer bits: quantized weights, and inputs of its linear layers."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +21,13 @@ from normjax.fusion.rewrite import (
 )
 from normjax.norms import LayerNorm
 from normjax.quantize.rescale import rescale_norm
-from normjax.quantize.uniform import UniformQuantizer, calibrate_uniform
+from normjax.quantize.uniform import (
+    Ranges,
+    UniformQuantizer,
+    calibrate_uniform,
+    calibrate_within,
+    quantile_ranges,
+)
 
 QUANTIZERS = "quantizers"
 IMAGE_BITS = 8
@@ -54,15 +61,16 @@ class QuantizedModel(nn.Module):
 
     Attributes:
       plain: the model, with its arguments, its result and its variables; quantizers lie
-        in a collection of their own, by layer.
-      bits: pairs (path of a layer, bits of its input).
+        in a collection of their own, by layer: `scale`, `zero_point` and `bits`. So one
+        compiled program serves all bits.
 
     Example:
       >>> import flax.linen as nn
       >>> import jax.numpy as jnp
       >>> from normjax import quantize
-      >>> model = quantize.QuantizedModel(nn.Dense(1), (("", 2),))
+      >>> model = quantize.QuantizedModel(nn.Dense(1))
       >>> quantizer = {"scale": jnp.array(1.0), "zero_point": jnp.array(0.0)}
+      >>> quantizer["bits"] = jnp.array(2)
       >>> params = {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}
       >>> variables = {"params": params, "quantizers": quantizer}
       >>> print(model.apply(variables, jnp.array([[0.7], [9.0]])).ravel())
@@ -70,24 +78,21 @@ class QuantizedModel(nn.Module):
     """
 
     plain: nn.Module
-    bits: tuple[tuple[str, int], ...]
 
     def setup(self):
         nn.share_scope(self, self.plain)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As `plain`."""
-        bits = dict(self.bits)
 
         def intercept(call, args, kwargs, context):
-            path = "/".join(context.module.path[len(self.path) :])
-            outside = context.module is self or path not in bits
-            if context.method_name != "__call__" or outside:
+            layer = context.module
+            own = layer.has_variable(QUANTIZERS, "zero_point") and layer is not self
+            if context.method_name != "__call__" or not own:
                 return call(*args, **kwargs)
-            own = context.module.get_variable
-            scale, zero = own(QUANTIZERS, "scale"), own(QUANTIZERS, "zero_point")
-            quantizer = UniformQuantizer(scale, zero, bits[path])
-            return call(quantizer(args[0]), *args[1:], **kwargs)
+            names = "scale", "zero_point", "bits"
+            quantizer = (layer.get_variable(QUANTIZERS, name) for name in names)
+            return call(UniformQuantizer(*quantizer)(args[0]), *args[1:], **kwargs)
 
         with nn.intercept_methods(intercept):
             return self.plain(*args, **kwargs)
@@ -131,28 +136,75 @@ def quantized(
       >>> quantize.quantized(model, variables, x, bits=8).rescaled
       ('blocks_0/norm1', 'blocks_0/norm2', 'norm')
     """
-    model, variables = unrolled(*merge(model, variables))
-    params, collection = mutable_tree(variables[PARAMS]), {}
-    inputs = _inputs(model, variables, x, arguments)
-    if not inputs:
-        raise UserError("the model has no linear layers to quantize")
-    made: dict[str, UniformQuantizer] = {}
-    sites = _sites(model, params, inputs) if rescale else []
-    biased = set()
-    for site in sites:
-        channels = calibrate_uniform(inputs[site.readers[0]], bits, -1)
-        biased |= _rescale(params, site, channels, made)
-    for path, read in inputs.items():
-        wide = max(bits, IMAGE_BITS) if read.shape == x.shape else bits
-        made.setdefault(path, calibrate_uniform(read, wide))
-        layer = subtree(params, path)
-        layer["kernel"] = calibrate_uniform(layer["kernel"], bits, -1)(layer["kernel"])
-        for name in ("scale", "zero_point"):
-            collection[f"{path}/{name}"] = getattr(made[path], name)
-    plain = rewritten(model, {}, biased) if biased else model
-    each = tuple((path, quantizer.bits) for path, quantizer in made.items())
-    new = {**variables, PARAMS: params, QUANTIZERS: unflatten_dict(collection, sep="/")}
-    return Quantized(QuantizedModel(plain, each), new, tuple(s.path for s in sites))
+    return Calibration(model, variables, x, **arguments).at(bits, rescale=rescale)
+
+
+class Calibration:
+    """`quantized` with several bits of one model.
+
+    Runs the model on x and sorts what its layers read once for all bits.
+
+    Args:
+      model, variables, x, **arguments: as of `quantized`.
+
+    Raises:
+      UserError: a model without linear layers.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> import jax
+      >>> from normjax import quantize
+      >>> model = nn.Sequential([nn.Dense(2)])
+      >>> x = jax.random.normal(jax.random.key(0), (4, 3))
+      >>> variables = model.init(jax.random.key(1), x)
+      >>> calibration = quantize.Calibration(model, variables, x)
+      >>> [calibration.at(bits).rescaled for bits in (8, 4)]
+      [(), ()]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        variables: Mapping[str, Any],
+        x: jax.Array,
+        **arguments: Any,
+    ):
+        self._model, self._variables = unrolled(*merge(model, variables))
+        self._inputs = _inputs(self._model, self._variables, x, arguments)
+        if not self._inputs:
+            raise UserError("the model has no linear layers to quantize")
+        self._shape = x.shape
+        self._ranges = functools.cache(self._sorted)
+
+    def _sorted(self, path: str, axis: int | None = None) -> Ranges:
+        return quantile_ranges(self._inputs[path], axis)
+
+    def at(self, bits: int, *, rescale: bool = True) -> Quantized:
+        """The model in `bits`; see `quantized`."""
+        params, collection = mutable_tree(self._variables[PARAMS]), {}
+        made: dict[str, UniformQuantizer] = {}
+        sites = _sites(self._model, params, self._inputs) if rescale else []
+        biased = set()
+        for site in sites:
+            path = site.readers[0]
+            ranges = self._ranges(path, -1)
+            channels = calibrate_within(self._inputs[path], ranges, bits)
+            biased |= _rescale(params, site, channels, made)
+        for path, read in self._inputs.items():
+            wide = max(bits, IMAGE_BITS) if read.shape == self._shape else bits
+            if path not in made:
+                made[path] = calibrate_within(read, self._ranges(path), wide)
+            layer = subtree(params, path)
+            kernel = layer["kernel"]
+            layer["kernel"] = calibrate_uniform(kernel, bits, -1)(kernel)
+            for name in ("scale", "zero_point", "bits"):
+                value = jnp.asarray(getattr(made[path], name))
+                collection[f"{path}/{name}"] = value
+        plain = rewritten(self._model, {}, biased) if biased else self._model
+        quantizers = unflatten_dict(collection, sep="/")
+        new = {**self._variables, PARAMS: params, QUANTIZERS: quantizers}
+        rescaled = tuple(site.path for site in sites)
+        return Quantized(QuantizedModel(plain), new, rescaled)
 
 
 def _rescale(

@@ -1,5 +1,8 @@
 """Uniform quantizers with ranges of quantiles (RepQ-ViT; Li et al., 2023)."""
 
+from functools import partial
+from typing import NamedTuple
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -19,7 +22,7 @@ class UniformQuantizer:
     Attributes:
       scale, zero_point: s and z, that broadcast to x. z may be no integer, see
         `rescale_norm`.
-      bits: of the codes.
+      bits: of the codes; a number, or a traced int32 scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -32,7 +35,7 @@ class UniformQuantizer:
 
     scale: jax.Array
     zero_point: jax.Array
-    bits: int = flax.struct.field(pytree_node=False)
+    bits: int | jax.Array = flax.struct.field(pytree_node=False)
 
     def codes(self, x: jax.Array) -> jax.Array:
         """Codes 0..2^bits - 1, as floating numbers."""
@@ -72,24 +75,59 @@ def calibrate_uniform(
       >>> bool(abs(quantizer(x) - x).max() < quantizer.scale)
       True
     """
+    return calibrate_within(x, quantile_ranges(x, axis), bits)
+
+
+class Ranges(NamedTuple):
+    """From which to which quantile, of each of `QUANTILES`; no matter of bits.
+
+    Attributes:
+      low, high: [3], or [3, ...] that broadcasts to the data behind it.
+    """
+
+    low: jax.Array
+    high: jax.Array
+
+
+@partial(jax.jit, static_argnames="axis")
+def quantile_ranges(x: jax.Array, axis: int | None = None) -> Ranges:
+    """The ranges that `calibrate_uniform` chooses from; sorts x once.
+
+    Args:
+      x: [...].  axis: as there.
+    """
+    rest = tuple(i for i in range(x.ndim) if axis is None or i != axis % x.ndim)
+    both = jnp.asarray([*(1 - q for q in QUANTILES), *QUANTILES])
+    found = jnp.quantile(at_least_float32(x), both, rest, keepdims=axis is not None)
+    return Ranges(*jnp.split(found, 2))
+
+
+def calibrate_within(x: jax.Array, ranges: Ranges, bits: int) -> UniformQuantizer:
+    """`calibrate_uniform` with the ranges of `quantile_ranges`.
+
+    Raises:
+      UserError: bits below 1.
+    """
     if bits < 1:
         raise UserError(f"bits must be at least 1, got {bits}")
-    wide, levels = at_least_float32(x), 2**bits - 1
-    rest = tuple(i for i in range(x.ndim) if axis is None or i != axis % x.ndim)
+    return UniformQuantizer(*_best(x, ranges, 2**bits - 1), bits)
 
-    def candidate(q):
-        low, high = (jnp.quantile(wide, p, rest, keepdims=True) for p in (1 - q, q))
-        span = jnp.where(high > low, high - low, 1)  # a constant has no range
-        scale = span / levels
-        return scale, jnp.round(-low / scale)
 
-    found = []
-    for scale, zero in map(candidate, QUANTILES):
+@jax.jit
+def _best(x: jax.Array, ranges: Ranges, levels: int) -> tuple[jax.Array, jax.Array]:
+    """(s, z) of the range of least squared error; one program for all bits."""
+    wide, low, high = at_least_float32(x), *ranges
+    span = jnp.where(high > low, high - low, 1)  # a constant has no range
+    scales = span / levels
+    zeros = jnp.round(-low / scales)
+    keep = low.ndim > 1
+    rest = tuple(i for i in range(x.ndim) if not keep or low.shape[i + 1] == 1)
+
+    def error(scale, zero):
         y = (jnp.clip(jnp.round(wide / scale) + zero, 0, levels) - zero) * scale
-        error = jnp.mean(jnp.square(y - wide), rest, keepdims=True)
-        found.append((scale, zero, error))
-    scales, zeros, errors = map(jnp.stack, zip(*found, strict=True))
-    first = jnp.argmin(errors, 0, keepdims=True)
-    best = [jnp.take_along_axis(v, first, 0)[0] for v in (scales, zeros)]
-    shape = () if axis is None else best[0].shape
-    return UniformQuantizer(best[0].reshape(shape), best[1].reshape(shape), bits)
+        return jnp.mean(jnp.square(y - wide), rest, keepdims=keep)
+
+    each = [error(s, z) for s, z in zip(scales, zeros, strict=True)]
+    first = jnp.argmin(jnp.stack(each), 0, keepdims=True)
+    scale, zero = (jnp.take_along_axis(v, first, 0)[0] for v in (scales, zeros))
+    return scale, zero

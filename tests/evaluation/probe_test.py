@@ -61,7 +61,9 @@ def test_a_folder_of_other_classes(workdir, tmp_path, capfd):
     given = [f"--workdir={workdir}", f"--data={tmp_path}", "--neighbors=1,3"]
     assert run(probe_command, ["probe", *given]) == 0
     out = capfd.readouterr().out
-    assert "k-NN, k = 3" in out and "100.00 %" in out
+    assert "k-NN, k = 3" in out and "100.00 %" in out and "split test" in out
+    assert run(probe_command, ["probe", *given, "--split=train[50%:]"]) == 0
+    assert "split train[50%:]" in capfd.readouterr().out
     assert run(probe_command, ["probe", *given[:2], "--neighbors=50"]) == 2
     assert "50 neighbors of 12 training images" in capfd.readouterr().err
 

@@ -46,7 +46,21 @@ def test_inputs_and_kernels_are_quantized_and_nothing_else():
         len(np.unique(made.variables["params"]["two"]["kernel"][:, k])) <= 8
         for k in range(3)
     )
-    assert dict(made.model.bits) == {"one": 8, "two": 3}
+    bits = {name: int(v["bits"]) for name, v in made.variables["quantizers"].items()}
+    assert bits == {"one": 8, "two": 3}
+
+
+def test_several_bits_of_one_calibration_are_those_of_each():
+    x = jnp.asarray(RNG.normal(size=(20, 5)), jnp.float32)
+    variables = Net().init(jax.random.key(0), x)
+    calibration = quantize.Calibration(Net(), variables, x, train=False)
+    programs = jax.jit(calibration.at(3).model.apply)
+    for bits in (9, 3):
+        made = quantize.quantized(Net(), variables, x, bits, train=False)
+        expected = made.model.apply(made.variables, x)
+        y = programs(calibration.at(bits).variables, x)
+        np.testing.assert_allclose(y, expected, atol=1e-6)
+    assert programs._cache_size() == 1
 
 
 def test_nothing_to_quantize():
