@@ -99,7 +99,7 @@ def quantile_ranges(x: jax.Array, axis: int | None = None) -> Ranges:
     rest = tuple(i for i in range(x.ndim) if axis is None or i != axis % x.ndim)
     both = jnp.asarray([*(1 - q for q in QUANTILES), *QUANTILES])
     found = jnp.quantile(at_least_float32(x), both, rest, keepdims=axis is not None)
-    return Ranges(*jnp.split(found, 2))
+    return Ranges(found[: len(QUANTILES)], found[len(QUANTILES) :])
 
 
 def calibrate_within(x: jax.Array, ranges: Ranges, bits: int) -> UniformQuantizer:
@@ -110,7 +110,8 @@ def calibrate_within(x: jax.Array, ranges: Ranges, bits: int) -> UniformQuantize
     """
     if bits < 1:
         raise UserError(f"bits must be at least 1, got {bits}")
-    return UniformQuantizer(*_best(x, ranges, 2**bits - 1), bits)
+    scale, zero_point = _best(x, ranges, 2**bits - 1)
+    return UniformQuantizer(scale, zero_point, bits)
 
 
 @jax.jit
