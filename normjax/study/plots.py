@@ -9,6 +9,7 @@ import numpy as np
 
 from normjax.analysis.layers import TITLES, by_depth, read_layers
 from normjax.core.files import whole_file
+from normjax.records.report import read_metrics
 
 Results = Mapping[tuple[str, str], Sequence[float]]
 
@@ -112,4 +113,39 @@ def plot_layers(
         axis.grid(alpha=0.3)
     axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes[0][0].set_ylabel(TITLES[quantity])
+    _save(figure, path)
+
+
+def plot_curves(
+    metric: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    folders: Callable[[str, str], Sequence[Path]],
+    path: Path,
+) -> None:
+    """The mean over seeds of a metric of the log against steps; one axis a column.
+
+    Args:
+      metric: of metrics.jsonl, "eval_nll".  folders: of the runs of (row, column).
+    """
+    size = {"figsize": (5 * len(columns), 4.5), "squeeze": False}
+    figure, axes = _subplots(1, len(columns), **size)
+    styles = ("-", "--", ":")
+    for axis, column in zip(axes[0], columns, strict=True):
+        for i, row in enumerate(rows):
+            values: dict[int, list[float]] = {}
+            for folder in folders(row, column):
+                for record in read_metrics(folder):
+                    if metric in record:
+                        values.setdefault(record["step"], []).append(record[metric])
+            points = [(step, np.mean(found)) for step, found in sorted(values.items())]
+            if points:
+                # Ten colours are told apart, and three kinds of lines.
+                style = styles[i // 10 % len(styles)]
+                axis.plot(*zip(*points, strict=True), style, label=row)
+        axis.set_title(column)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes[0][0].set_ylabel(metric)
     _save(figure, path)

@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from normjax.core.errors import UserError
 from normjax.core.files import exists, write
 from normjax.records import report
 from normjax.records.json_files import read_json
+from normjax.records.report import METRICS_FILE
 from normjax.study.claims import (
     Cell,
     Claim,
@@ -35,7 +36,7 @@ from normjax.study.pages import (
     markdown_table,
     write_pages,
 )
-from normjax.study.plots import plot_dots, plot_layers, plot_lines
+from normjax.study.plots import plot_curves, plot_dots, plot_layers, plot_lines
 from normjax.study.runs import (
     RESULT_FILE,
     STEPS_FILE,
@@ -62,6 +63,7 @@ class Study(NamedTuple):
       percent: whether it is a fraction, of which a run that diverged has 0; it has
         infinitely much of anything else.
       layers: a quantity of `train.diagnostics` to draw against depth, or "".
+      curves: a metric of the log, "eval_nll", to draw against steps, or "".
       axis: what the columns are numbers of, which are then drawn along a logarithmic
         axis, a line a row; empty: they are names.
       coordinates: configs by (row, width), of which a few updates show how much the
@@ -76,6 +78,7 @@ class Study(NamedTuple):
     metric: str = "top1"
     percent: bool = True
     layers: str = ""
+    curves: str = ""
     axis: str = ""
     coordinates: Mapping[tuple[str, int], ConfigDict] = MappingProxyType({})
     claims: tuple[Claim, ...] = ()
@@ -262,6 +265,16 @@ def _results(study: Study, workdir: Path, cell: Cell) -> list[dict[str, float]]:
     return [read_json(path) for path in paths if exists(path)]
 
 
+def _run_folders(study: Study, workdir: Path, cell: Cell) -> Iterator[Path]:
+    """Of every seed that is done; a measure may have trained in a folder within."""
+    for seed in study.seeds:
+        folder = workdir / "/".join(cell) / str(seed)
+        if exists(folder / RESULT_FILE):
+            run = read_json(folder / RESULT_FILE).get("run", "")
+            if exists(folder / run / METRICS_FILE):
+                yield folder / run
+
+
 def _cell(values: list[float] | None, study: Study) -> str:
     if not values:
         return "-"
@@ -293,6 +306,14 @@ def _plots(study, rows, columns, values, workdir: Path) -> list[tuple[Path, str]
             study.layers, rows, columns, lambda r, c: workdir / r / c / first, path
         )
         plots.append((path, f"{study.layers} by depth"))
+    if study.curves:
+        path = workdir / f"{study.curves}.png"
+
+        def folders(row: str, column: str) -> list[Path]:
+            return list(_run_folders(study, workdir, (row, column)))
+
+        plot_curves(study.curves, rows, columns, folders, path)
+        plots.append((path, f"{study.curves} by step"))
     if study.coordinates:
         plots.append((workdir / "coordinates.png", "coordinate check"))
     return plots

@@ -29,9 +29,12 @@ def test_claims_are_about_cells(name):
 def test_configs_are_right(name):
     study = as_study(load_module(STUDIES[name], "get_study"))
     for cell in study.runs.values():
-        config = cell.config if isinstance(cell, Measure) else cell
+        configs = [cell]
+        if isinstance(cell, Measure):
+            configs = [cell.config, cell.arguments.get("config")]
         try:
-            if config is not None:
-                check_config(config)
+            for config in configs:
+                if config is not None:
+                    check_config(config)
         except UserError as error:
             raise AssertionError(f"{name}: {error}") from error

@@ -1,5 +1,6 @@
 """What studies measure: closed forms, and small runs."""
 
+import json
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from normjax.core.errors import UserError
 from normjax.study.measures import MEASURES, attention_maps, speed
+from normjax.train.nonfinite import NonFiniteLoss
 from tests.train.tiny import tiny_config, untrained_run
 
 
@@ -82,6 +84,18 @@ def test_one_bit():
     assert 0 <= found["disagreement"] <= 1
     still = measured("one_bit", config=tiny_config(optim__lr=0.0))
     assert still["difference"] < 1e-6
+
+
+@pytest.mark.slow
+def test_the_best_of_three_rates(tmp_path):
+    config = tiny_config("norm=none,mixer=softmax", optim__clip_norm=0.0)
+    given = {"config": config, "folder": tmp_path}
+    found = measured("best_rate", rates=(1e30, 0.0, 3e-3), **given)
+    assert (found["lr"], found["run"]) == (3e-3, "0.003")
+    still = json.loads((tmp_path / "0/metrics.jsonl").read_text().splitlines()[-1])
+    assert found["nll"] < still["eval_nll"]
+    with pytest.raises(NonFiniteLoss):
+        measured("best_rate", rates=(1e30,), **given)
 
 
 @pytest.mark.slow

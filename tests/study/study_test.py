@@ -51,6 +51,27 @@ def test_table_of_finished_runs(tmp_path, capsys):
     assert (tmp_path / "table.png").stat().st_size > 5000
 
 
+def test_curves_are_those_of_the_runs(tmp_path, monkeypatch):
+    drawn = {}
+
+    def plot(metric, rows, columns, folders, path):
+        drawn.update({(r, c): folders(r, c) for r in rows for c in columns})
+        path.touch()
+
+    monkeypatch.setattr("normjax.study.study.plot_curves", plot)
+    put(tmp_path, ("a", "x"), 0, top1=0.5)
+    put(tmp_path, ("a", "y"), 1, top1=0.5, run="0.1")
+    chosen = tmp_path / "a/y/1/0.1"
+    chosen.mkdir()
+    for folder in (chosen, tmp_path / "a/x/0", tmp_path / "a/y/1"):
+        (folder / "metrics.jsonl").touch()
+    report_together({ALONE: study(curves="eval_nll")}, tmp_path)
+    assert drawn[("a", "x")] == [tmp_path / "a/x/0"]
+    assert drawn[("a", "y")] == [chosen]
+    assert drawn[("b", "x")] == []
+    assert "eval_nll by step" in (tmp_path / "report.md").read_text()
+
+
 @pytest.mark.slow
 def test_a_run_is_trained_once_and_a_diverging_one_is_a_result(tmp_path):
     runs = {
