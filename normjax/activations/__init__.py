@@ -6,6 +6,15 @@ Every one is called `activation()(x) -> y` with x: [...] and y of its shape and 
 import functools
 from typing import Any
 
+from normjax.activations.autorep import (
+    AutoReP,
+    RelayState,
+    relay,
+    relay_state,
+    relu_budget_penalty,
+    relu_polynomial,
+    straight_mask,
+)
 from normjax.activations.base import ACTIVATIONS
 from normjax.activations.expanded import XATLU, XGELU, XSiLU, expanded_gate
 from normjax.activations.fatrelu import FATReLU, fatrelu
@@ -33,6 +42,7 @@ __all__ = [
     "GELU",
     "XATLU",
     "XGELU",
+    "AutoReP",
     "FATReLU",
     "HeLU",
     "Identity",
@@ -41,6 +51,7 @@ __all__ = [
     "ReLU",
     "ReLU6",
     "ReLUInterpolation",
+    "RelayState",
     "ScaledGELU",
     "ScaledReLU",
     "ScaledSiLU",
@@ -55,7 +66,12 @@ __all__ = [
     "fatrelu",
     "gelu",
     "helu",
+    "relay",
+    "relay_state",
+    "relu_budget_penalty",
+    "relu_polynomial",
     "smelu",
+    "straight_mask",
 ]
 
 

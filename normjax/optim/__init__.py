@@ -38,12 +38,7 @@ from normjax.optim.scaling import (
 from normjax.optim.schedules.shapes import with_tail
 from normjax.optim.sharpness import perturbed, sharpness_aware_gradient
 from normjax.optim.sparsity import (
-    RelayState,
     prosparse_factor,
-    relay,
-    relay_state,
-    relu_budget_penalty,
-    relu_polynomial,
     sparsity_penalty,
 )
 from normjax.optim.transformations import (
@@ -62,7 +57,6 @@ __all__ = [
     "BatchPlan",
     "BatchTest",
     "Group",
-    "RelayState",
     "Spread",
     "WidthFactors",
     "adaptive_clip",
@@ -88,10 +82,6 @@ __all__ = [
     "perturbation",
     "perturbed",
     "prosparse_factor",
-    "relay",
-    "relay_state",
-    "relu_budget_penalty",
-    "relu_polynomial",
     "robust_factors",
     "roles",
     "schedules",

@@ -1,7 +1,7 @@
 """Terms of the loss that `config.penalties` adds, of layers by their paths.
 
 No layer knows: what linear layers and convolutions read, and their kernels, is looked
-at while the model is applied.
+at while the model is applied, and the masks of activations as well.
 """
 
 import abc
@@ -9,15 +9,16 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import meta
 
+from normjax.activations import straight_mask
 from normjax.core.arguments import check_arguments, required_names
-from normjax.core.collections import DIAGNOSTICS, LOSSES, PARAMS
+from normjax.core.collections import BATCH_STATS, DIAGNOSTICS, LOSSES, PARAMS
 from normjax.core.errors import UserError, one_line
 from normjax.core.registry import Registry
 from normjax.optim import prosparse_factor, sparsity_penalty
@@ -29,7 +30,7 @@ PENALTIES = Registry("penalty")
 Example:
   >>> from normjax.train.penalties import PENALTIES
   >>> [entry.name for entry in PENALTIES]
-  ['prosparse', 'orthogonal_convolution']
+  ['prosparse', 'orthogonal_convolution', 'relu_budget']
 """
 
 WHERE = "config.penalties"
@@ -37,25 +38,32 @@ WHERE = "config.penalties"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Penalty(abc.ABC):
-    """weight(t) times a sum over layers.
+    """weight(t) times what its layers have together, their sum.
 
     Attributes:
-      pattern: regular expression, searched in the path of a layer with a kernel
+      parameter: of the layers that it is about.
+      pattern: regular expression, searched in the path of such a layer
         ("blocks_0/mlp/fc2").
     """
 
+    parameter: ClassVar[str] = "kernel"
     pattern: str
 
-    def finds(self, path: Sequence[str]) -> bool:
-        return re.search(self.pattern, "/".join(path)) is not None
+    def finds(self, layer: nn.Module) -> bool:
+        found = re.search(self.pattern, "/".join(layer.path))
+        return found is not None and layer.has_variable(PARAMS, self.parameter)
 
     @abc.abstractmethod
     def weight(self, made: jax.Array) -> jax.Array | float:
         """Of the update after `made` ones."""
 
     @abc.abstractmethod
-    def of(self, layer: nn.Module, kernel: jax.Array, x: jax.Array) -> jax.Array:
-        """The term of one layer that reads x, a scalar."""
+    def of(self, layer: nn.Module, parameter: jax.Array, x: jax.Array) -> jax.Array:
+        """The term of one layer that has read x, a scalar."""
+
+    def together(self, terms: Sequence[jax.Array]) -> jax.Array:
+        """Of all layers; those that are scanned are in one array, layers first."""
+        return sum((jnp.sum(x) for x in terms), jnp.zeros([]))
 
     def shown(self, x: jax.Array) -> Mapping[str, jax.Array]:
         """Scalars for the log, which are averaged over layers."""
@@ -121,6 +129,42 @@ class OrthogonalConvolution(Penalty):
         return orthogonal_conv_loss(kernel, strides.pop())
 
 
+@PENALTIES.register("relu_budget")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReLUBudget(Penalty):
+    """relu(share of positions that are ReLU - share) of activations (AutoReP, 2023).
+
+    Of "autorep"; all that the pattern finds have one budget.
+
+    Attributes:
+      share: that may stay ReLU.  factor: 80 to 240 in the authors' runs.
+    """
+
+    parameter = "alpha"
+    share: float
+    factor: float = 80.0
+
+    def __post_init__(self):
+        if not 0 <= self.share <= 1:
+            raise UserError(f"{WHERE}: share={self.share} must lie in [0, 1]")
+
+    def weight(self, made):
+        return self.factor
+
+    def of(self, layer, parameter, x):
+        if not layer.has_variable(BATCH_STATS, "relay_mask"):
+            raise UserError(
+                f"{WHERE}: relu_budget takes the activation autorep, "
+                f"not {'/'.join(layer.path)}"
+            )
+        mask = straight_mask(parameter, layer.get_variable(BATCH_STATS, "relay_mask"))
+        return jnp.stack([jnp.sum(mask), jnp.asarray(mask.size, mask.dtype)])
+
+    def together(self, terms):
+        left, size = sum(jnp.sum(x.reshape(-1, 2), 0) for x in terms)
+        return jax.nn.relu(left / size - self.share)
+
+
 def penalties_of(specs: Any) -> tuple[Penalty, ...]:
     """The penalties of a config.
 
@@ -155,15 +199,16 @@ def watched(penalties: Sequence[Penalty]) -> Iterator[None]:
     """What is applied meanwhile sows the terms of its layers into "losses"."""
 
     def call(call, args, kwargs, context):
-        layer = context.module
-        if context.method_name == "__call__" and layer.has_variable(PARAMS, "kernel"):
-            kernel = meta.unbox(layer.get_variable(PARAMS, "kernel"))
+        layer, made = context.module, call(*args, **kwargs)
+        if context.method_name == "__call__":
             for name, penalty in _named(penalties):
-                if penalty.finds(layer.path):
-                    layer.sow(LOSSES, name, penalty.of(layer, kernel, args[0]))
+                if penalty.finds(layer):
+                    parameter = layer.get_variable(PARAMS, penalty.parameter)
+                    term = penalty.of(layer, meta.unbox(parameter), args[0])
+                    layer.sow(LOSSES, name, term)
                     for shown, value in penalty.shown(args[0]).items():
                         layer.sow(DIAGNOSTICS, shown, value)
-        return call(*args, **kwargs)
+        return made
 
     with nn.intercept_methods(call) if penalties else contextlib.nullcontext():
         yield
@@ -184,12 +229,13 @@ def weighed(
     total = jnp.zeros([])
     named = dict(_named(penalties))
     for name, penalty in named.items():
-        own = [jnp.sum(x) for path, x in leaves if path[-2].key == name]
+        own = [x for path, x in leaves if path[-2].key == name]
         if not own:
             raise UserError(
-                f"{WHERE}: pattern {penalty.pattern!r} finds no layer with a kernel"
+                f"{WHERE}: pattern {penalty.pattern!r} finds no layer with "
+                f"a parameter {penalty.parameter!r}"
             )
-        total += penalty.weight(made) * sum(own)
+        total += penalty.weight(made) * penalty.together(own)
     return total, [x for path, x in leaves if path[-2].key not in named]
 
 

@@ -425,7 +425,7 @@ def polynomials(data, tolerance):
     mean, std = (jnp.asarray(data[k], tolerance.dtype) for k in ("mean", "std"))
     for degree in (1, 2):
         for prefix in ("", "published_"):
-            found = optim.relu_polynomial(
+            found = activations.relu_polynomial(
                 mean, std, degree=degree, as_published=bool(prefix)
             )
             key = f"{prefix}degree{degree}"
@@ -438,13 +438,13 @@ def relays(data, meta, tolerance):
     def last(a):
         return jnp.asarray(np.moveaxis(a, -3, -1), tolerance.dtype)
 
-    state = optim.RelayState.start(
+    state = activations.RelayState.start(
         last(data["alpha_1"]), jnp.asarray(data["poly_0"], tolerance.dtype)
     )
 
     @jax.jit
     def step(state, x, alpha, dy):
-        state = optim.relay_state(
+        state = activations.relay_state(
             state,
             alpha,
             x,
@@ -457,7 +457,7 @@ def relays(data, meta, tolerance):
         )
 
         def forward(x, alpha, polynomial):
-            return optim.relay(
+            return activations.relay(
                 x, alpha, polynomial, state.mask, scale_square=kwargs["scale_x2"]
             )
 
@@ -475,7 +475,7 @@ def relays(data, meta, tolerance):
             close(f"{key} {t}", value, data[f"{key}_{t}"], tolerance.gradient)
 
     def penalty(alpha):
-        return optim.relu_budget_penalty(
+        return activations.relu_budget_penalty(
             alpha, state.mask, kwargs["relu_budget"], kwargs["penalty"]
         )
 

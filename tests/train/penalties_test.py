@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from normjax import models
+from normjax.activations import AutoReP
 from normjax.core.errors import UserError
 from normjax.tasks.classification import normalize_pixels
 from normjax.train.penalties import penalties_of, watched, weighed
@@ -41,6 +42,15 @@ class Shift(nn.Module):
         conv = nn.Conv(1, (3, 3), self.strides, use_bias=False, kernel_init=twice)
         x = conv(images).mean((1, 2))
         return nn.Dense(4, name="head")(x)
+
+
+class Relayed(nn.Module):
+    """Two activations that may become polynomials."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = AutoReP()(images)
+        return nn.Dense(4, name="head")(AutoReP()(x).mean((1, 2)))
 
 
 def trained(model, specs, shape=(2, 2, 1), updates=1, **changes):
@@ -100,6 +110,27 @@ def test_convolutions_that_are_to_be_orthogonal(strides, loss):
     np.testing.assert_allclose(moved, -RATE * slope, rtol=1e-4)
 
 
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_few_positions_stay_relu(microbatches):
+    """The rate of alpha goes straight through the masks, all ones in the beginning."""
+    spec = {"name": "relu_budget", "pattern": "Auto", "share": 0.25, "factor": 2.0}
+    given = {"shape": (4, 4, 1), "microbatches": microbatches, "updates": 2}
+    states, (first, second) = trained(Relayed(), (spec,), **given)
+    plain, _ = trained(Relayed(), (), **given)
+    np.testing.assert_allclose(first["penalty"], 2 * 0.75, rtol=1e-6)
+    paths = [("AutoReP_0",), ("AutoReP_1",)]
+    total = sum(states[0].params[path[0]]["alpha"].size for path in paths)
+    for (name,) in paths:
+        alpha = np.float64(states[0].params[name]["alpha"])
+        moved = np.float64(states[1].params[name]["alpha"])
+        moved -= plain[1].params[name]["alpha"]
+        slope = 2 / total * np.log1p(np.exp(alpha))
+        np.testing.assert_allclose(moved, -RATE * slope, atol=1e-7)
+    masks = [states[2].model_state["batch_stats"][n]["relay_mask"] for (n,) in paths]
+    share = sum(float(m.sum()) for m in masks) / total
+    np.testing.assert_allclose(second["penalty"], 2 * (share - 0.25), rtol=1e-6)
+
+
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_layers_that_are_scanned_count_each(scan_layers):
     model = models.build(
@@ -133,6 +164,7 @@ def test_layers_that_are_scanned_count_each(scan_layers):
         ({"name": "prosparse", "pattern": "x"}, "needs start and ends and peaks"),
         ({"name": "ridge", "pattern": "x"}, "unknown penalty 'ridge'"),
         ({**STAGES, "pattern": "("}, r"pattern '\('"),
+        ({"name": "relu_budget", "pattern": "x", "share": 2.0}, "share=2.0 must lie"),
         ({**STAGES, "pattern": "x", "peaks": (1.0,)}, "2 ends of stages and 1 peaks"),
     ],
 )
@@ -144,7 +176,11 @@ def test_wrong_rules(spec, message):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({**STAGES, "pattern": "mlp"}, "'mlp' finds no layer with a kernel"),
+        ({**STAGES, "pattern": "mlp"}, "'mlp' finds no layer with a parameter 'kern"),
+        (
+            {"name": "relu_budget", "pattern": "x", "share": 0.5},
+            "'x' finds no layer with a parameter 'alpha'",
+        ),
         (
             {"name": "orthogonal_convolution", "pattern": "head"},
             "takes square convolutions without groups, not head",
