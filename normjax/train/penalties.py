@@ -161,7 +161,8 @@ class ReLUBudget(Penalty):
         return jnp.stack([jnp.sum(mask), jnp.asarray(mask.size, mask.dtype)])
 
     def together(self, terms):
-        left, size = sum(jnp.sum(x.reshape(-1, 2), 0) for x in terms)
+        pairs = jnp.concatenate([x.reshape(-1, 2) for x in terms])
+        left, size = jnp.sum(pairs, axis=0)
         return jax.nn.relu(left / size - self.share)
 
 
