@@ -247,6 +247,8 @@ class AutoReP(nn.Module):
     A fit overwrites parameters in the paper. Here the parameter `change` counts what
     updates do, and the state the polynomial that it starts from: the same numbers.
 
+    x: [B, ..., C] of one size, as every position has an alpha.
+
     Attributes:
       degree: of the fit, 1 or 2.
       threshold: of the hysteresis; 0.003 in the authors' runs.
@@ -255,8 +257,6 @@ class AutoReP(nn.Module):
       var_min: the smallest variance of the fit.
       as_published: the fit of the published code, see `relu_polynomial`.
       param_dtype: of the parameters.
-
-    x: [B, ..., C] of one size, as every position has an alpha.
 
     Raises:
       UserError: another degree, or negative numbers.
