@@ -1,6 +1,5 @@
-"""Adapters of decoders of other shapes: layers that differ, loops, streams."""
+"""Adapters of decoders of other shapes: layers that differ, streams."""
 
-import functools
 import itertools
 import re
 
@@ -9,16 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normjax import activations, convert, mixers, models, norms
+from normjax import activations, convert, mixers, models
 from normjax.families import openelm, parscale
 from normjax.models.experts import Experts, dispatched
 from normjax.models.parallel_decoder import StreamAggregation
-from normjax.norms.deferred import moved_together
-from normjax.tasks import cached_gradients, contrastive_loss
 from tests.golden_adapters import layer_case, registered
-from tests.golden_adapters.compare import LAYERS, MODELS, NORMS, Tolerance, close
+from tests.golden_adapters.compare import MODELS
 from tests.golden_adapters.language_models import left_padding
-from tests.golden_adapters.run import Case, applied, cast, check, pure
+from tests.golden_adapters.run import Case, applied, cast, pure
 from tests.golden_adapters.translate import (
     flat,
     inside,
@@ -29,12 +26,6 @@ from tests.golden_adapters.translate import (
 )
 from tests.golden_adapters.whole_models import conforms as images_conform
 from tests.golden_adapters.whole_models import image_batch, state_of
-
-RECURSIVE = (
-    Tolerance("float64", 1e-8, 1e-8),
-    Tolerance("float32", 5e-5, 5e-5),
-)
-"""Through a singular value decomposition."""
 
 
 def whole(*variants):
@@ -379,130 +370,3 @@ def parscale_model(data, meta, tolerance):
     model = models.build("parscale_tiny", **given, norm=norm, mixer=mixer)
     state = state_of(meta, data, norm)
     conforms(model, state, data, meta, tolerance)
-
-
-@registered("recursive", by="variant", tolerances=RECURSIVE)
-def recursive_model(data, meta, tolerance):
-    """The original, plain loops and relaxed ones, of every start; deltas by product."""
-    kwargs, loops = dict(meta["kwargs"]), meta["num_loops"]
-    heads = kwargs["num_attention_heads"]
-    mixer = {
-        "name": "grouped_query",
-        "num_kv_heads": kwargs.pop("num_key_value_heads", heads),
-    }
-    names = {"hidden_size": "dim", "num_hidden_layers": "depth"}
-    names |= {"num_attention_heads": "num_heads", "intermediate_size": "mlp_hidden"}
-    names |= {"rope_theta": "rotary_base", "rope_base": "rotary_base"}
-    names |= {"vocab_size": "vocab_size", "tie_word_embeddings": "tied"}
-    epsilon = kwargs.pop("rms_norm_eps", 1e-6)
-    kwargs.pop("max_position_embeddings", None)
-    norm = {"name": "rms_norm", "epsilon": epsilon}
-    given = {**translated(kwargs, names), "norm": norm, "mixer": mixer}
-    whole = models.build("decoder", **given)
-    state, tokens = state_of(meta, data, norm), tokens_of(meta)
-    variables = cast(convert.from_torch(whole, state).variables, tolerance.dtype)
-
-    def logits_of(model, variables):
-        variables = cast(variables, tolerance.dtype)
-        return jax.jit(model.apply)(variables, tokens)
-
-    compare("original", logits_of(whole, variables), data["logits_original"], tolerance)
-    depth = given["depth"] // loops * loops
-    for start in meta["source_layers"]:
-        for kind, rank in (("recursive", 0), ("relaxed", meta["lora_rank"])):
-            more = {"loops": loops, "rank": rank, "depth": depth}
-            model = models.build("recursive_decoder", **{**given, **more})
-            assert model.unique == meta["unique_layers"]
-            started = models.recursive_start(model, variables, start)
-            logits = logits_of(model, started)
-            name = f"logits_{kind}_{start}"
-            compare(name, logits, data[name], tolerance)
-        same = re.compile(rf"aux_shared_{start}_q_proj_(\d+)")
-        for key, k in ((key, m[1]) for key in data if (m := same.fullmatch(key))):
-            kernel = started["params"]["loop"][f"blocks_{k}"]["mixer"]["q"]["kernel"]
-            compare(key, np.asarray(kernel).T, data[key], tolerance)
-        if start == "average":
-            for key in (key for key in data if key.startswith("aux_delta_")):
-                _, _, layer, name = key.split("_", 3)
-                product = delta_of(started, int(layer), name, model.unique)
-                compare(key, product, data[key], tolerance)
-
-
-PLACES = {
-    **{"q_proj": ("mixer", "q", 0), "o_proj": ("mixer", "proj", 0)},
-    **{"k_proj": ("mixer", "kv", 0), "v_proj": ("mixer", "kv", 1)},
-    **{"gate_proj": ("mlp", "fc1", 0), "up_proj": ("mlp", "fc1", 1)},
-    "down_proj": ("mlp", "fc2", 0),
-}
-
-
-def delta_of(variables, layer, name, unique):
-    """B A, (out, in), of a layer of depth."""
-    part, module, index = PLACES[name]
-    pair = variables["params"]["deltas"][f"blocks_{layer % unique}"][part][module]
-    down, up = (np.asarray(pair[n][layer // unique, index]) for n in ("down", "up"))
-    return (down @ up).T
-
-
-@registered("gradcache_contrastive", by="variant", tolerances=LAYERS)
-def cached_contrastive(data, meta, tolerance):
-    """The loss and every gradient of the whole batch, from chunks."""
-    names = [k.removeprefix("param_") for k in data if k.startswith("param_")]
-    params = cast({k: data[f"param_{k}"] for k in names}, tolerance.dtype)
-    towers = ("image", "text")
-    inputs = cast({k: data[f"x_{k}"] for k in towers}, tolerance.dtype)
-
-    def encode(params, inputs):
-        def one(tower):
-            get = {k: params[f"{tower}.{k}"] for k in ENCODER}
-            h = jnp.tanh(inputs[tower] @ get["l1.weight"].T + get["l1.bias"][None])
-            z = h @ get["l2.weight"].T + get["l2.bias"][None]
-            return z / jnp.linalg.norm(z, axis=-1, keepdims=True)
-
-        return tuple(map(one, towers))
-
-    def loss(params, embeddings):
-        return contrastive_loss(*embeddings, params["log_temperature"][0])
-
-    chunk = meta["kwargs"]["chunk"]
-    run = functools.partial(cached_gradients, encode, loss, chunk_size=chunk)
-    value, gradients = jax.jit(run)(params, inputs)
-    close("loss", value, data["loss"][0], tolerance.value)
-    sizes = (np.abs(data[f"dparam_{k}"]).max() for k in names)
-    largest = max(sizes)
-    for k in names:
-        expected = data[f"dparam_{k}"]
-        close(k, gradients[k], expected, tolerance.gradient, largest)
-
-
-ENCODER = ("l1.weight", "l1.bias", "l2.weight", "l2.bias")
-
-
-@registered("deferred_batch_norm", by="variant", tolerances=NORMS)
-def deferred_batch_norm(data, meta, tolerance):
-    """Parts in order, normalised each by itself, and one step of the averages."""
-    kwargs = meta["kwargs"]
-    momentum = 1 - kwargs.get("momentum", 0.1)
-    norm = norms.BatchNorm(momentum=momentum, epsilon=kwargs.get("eps", 1e-5))
-    asked = ["batch_stats", "deferred"]
-
-    def apply(variables, x, train):
-        if not train:
-            return norm.apply(variables, x, train=False), {}
-        size = -(-len(x) // kwargs["chunks"])
-        parts = [x[i : i + size] for i in range(0, len(x), size)]
-        call = functools.partial(norm.apply, variables, train=True, mutable=asked)
-        ys, new = zip(*map(call, parts), strict=True)
-        moments = jax.tree.map(lambda *t: jnp.stack(t), *(n["deferred"] for n in new))
-        stats = moved_together(variables["batch_stats"], moments)
-        return jnp.concatenate(ys), {"batch_stats": stats}
-
-    last = {"x": of("x", to=lambda a: a.transpose(0, 2, 3, 1))}
-    outputs = {"y": of("y", to=lambda a: a.transpose(0, 2, 3, 1))}
-    params = {"scale": of("weight"), "bias": of("bias")}
-    state = {f"batch_stats/{n}": of(f"running_{n}") for n in ("mean", "var")}
-    zeros, ones = np.zeros(kwargs["num_features"]), np.ones(kwargs["num_features"])
-    start = {"batch_stats": {"mean": zeros, "var": ones}}
-    case = Case(apply, params, state=state, inputs=last, outputs=outputs, start=start)
-    steps = sum(re.fullmatch(r"x_\d+", key) is not None for key in data)
-    check(case, data, {**meta, "steps": steps}, tolerance)
