@@ -89,13 +89,25 @@ def test_one_bit():
 @pytest.mark.slow
 def test_the_best_of_three_rates(tmp_path):
     config = tiny_config("norm=none,mixer=softmax", optim__clip_norm=0.0)
-    given = {"config": config, "folder": tmp_path}
-    found = measured("best_rate", rates=(1e30, 0.0, 3e-3), **given)
-    assert (found["lr"], found["run"]) == (3e-3, "0.003")
-    still = json.loads((tmp_path / "0/metrics.jsonl").read_text().splitlines()[-1])
-    assert found["nll"] < still["eval_nll"]
+    rates = (1e30, 0.0, 3e-3)
+
+    def found(seed, rates=rates):
+        folder = tmp_path / str(seed)
+        return measured("best_rate", seed, folder, config=config, rates=rates)
+
+    with pytest.raises(UserError, match="seed 0 chooses the rate"):
+        found(1)
+    best = found(0)
+    assert (best["lr"], best["run"]) == (3e-3, "0.003")
+    still = (tmp_path / "0/0/metrics.jsonl").read_text().splitlines()[-1]
+    assert best["nll"] < json.loads(still)["eval_nll"]
+    # Another seed takes that rate and tries no other.
+    assert found(1)["lr"] == 3e-3
+    assert [path.name for path in (tmp_path / "1").iterdir() if path.is_dir()] == [
+        "0.003"
+    ]
     with pytest.raises(NonFiniteLoss):
-        measured("best_rate", rates=(1e30,), **given)
+        measured("best_rate", 0, tmp_path / "x/0", config=config, rates=(1e30,))
 
 
 @pytest.mark.slow
