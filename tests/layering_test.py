@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"core", "families"},
     {"activations", "norms", "mixers", "reparam", "devices", "calibration"},
-    {"models", "data", "optim", "losses"},
-    {"fusion", "adapt", "tasks", "config", "convert"},
+    {"models", "data", "optim", "losses", "adapt"},
+    {"fusion", "tasks", "config", "convert"},
     {"analysis", "records", "transfer"},
     {"train"},
     {"evaluation"},

@@ -21,6 +21,8 @@ REGISTRIES: Mapping[str, Registry] = {
     "batch_norm": NORMS,
     "core": CORES,
     "relative_bias": RELATIVE_BIASES,
+    "image_tower": MODELS,
+    "text_tower": MODELS,
 }
 """Of the components that a component may take, by the name of the argument."""
 
@@ -73,7 +75,7 @@ def arguments_of(kind: str, spec: Mapping[str, Any]) -> dict[str, Argument]:
         }
     name, given = spec.get("name"), {}
     registry = MODELS if kind == "model" else REGISTRIES.get(kind, {})
-    if kind == "model" and name in PRESETS:
+    if registry is MODELS and name in PRESETS:
         given = PRESETS[name]
         name = given["name"]
     if name not in registry:
@@ -148,7 +150,8 @@ def written_out(kind: str, spec: Any) -> Any:
     arguments = arguments_of(kind, spec)
     whole = {name: argument.default for name, argument in arguments.items()}
     whole.update(spec)
-    if kind == "model" and spec.get("name") in PRESETS:
+    is_model = kind == "model" or REGISTRIES.get(kind) is MODELS
+    if is_model and spec.get("name") in PRESETS:
         whole["name"] = PRESETS[spec["name"]]["name"]
     return {
         name: written_out(name, value) if name in REGISTRIES else value

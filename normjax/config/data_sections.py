@@ -128,6 +128,14 @@ class LineData(Data):
 
 
 @dataclass(frozen=True)
+class ContrastData(LineData):
+    """What is made, and what retrieval is normalised by; see docs/data.md."""
+
+    bank: int = start(1000, "pairs of both banks, in whole batches; 0: none", COUNT)
+    bank_split: str = start("train", "whose first pairs they are")
+
+
+@dataclass(frozen=True)
 class GraphData(Data):
     """What is made; see docs/data.md."""
 

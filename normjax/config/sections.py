@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from normjax.config.data_sections import (
+    ContrastData,
     Data,
     GraphData,
     ImageData,
@@ -301,6 +302,13 @@ class LineRun(Run):
 
 
 @dataclass(frozen=True)
+class ContrastRun(Run):
+    """Of contrastive_pairs."""
+
+    data: ContrastData = ContrastData()
+
+
+@dataclass(frozen=True)
 class NodeRun(Run):
     """Of node_classification."""
 
@@ -312,6 +320,7 @@ RUNS: Mapping[str, type[Run]] = {
     "language_modeling": LanguageRun,
     "masked_language_modeling": MaskedRun,
     "line_recognition": LineRun,
+    "contrastive_pairs": ContrastRun,
     "node_classification": NodeRun,
     "transduction": TransductionRun,
 }

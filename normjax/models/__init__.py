@@ -5,6 +5,7 @@
 `encoder_decoder` with tokens and `source`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ import flax.linen as nn
 
 from normjax.activations import ACTIVATIONS
 from normjax.core.arguments import defaults_of, required_names
-from normjax.core.errors import UserError, one_of
+from normjax.core.errors import UserError, one_line, one_of
 from normjax.core.registry import compatible
 from normjax.families import PRESETS
 from normjax.mixers import MIXERS
@@ -47,10 +48,12 @@ from normjax.models.scalable_kernels import (
 )
 from normjax.models.separable import SeparableMerge
 from normjax.models.stems import STEMS, ConvNorm, ConvPoolStem, ConvUnitStem, PatchMerge
+from normjax.models.text_encoder import TextEncoder
 from normjax.models.text_line import TextLine
 from normjax.models.tiny_vit import InvertedMerge, TinyViT
 from normjax.models.tokenizers import ConvTokenizer, SequencePooling
 from normjax.models.tokens_to_token import TokensToToken
+from normjax.models.two_towers import TwoTowers
 from normjax.models.vit import ViT
 from normjax.models.widenet import WideNet
 from normjax.norms import NORMS
@@ -96,9 +99,11 @@ __all__ = [
     "SequencePooling",
     "SqueezedReduction",
     "SqueezedStem",
+    "TextEncoder",
     "TextLine",
     "TinyViT",
     "TokensToToken",
+    "TwoTowers",
     "ViT",
     "WideNet",
     "build",
@@ -162,7 +167,7 @@ def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
         raise UserError(one_of("model", name, [*PRESETS, *(e.name for e in MODELS)]))
     factory = MODELS.factory({"name": name, **PRESETS.get(name, {}), **given})
     _check_complete(f"model {name!r}", factory)
-    model = factory()
+    model = _with_towers(factory())
     if hasattr(model, "placement"):
         placement_of(model.placement)
     specs = {k: s for k in COMPONENTS if (s := getattr(model, k, None)) is not None}
@@ -180,6 +185,26 @@ def build(spec: str | Mapping[str, Any], **arguments: Any) -> nn.Module:
         for kind, spec in specs.items()
     }
     return model.clone(**factories)
+
+
+def _with_towers(model: Any) -> Any:
+    """`model` with factories of the models within, if it has any."""
+    made = {}
+    for name, given in getattr(model, "towers", dict)().items():
+        spec = getattr(model, name)
+        if isinstance(spec, functools.partial):
+            continue
+        if not isinstance(spec, str | Mapping):
+            raise UserError(f"{name} takes a model, got {one_line(spec)}")
+        own = {"name": spec} if isinstance(spec, str) else spec
+        made[name] = _as_factory(build({**given, **own}))
+    return model.clone(**made) if made else model
+
+
+def _as_factory(model: nn.Module) -> functools.partial:
+    fields = (f.name for f in dataclasses.fields(model) if f.init)
+    given = {n: getattr(model, n) for n in fields if n not in ("parent", "name")}
+    return functools.partial(type(model), **given)
 
 
 _ON_MAPS = ("stem", "merge", "pooled_block", "embed_norm", "final_norm")

@@ -104,12 +104,23 @@ class Encoder(TokenModel):
         Raises:
           UserError: more tokens than `max_length`.
         """
+        table = self._table()
+        x = self._contextual(table, tokens, train, mask, types)
+        dense = {"kernel_init": trunc_normal, "dtype": self.dtype}
+        x = Dense(self.dim, name="neck", **dense)(x)
+        x = self._normalized("head_norm", self.activation(name="act")(x), mask, train)
+        logits = x @ table.astype(x.dtype).T
+        bias = self.param("head_bias", nn.initializers.zeros, (self.vocab_size,))
+        logits = logits + bias.astype(x.dtype).reshape(1, 1, -1)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def _contextual(self, table, tokens, train, mask, types=None) -> jax.Array:
+        """The tokens as the last layer leaves them: [B, L, dim]."""
         length = tokens.shape[1]
         if length > self.max_length:
             raise UserError(
                 f"{length} tokens are more than max_length {self.max_length}"
             )
-        table = self._table()
         positions = self.param("pos_embed", _small, (self.max_length, self.dim))
         segments = self.param("type_embed", _small, (self.types, self.dim))
         x = table.astype(self.dtype or table.dtype)[tokens]
@@ -119,14 +130,7 @@ class Encoder(TokenModel):
         x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
         for i in range(self.depth):
             x = self._layer(i, name=f"blocks_{i}")(x, train, {"mask": mask})
-        x = self._finished(x, mask, train)
-        dense = {"kernel_init": trunc_normal, "dtype": self.dtype}
-        x = Dense(self.dim, name="neck", **dense)(x)
-        x = self._normalized("head_norm", self.activation(name="act")(x), mask, train)
-        logits = x @ table.astype(x.dtype).T
-        bias = self.param("head_bias", nn.initializers.zeros, (self.vocab_size,))
-        logits = logits + bias.astype(x.dtype).reshape(1, 1, -1)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return self._finished(x, mask, train)
 
     @nn.nowrap
     def _layer(self, index: int, **where) -> Block:
@@ -170,10 +174,16 @@ class Encoder(TokenModel):
     @nn.nowrap
     def fold_sites(self) -> list[FoldSite]:
         """Every norm of the model with the linear layers around it."""
+        norm, sites = self.norm(parent=None), self._layer_sites(("neck",))
+        return [*sites, FoldSite("head_norm", norm, obstacle=TABLE_READS)]
+
+    @nn.nowrap
+    def _layer_sites(self, readers: tuple[str, ...]) -> list[FoldSite]:
+        """The norms of the layers and around them; `readers` read the last one."""
         norm, why = self.norm(parent=None), "its output is the residual stream"
         sites = [FoldSite("embed_norm", norm, obstacle=why)]
         for i in range(self.depth):
             sites.extend(sites_of(f"blocks_{i}", self._layer(i, parent=None)))
         if placement_of(self.placement).final:
-            sites.append(FoldSite("norm", norm, readers=("neck",)))
-        return [*sites, FoldSite("head_norm", norm, obstacle=TABLE_READS)]
+            sites.append(FoldSite("norm", norm, readers=readers))
+        return sites

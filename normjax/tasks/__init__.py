@@ -28,12 +28,14 @@ from normjax.tasks.lines import (
 )
 from normjax.tasks.masked import MaskedLanguageModeling, MaskedToken
 from normjax.tasks.nodes import NodeClass, NodeClassification
+from normjax.tasks.pairs import ContrastivePairs, PairContrast, dual_bank, ranks
 from normjax.tasks.transduction import SourceToTarget, Transduction
 
 __all__ = [
     "TASKS",
     "Classification",
     "Column",
+    "ContrastivePairs",
     "Distilled",
     "ImageClassification",
     "LanguageModeling",
@@ -44,6 +46,7 @@ __all__ = [
     "NodeClass",
     "NodeClassification",
     "Objective",
+    "PairContrast",
     "SourceToTarget",
     "Task",
     "Transcription",
@@ -54,10 +57,12 @@ __all__ = [
     "contrastive_loss",
     "dense_targets",
     "distillation_loss",
+    "dual_bank",
     "edit_distance",
     "largest_probabilities",
     "pack_records",
     "progressive_targets",
     "progressive_weight",
+    "ranks",
     "unpack_records",
 ]

@@ -64,8 +64,9 @@ class Column(NamedTuple):
 class Objective(Protocol):
     """What is computed on the device, of a whole batch; pure functions, to be jitted.
 
-    Outputs are what the model returns: one array, or a tree of arrays that belong to
-    the batch as a whole, such as both embeddings of pairs that are contrasted.
+    Outputs are what the model returns: one array [B, ...], or a tree of such arrays.
+    Where the loss is no mean over the rows, as it compares them with each other, the
+    objective has an attribute `compares_rows` that is true.
 
     Example:
       >>> import jax
@@ -107,9 +108,14 @@ class Objective(Protocol):
         ...
 
     def sums(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
-        """What the scores are made of, summed over what counts; decoding, where
-        outputs have to be decoded, is part of it."""
+        """What the scores are made of, summed over what counts, or `scores.Gathered`;
+        decoding, where outputs have to be decoded, is part of it."""
         ...
+
+
+def compares_rows(objective: Objective) -> bool:
+    """Whether the loss of a batch is another one than the mean over its parts."""
+    return getattr(objective, "compares_rows", False)
 
 
 class Task(abc.ABC):

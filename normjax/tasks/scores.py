@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,18 @@ import numpy as np
 from normjax.tasks.base import Batch, Objective
 
 MAX_IN_FLIGHT = 2  # batches that the host may run ahead of the device
+
+
+class Gathered(NamedTuple):
+    """Rows of a batch that are kept, one batch behind the other, where others are sums.
+
+    Of scores that compare each row of a split with all others.
+
+    Attributes:
+      rows: [B, ...].
+    """
+
+    rows: Any
 
 
 def make_eval_step(
@@ -69,6 +81,8 @@ def evaluate(
 ) -> dict[str, np.ndarray]:
     """Sums of the metrics of `variables` over all `batches`, added in float64.
 
+    What is `Gathered` becomes one array of the rows of all of them.
+
     Args:
       sums: of batches before these; added to in place, so that they are there if
         `batches` raises.
@@ -84,7 +98,10 @@ def evaluate(
             found, rows = found
             note(rows)
         for name, value in found.items():
-            sums[name] = sums.get(name, 0) + np.asarray(value, np.float64)
+            if isinstance(value, Gathered):
+                sums.setdefault(name, Gathered([])).rows.append(value.rows)
+            else:
+                sums[name] = sums.get(name, 0) + np.asarray(value, np.float64)
 
     for batch in batches:
         pending.append(eval_step(variables, batch))
@@ -92,4 +109,7 @@ def evaluate(
             add()
     while pending:
         add()
-    return sums
+    return {
+        name: np.concatenate(v.rows) if isinstance(v, Gathered) else v
+        for name, v in sums.items()
+    }

@@ -18,7 +18,7 @@ from normjax.core.collections import BATCH_STATS, DIAGNOSTICS, LOSSES, PARAMS
 from normjax.core.errors import UserError, one_of
 from normjax.optim import BATCH_TESTS, BatchTest, Spread
 from normjax.tasks import Objective
-from normjax.tasks.base import Batch
+from normjax.tasks.base import Batch, compares_rows
 from normjax.train.state import Taken, TrainState
 from normjax.train.step import keys_of, split_rows
 
@@ -82,6 +82,11 @@ def check_growth(experiment: Any) -> None:
         )
     if config.batch_size < 2:
         raise UserError("config.batch_growth.test needs config.batch_size of 2 or more")
+    if compares_rows(experiment.objective):
+        raise UserError(
+            "config.batch_growth.test: the loss compares the rows of a batch, a single "
+            "example has none"
+        )
     if experiment.reads_batch:
         raise UserError(
             "config.batch_growth.test: the gradient of a single example is that of "

@@ -20,6 +20,7 @@ from normjax.devices.mesh import DATA, batch_shards, replicated
 from normjax.devices.per_device import per_device, with_axis_name
 from normjax.devices.votes import STOP, with_votes
 from normjax.tasks.scores import make_eval_step, make_noted_step
+from normjax.train.everywhere import everywhere
 from normjax.train.experiment import Experiment
 from normjax.train.frozen import Frozen, frozen_modules
 from normjax.train.growth import check_growth, make_measure
@@ -37,7 +38,7 @@ def jit_train_step(experiment: Experiment) -> Any:
         model = with_axis_name(e.model, DATA) if e.config.sync_batch_stats else e.model
         model = _frozen(e, model)
         share = 1 / batch_shards(e.mesh)
-        own = make_gradients(model, objective, e.recipe, share)
+        own = make_gradients(model, everywhere(objective), e.recipe, share)
         gradients = per_device(own, e.mesh)
     step = make_train_step(
         model, objective, e.optimizer, e.schedule, e.recipe, gradients

@@ -18,9 +18,10 @@ from normjax.core.collections import (
     PARAMS,
     hold_counters,
 )
+from normjax.core.errors import UserError
 from normjax.norms.deferred import moved_together
 from normjax.tasks import Objective
-from normjax.tasks.base import Batch
+from normjax.tasks.base import Batch, compares_rows
 from normjax.train.penalties import Penalty, watched, weighed
 from normjax.train.state import TrainState
 
@@ -37,7 +38,8 @@ class Recipe(NamedTuple):
     """What a step does besides the model, the objective and the optimizer.
 
     Attributes:
-      microbatches: parts that a batch is worked through in, one after the other.
+      microbatches: parts that a batch is worked through in, one after the other; a loss
+        that compares rows stays that of the whole batch.
       ema_decay: of the running average of parameters and batch statistics; 0 is off.
       auxiliary_loss_weight: factor on the sum of what layers sow into "losses".
       deferred_batch_stats: running statistics follow the whole batch, not each part.
@@ -146,12 +148,16 @@ def make_gradients(
     The gradient of `share` times the loss, over all microbatches; metrics are those of
     the whole loss.
 
+    Where the loss compares rows, it is that of all parts together, see `_cached`.
+
     Args:
       share: what part of the loss the examples at hand are.
 
     inputs, targets: of `Objective.examples`.  key: of dropout.  made: updates so far,
     which count in what is scheduled.
     """
+    if recipe.microbatches > 1 and compares_rows(objective):
+        return _cached(model, objective, recipe, share)
     loss_fn = _loss_of(model, objective, recipe, share)
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -181,6 +187,69 @@ def make_gradients(
             summed = _accumulate(one, carry, parts, deferred)
             carry, (grads, metrics) = summed
         return {**carry[0], **carry[1]}, grads, metrics
+
+    return gradients
+
+
+class _PulledBack(NamedTuple):
+    """The loss 0, whose gradient by the outputs of a part are its targets."""
+
+    def loss(self, outputs: Any, targets: Any):
+        products = jax.tree.map(lambda x, ct: jnp.sum(x * ct), outputs, targets)
+        product = sum(jax.tree.leaves(products))
+        return product - jax.lax.stop_gradient(product), {}
+
+
+def _cached(
+    model: Any, objective: Objective, recipe: Recipe, share: float
+) -> Gradients:
+    """`make_gradients` of a loss of the whole batch (GradCache; Gao et al., 2021).
+
+    All parts go through the model without being differentiated; the loss of all outputs
+    gives the gradient of these, which each part, run again with the same dropout, pulls
+    back: a forward pass more, in the memory of a part. Both passes thread the state of
+    the model through the parts alike, and that of the second one stays.
+    """
+    if recipe.perturb is not None:
+        raise UserError(
+            "config.optim.sam_rho with config.microbatches: of a loss that compares "
+            "all rows of a batch there is no gradient of a part"
+        )
+    count = recipe.microbatches
+    pull = make_gradients(model, _PulledBack(), recipe, share)  # type: ignore[arg-type]
+
+    def outputs_of(params, model_state, inputs, key):
+        state, overwrite = _separate(model_state)
+        if overwrite:
+            raise UserError(
+                "config.microbatches: the loss compares all rows of a batch, and "
+                "scales that each part moves would make two passes over it differ"
+            )
+
+        def forward(threaded, part):
+            (x, known), own = part
+            outputs, new = model.apply(
+                {PARAMS: params, **hold_counters(state, threaded)},
+                x,
+                train=True,
+                **known,
+                mutable=[*state, DIAGNOSTICS, LOSSES],
+                rngs={"dropout": own},
+            )
+            return {name: new[name] for name in state}, outputs
+
+        parts = split_rows(inputs, count), jax.random.split(key, count)
+        return join_rows(jax.lax.scan(forward, state, parts)[1])
+
+    def gradients(params, model_state, inputs, targets, key, made):
+        outputs = outputs_of(params, model_state, inputs, key)
+        of_all = jax.value_and_grad(objective.loss, has_aux=True)
+        (loss, scalars), cotangents = of_all(outputs, targets)
+        cotangents = jax.tree.map(
+            lambda ct: count * ct, cotangents
+        )  # parts are averaged
+        state, grads, metrics = pull(params, model_state, inputs, cotangents, key, made)
+        return state, grads, {**metrics, "loss": loss + metrics["loss"], **scalars}
 
     return gradients
 
@@ -261,6 +330,15 @@ def split_rows(tree: Any, count: int) -> Any:
         return jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
 
     return jax.tree.map(split, tree)
+
+
+def join_rows(tree: Any) -> Any:
+    """[M, B / M, ...] of `split_rows` -> [B, ...]."""
+
+    def join(x):
+        return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(join, tree)
 
 
 def _ema_decay(made: jax.Array, decay: float) -> jax.Array:

@@ -10,6 +10,7 @@ from normjax.core.errors import UserError
 from normjax.core.paths import workdir_path
 from normjax.records.datasets import kept_description
 from normjax.tasks import Distilled, Objective, Task
+from normjax.tasks.base import compares_rows
 from normjax.train.config import kept_config
 from normjax.train.start import saved_state
 
@@ -29,6 +30,11 @@ def taught(config: Any, task: Task, build_model: Any) -> Objective:
     fields = config.distill
     if not fields.path:
         return task.objective
+    if compares_rows(task.objective):
+        raise UserError(
+            f"config.distill.path: the loss of {config.task} compares rows, which have "
+            "no answers of their own that a teacher could give"
+        )
     workdir = workdir_path(fields.path, "config.distill.path")
     teacher = kept_config(workdir)
     where = f"config.distill.path {workdir}"

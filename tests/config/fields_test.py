@@ -11,6 +11,7 @@ from configs import (
     common,
     communities,
     digit_lines,
+    digit_pairs,
     masked_text,
     transduction,
 )
@@ -32,6 +33,7 @@ CONFIGS = {
     "transduction": transduction.get_config,
     "masked_language_modeling": masked_text.get_config,
     "line_recognition": digit_lines.get_config,
+    "contrastive_pairs": digit_pairs.get_config,
     "node_classification": communities.get_config,
 }
 

@@ -41,6 +41,8 @@ SMALL = {
     "stages": ((1, 8, 1, 1),),
     "blocks": (("inside", "behind"),),
     "loops": 1,
+    "image_tower": {"name": "vit", "dim": 8, "depth": 1, "num_heads": 2},
+    "text_tower": {"name": "text_encoder", "dim": 8, "depth": 1, "num_heads": 2},
 }
 """Arguments of models; `num_heads` of one with stages is a tuple."""
 OUTSIDE_OF_A_MESH = "axis_name"
@@ -89,8 +91,11 @@ def relative_bias(spec, entry):
 def whole(spec, entry):
     model = models.build(spec)
     tokens = jnp.zeros((2, 8), int)
+    images = jnp.zeros((2, 32, 32, 3))
     if "vocab_size" not in field_names(entry.make):
-        return shaped(model, jnp.zeros((2, 32, 32, 3)), train=True)
+        return shaped(model, images, train=True)
+    if entry.name == "two_towers":
+        return shaped(model, images, train=True, tokens=tokens)
     source = {"source": tokens} if entry.name == "encoder_decoder" else {}
     return shaped(model, tokens, train=True, **source)
 
