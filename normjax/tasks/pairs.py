@@ -124,7 +124,7 @@ class PairContrast(NamedTuple):
         return {name: Gathered(rows) for name, rows in kept.items()}
 
 
-def _products(first: jax.Array, second: jax.Array) -> jax.Array:
+def _products(first: Any, second: Any) -> jax.Array:
     return at_least_float32(first) @ at_least_float32(second).T
 
 

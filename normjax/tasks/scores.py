@@ -90,6 +90,7 @@ def evaluate(
         rows (`make_noted_step`), on the host and in the order of the batches.
     """
     sums = {} if sums is None else sums
+    gathered: dict[str, list[np.ndarray]] = {}
     pending: collections.deque[Any] = collections.deque()
 
     def add() -> None:
@@ -99,7 +100,7 @@ def evaluate(
             note(rows)
         for name, value in found.items():
             if isinstance(value, Gathered):
-                sums.setdefault(name, Gathered([])).rows.append(value.rows)
+                gathered.setdefault(name, []).append(value.rows)
             else:
                 sums[name] = sums.get(name, 0) + np.asarray(value, np.float64)
 
@@ -109,7 +110,4 @@ def evaluate(
             add()
     while pending:
         add()
-    return {
-        name: np.concatenate(v.rows) if isinstance(v, Gathered) else v
-        for name, v in sums.items()
-    }
+    return {**sums, **{k: np.concatenate(rows) for k, rows in gathered.items()}}
