@@ -78,6 +78,7 @@ class Mesh:
     data: int = machine(-1, "copies of the model", "at least 1; -1: the rest")
     fsdp: int = machine(1, "parts of parameters", "at least 1; -1: the rest")
     tensor: int = machine(1, "parts of the computation", "at least 1; -1: the rest")
+    stage: int = machine(1, "parts of the layers", "at least 1; -1: the rest")
 
 
 _AXIS = "an axis of the mesh; empty: whole"

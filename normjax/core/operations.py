@@ -53,7 +53,8 @@ def multiply_adds_of(equation: Any) -> int:
     if name == "cond":
         return max(inner)
     if name == "shard_map":  # its inside is the program of one device
-        return params["mesh"].size * sum(inner)
+        sizes = dict(params["mesh"].shape)  # along the others, that of all
+        return math.prod(sizes[a] for a in params["newly_manual_axes"]) * sum(inner)
     return params.get("length", 1) * sum(inner)
 
 

@@ -5,10 +5,58 @@ axis of every variable inside counts layers. What is done to the weights of a la
 then done to each.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Protocol
 
+import flax.linen as nn
 import jax
+
+
+class Runner(Protocol):
+    """Another way to run scanned layers, such as `devices.pipeline.Pipeline`.
+
+    Compared by value: what JAX has traced under one is not taken for another.
+    """
+
+    def can_run(self, layer: nn.Module, x: jax.Array) -> bool:
+        """Whether it takes this call; else it is a scan."""
+        ...
+
+    def run(self, layer: nn.Module, depth: int, x: jax.Array, *arguments: Any) -> Any:
+        """As `run_layers`."""
+        ...
+
+
+_runner: Any = jax.make_user_context()
+
+
+@contextlib.contextmanager
+def layers_run_by(runner: Runner | None) -> Iterator[None]:
+    """Scanned layers that are traced meanwhile, in this thread, are run by `runner`."""
+    with _runner(runner):
+        yield
+
+
+def run_layers(layer: nn.Module, depth: int, x: jax.Array, *arguments: Any) -> Any:
+    """x_{i+1} = layer_i(x_i, *arguments), i < depth, of layers that are compiled once.
+
+    Args:
+      layer: bound, and not called yet; its variables get a first axis of layers.
+      x: [B, ...] -> same.
+      arguments: the same for all layers; arrays in them [B, ...].
+    """
+    runner = _runner.value
+    if runner and runner.can_run(layer, x):
+        return runner.run(layer, depth, x, *arguments)
+
+    def body(layer, x, _):
+        return layer(x, *arguments), None
+
+    scan = nn.scan(
+        body, variable_axes={True: 0}, split_rngs={True: True}, length=depth
+    )
+    return scan(layer, x, None)[0]
 
 
 def scanned_of(model: Any) -> tuple[str, ...]:

@@ -1,23 +1,28 @@
-"""Devices: one mesh with the axes data, fsdp and tensor, and batches on it.
+"""Devices: one mesh with the axes data, fsdp, stage and tensor, and batches on it.
 
-Examples are split over `data` and `fsdp` together, parameters over `fsdp` and `tensor`
-(see `sharding`). The devices of a process are neighbours in the mesh, so that process p
+Examples are split over `data`, `fsdp` and `stage` together, parameters over `fsdp` and
+`tensor` (see `sharding`), scanned layers over `stage` (see `pipeline`). The devices of a process are neighbours in the mesh, so that process p
 of P holds the p-th P-th of the rows of every batch, whatever the sizes of the axes.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from normjax.core.errors import UserError, one_of
 
-DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
-AXES = (DATA, FSDP, TENSOR)
-BATCH_AXES = (DATA, FSDP)
+DATA, FSDP, STAGE, TENSOR = "data", "fsdp", "stage", "tensor"
+AXES = (DATA, FSDP, STAGE, TENSOR)
+COPIES = (DATA, FSDP)
+"""Axes along which a layer is computed on other examples with the same weights."""
+
+BATCH_AXES = (*COPIES, STAGE)
 
 REST = -1  # the size of an axis that takes what the others leave
 
@@ -95,17 +100,21 @@ def axis_sizes(wanted: dict[str, int], count: int) -> dict[str, int]:
 
 
 def device_mesh(
-    devices: Sequence[Any], data: int = REST, fsdp: int = 1, tensor: int = 1
+    devices: Sequence[Any],
+    data: int = REST,
+    fsdp: int = 1,
+    tensor: int = 1,
+    stage: int = 1,
 ) -> Mesh:
     """The mesh of these sizes, the devices of a process next to each other."""
     by_process = sorted(devices, key=lambda device: device.process_index)
-    grid = np.asarray(by_process, dtype=object).reshape(data, fsdp, tensor)
+    grid = np.asarray(by_process, dtype=object).reshape(data, fsdp, stage, tensor)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts a batch is split."""
-    return mesh.shape[DATA] * mesh.shape[FSDP]
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def several_processes(mesh: Mesh) -> bool:
@@ -121,6 +130,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split_batch(mesh: Mesh) -> NamedSharding:
     """The first dim is split over the axes of the batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def split_rows(tree: Any, count: int) -> Any:
+    """[B, ...] -> [M, B / M, ...]; example i goes to microbatch i % M.
+
+    So every device keeps its own examples.
+    """
+
+    def split(x):
+        return jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
+
+    return jax.tree.map(split, tree)
+
+
+def join_rows(tree: Any) -> Any:
+    """[M, B / M, ...] of `split_rows` -> [B, ...]."""
+
+    def join(x):
+        return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(join, tree)
 
 
 def to_devices(

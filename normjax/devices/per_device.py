@@ -19,16 +19,17 @@ from jax.sharding import Mesh, PartitionSpec
 from normjax.core.arguments import field_names
 from normjax.core.errors import UserError
 from normjax.core.registry import unwrapped
-from normjax.devices.mesh import DATA, FSDP, TENSOR
+from normjax.devices.mesh import DATA, FSDP, STAGE, TENSOR
 
 
 def check_mesh(mesh: Mesh) -> None:
     """Raises UserError for a mesh on which a device has no examples of its own."""
-    fsdp, tensor = mesh.shape[FSDP], mesh.shape[TENSOR]
-    if fsdp * tensor > 1:
+    sizes = {axis: mesh.shape[axis] for axis in (FSDP, TENSOR, STAGE)}
+    if any(size > 1 for size in sizes.values()):
+        got = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+        needs = ", ".join(f"{axis}=1" for axis in sizes)
         raise UserError(
-            f"config.parallelism='pmap' needs config.mesh fsdp=1, tensor=1, got "
-            f"fsdp={fsdp}, tensor={tensor}"
+            f"config.parallelism='pmap' needs config.mesh {needs}, got {got}"
         )
 
 

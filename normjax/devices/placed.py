@@ -8,6 +8,8 @@ axes of the batch and an axis of a weight meet in one product, XLA's partitioner
 and activations stay split along the batch.
 """
 
+import contextlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax
@@ -16,8 +18,11 @@ import jax
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from normjax.core.collections import PARAMS
-from normjax.devices.mesh import BATCH_AXES, batch_shards
+from normjax.core.collections import BATCH_STATS, PARAMS
+from normjax.core.errors import UserError
+from normjax.core.scanned import layers_run_by
+from normjax.devices.mesh import BATCH_AXES, COPIES, STAGE, batch_shards
+from normjax.devices.pipeline import Pipeline, in_microbatches
 
 
 class Placed(NamedTuple):
@@ -25,11 +30,14 @@ class Placed(NamedTuple):
 
     Attributes:
       shardings: of its parameters, a tree.
+      microbatches: that go through the stages of the mesh, if it has several; 0: the
+        layers are gathered.
     """
 
     model: nn.Module
     mesh: Mesh
     shardings: Any
+    microbatches: int = 1
 
     def apply(self, variables: dict[str, Any], x: Any, **arguments: Any) -> Any:
         """As `model.apply`.
@@ -41,7 +49,15 @@ class Placed(NamedTuple):
         params = jax.tree.map(_gathered, variables[PARAMS], self.shardings)
         if hasattr(self.model, "host"):  # makes weights of its own before they are used
             params = meta.unbox(params)
-        with nn.intercept_methods(_hold_rows(self.mesh, rows)):
+        staged = self.microbatches > 0 and self.mesh.shape[STAGE] > 1
+        with contextlib.ExitStack() as around:
+            around.enter_context(nn.intercept_methods(_hold_rows(self.mesh, rows)))
+            if staged:
+                pipeline = Pipeline(self.mesh, self.microbatches)
+                around.enter_context(layers_run_by(pipeline))
+            if staged and self.microbatches > 1 and arguments.get("train"):
+                apart = _statistics_apart(self.microbatches, rows)
+                around.enter_context(nn.intercept_methods(apart))
             return self.model.apply({**variables, PARAMS: params}, x, **arguments)
 
 
@@ -89,11 +105,42 @@ class Split(flax.struct.PyTreeNode, meta.AxisMetadata):
 
 
 def _gathered(value: jax.Array, sharding: NamedSharding) -> Any:
-    if not set(BATCH_AXES) & set(sharding.spec):
+    if not set(COPIES) & set(sharding.spec):
         return value
-    spec = (None if axis in BATCH_AXES else axis for axis in sharding.spec)
+    spec = (None if axis in COPIES else axis for axis in sharding.spec)
     whole = NamedSharding(sharding.mesh, PartitionSpec(*spec))
     return Split(value=value, whole=whole)
+
+
+def _statistics_apart(microbatches: int, rows: int) -> Any:
+    """An interceptor: what has running statistics takes one microbatch after the other.
+
+    As the layers in the stages do, which it leaves alone.
+    """
+    apart = False
+
+    def call_in_parts(call, args, kwargs, context):
+        nonlocal apart
+        module, within = context.module, jax.sharding.get_abstract_mesh().manual_axes
+        if apart or within or context.method_name != "__call__" or not _has_own(module):
+            return call(*args, **kwargs)
+        if args[0].shape[0] != rows:
+            where = "/".join(module.path)
+            hint = f"{where} has running statistics and reads {args[0].shape[0]} rows"
+            raise UserError(f"config.mesh.stage: {hint} of a batch of {rows}")
+        apart = True
+        try:
+            return in_microbatches(module, microbatches, *args, **kwargs)
+        finally:
+            apart = False
+
+    return call_in_parts
+
+
+def _has_own(module: nn.Module) -> bool:
+    """Whether there are batch statistics that belong to no module inside."""
+    stats = module.variables.get(BATCH_STATS, {})
+    return not all(isinstance(value, Mapping) for value in stats.values())
 
 
 def _hold_rows(mesh: Mesh, rows: int) -> Any:
@@ -104,6 +151,8 @@ def _hold_rows(mesh: Mesh, rows: int) -> Any:
         if not isinstance(y, jax.Array) or y.ndim < 2 or y.shape[0] != rows:
             return y
         if rows % batch_shards(mesh):  # the last batch of an evaluation
+            return y
+        if jax.sharding.get_abstract_mesh().manual_axes:  # within a stage
             return y
         spec = PartitionSpec(BATCH_AXES, *[free] * (y.ndim - 1))
         return jax.lax.with_sharding_constraint(y, NamedSharding(mesh, spec))

@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from normjax.core.errors import UserError, one_of
-from normjax.devices.mesh import AXES, FSDP
+from normjax.devices.mesh import AXES, FSDP, STAGE
 
 LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)embed$", ("vocab", "embed")),
@@ -51,8 +51,9 @@ def rules_of(config: Any) -> dict[str, str]:
     for name, axis in rules.items():
         if name not in NAMES:
             raise UserError(one_of("logical axis of config.sharding:", name, NAMES))
-        if axis and axis not in AXES:
-            raise UserError(one_of(f"mesh axis in config.sharding.{name}:", axis, AXES))
+        axes = [known for known in AXES if known != STAGE]
+        if axis and axis not in axes:
+            raise UserError(one_of(f"mesh axis in config.sharding.{name}:", axis, axes))
     return rules
 
 
@@ -60,13 +61,14 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules):
     """How the parameter at `path` is split.
 
     A dim stays whole where its mesh axis does not divide it, is of size 1, or splits
-    another dim already; vectors and the dim of scanned layers always stay whole. An
-    array of two or more dims that `LOGICAL_AXES` does not name is split along the
+    another dim already; vectors stay whole. The dim of scanned layers is split over the
+    stages. An array of two or more dims that `LOGICAL_AXES` does not name is split along the
     largest dim that `fsdp` divides.
     """
     first = 1 if _STACKED.search(path) else 0
+    staged = first and mesh.shape[STAGE] > 1 and shape[0] % mesh.shape[STAGE] == 0
     if len(shape) - first < 2:
-        return PartitionSpec()
+        return PartitionSpec(STAGE) if staged else PartitionSpec()
     names = next((n for p, n in LOGICAL_AXES if re.search(p, path)), None)
     if names is None:
         order = sorted(range(first, len(shape)), key=lambda dim: -shape[dim])
@@ -75,6 +77,8 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules):
         offset = len(shape) - len(names)
         wanted = [(offset + i, rules.get(n or "", "")) for i, n in enumerate(names)]
     split: list[str | None] = [None] * len(shape)
+    if staged:
+        split[0] = STAGE
     for dim, axis in wanted:
         size = mesh.shape[axis] if axis else 1
         if size > 1 and axis not in split and shape[dim] % size == 0:

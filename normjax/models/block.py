@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream, reads_of, writes_of
 from normjax.core.registry import unwrapped
 from normjax.mixers.ops.masks import only_tokens
@@ -249,6 +250,15 @@ def stream_of(
             obstacle = f"{path} is {name}, whose output no linear layer writes"
     writers = (f"{path}/{writer}" for path, (_, writer) in written.items())
     return Stream((*tables, *writers), (*norms, "norm"), obstacle)
+
+
+def check_alike(blocks: Iterable[Block]) -> None:
+    """Raises UserError for blocks, unbound, that are no repetition of the first."""
+    first, *others = blocks
+    for i, other in enumerate(others, 1):
+        if name := difference(first, other):
+            hint = "scan_layers needs layers that are all alike"
+            raise UserError(f"{name} of layers 0 and {i} differ: {hint}")
 
 
 def difference(one: Block, other: Block) -> str:

@@ -11,10 +11,10 @@ from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
 from normjax.core.ranges import POSITIVE, Range
 from normjax.core.registry import with_defaults
-from normjax.core.scanned import split_layers
+from normjax.core.scanned import run_layers, split_layers
 from normjax.mixers.cache import next_positions
 from normjax.models.base import MODELS, patterns_of, widened
-from normjax.models.block import Block, difference, sites_of, stream_of
+from normjax.models.block import Block, check_alike, sites_of, stream_of
 from normjax.models.layers import Factory
 from normjax.models.placement import stream_obstacle
 from normjax.models.tokens import TABLE_READS, TokenModel
@@ -127,22 +127,8 @@ class Decoder(TokenModel):
             for i in range(self.depth):
                 x = self._layer(i, name=f"blocks_{i}")(x, *arguments)
             return x
-        first, *others = (self._layer(i, parent=None) for i in range(self.depth))
-        for i, other in enumerate(others, 1):
-            if name := difference(first, other):
-                hint = "scan_layers needs layers that are all alike"
-                raise UserError(f"{name} of layers 0 and {i} differ: {hint}")
-
-        def body(block, x, _):
-            return block(x, *arguments), None
-
-        scan = nn.scan(
-            body,
-            variable_axes={True: 0},
-            split_rngs={True: True},
-            length=self.depth,
-        )
-        return scan(self._layer(0, name="blocks"), x, None)[0]
+        check_alike(self._layer(i, parent=None) for i in range(self.depth))
+        return run_layers(self._layer(0, name="blocks"), self.depth, x, *arguments)
 
     @nn.nowrap
     def unrolled(

@@ -1,7 +1,7 @@
 """Vision transformer in DeiT geometry, for any norm, mixer and activation."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,8 +14,16 @@ from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError, one_of
 from normjax.core.folding import FoldSite, Stream
 from normjax.core.registry import with_defaults
+from normjax.core.scanned import run_layers, split_layers
 from normjax.models.base import MODELS, patterns_of, widened
-from normjax.models.block import Block, feeding, mixing, sites_of, stream_of
+from normjax.models.block import (
+    Block,
+    check_alike,
+    feeding,
+    mixing,
+    sites_of,
+    stream_of,
+)
 from normjax.models.layers import Factory
 from normjax.models.placement import Placement, placement_of, stream_obstacle
 from normjax.models.sinusoids import POSITIONS
@@ -61,6 +69,8 @@ class ViT(nn.Module):
       dropout_rate: on the embedding.
       remat: recompute each block in the backward pass instead of storing it.
       dtype: of the computation; parameters are float32.
+      scan_layers: compile one block and run it `depth` times, on variables `blocks`
+        with a first axis of layers; of layers that are all alike and share nothing.
 
     Example:
       >>> import jax
@@ -93,6 +103,12 @@ class ViT(nn.Module):
     dropout_rate: float = 0.0
     remat: bool = False
     dtype: Dtype | None = None
+    scan_layers: bool = False
+
+    @property
+    def scanned(self) -> tuple[str, ...]:
+        """Names of what has a first axis of layers in all its variables."""
+        return ("blocks",) if self.scan_layers else ()
 
     @nn.nowrap
     def layouts(self) -> set[str]:
@@ -116,9 +132,7 @@ class ViT(nn.Module):
         x = self._embed(x, train)
         if placement.embedding:
             x = self.norm(name="embed_norm", dtype=self.dtype)(x, train=train)
-        shared = self._shared() if self.share_layers else {}
-        for i in range(self.depth):
-            x = self._block(i, name=f"blocks_{i}", **shared)(x, train)
+        x = self._stack(x, train)
         if placement.final:
             x = self.norm(name="norm", dtype=self.dtype)(x, train=train)
         init = {"kernel_init": trunc_normal, "dtype": self.dtype}
@@ -126,6 +140,25 @@ class ViT(nn.Module):
         each = [head(x) for head, x in zip(heads, self._read(x), strict=True)]
         logits = each[0] if len(each) == 1 else sum(each) / len(each)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def _stack(self, x: jax.Array, train: bool) -> jax.Array:
+        if not self.scan_layers:
+            shared = self._shared() if self.share_layers else {}
+            for i in range(self.depth):
+                x = self._block(i, name=f"blocks_{i}", **shared)(x, train)
+            return x
+        if self.share_layers:
+            raise UserError("scan_layers scans weights, share_layers has those of one")
+        check_alike(self._block(i, parent=None) for i in range(self.depth))
+        return run_layers(self._block(0, name="blocks"), self.depth, x, train)
+
+    @nn.nowrap
+    def unrolled(self, variables: Mapping[str, Any]) -> tuple["ViT", dict[str, Any]]:
+        """The same model with a module for every layer, and its variables."""
+        if not self.scan_layers:
+            return self, dict(variables)
+        unrolled = {k: split_layers(v, self.scanned) for k, v in variables.items()}
+        return self.clone(scan_layers=False), unrolled
 
     def _read(self, x: jax.Array) -> list[jax.Array]:
         """What the heads read, [B, C] each."""

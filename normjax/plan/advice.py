@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from normjax.core.errors import UserError
+from normjax.devices.mesh import BATCH_AXES, STAGE
 from normjax.plan.plan import Plan, make_plan
 
 
@@ -46,7 +47,8 @@ def candidates(config: Any, plan: Plan) -> Iterator[dict[str, Any]]:
     state = memory.parameters + memory.optimizer + memory.average
     remat = {} if config.model.get("remat") else {"model.remat": True}
     fsdp = {}
-    if plan.count > 1 and config.parallelism == "jit" and plan.mesh["fsdp"] == 1:
+    alone = plan.mesh["fsdp"] == plan.mesh.get(STAGE, 1) == 1
+    if plan.count > 1 and config.parallelism == "jit" and alone:
         fsdp = {"mesh.data": 1, "mesh.fsdp": plan.count // plan.mesh["tensor"]}
     if step.excess <= 0:  # it is evaluation that does not fit
         yield from filter(None, [fsdp])
@@ -71,7 +73,8 @@ def _microbatches(
     config: Any, plan: Plan, temporaries: float, free: float
 ) -> dict[str, Any]:
     """As many as make the temporaries small enough, if those shrink in proportion."""
-    rows = config.batch_size // (plan.mesh["data"] * plan.mesh["fsdp"])
+    shards = math.prod(plan.mesh.get(axis, 1) for axis in BATCH_AXES)
+    rows = config.batch_size // shards
     if free <= 0:
         return {}
     # A tenth more: gradients and the like do not shrink.

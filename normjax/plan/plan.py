@@ -10,6 +10,8 @@ import jax
 
 from normjax.core.operations import inner_jaxprs, traced_multiply_adds
 from normjax.devices.chips import GIB, Chip, chip_of
+from normjax.devices.mesh import DATA, REST, STAGE
+from normjax.devices.pipeline import bubble
 from normjax.plan.roofline import Roofline, roofline, utilisation
 from normjax.plan.tasks import SUFFIX
 from normjax.plan.traffic import Traffic, traffic
@@ -54,7 +56,7 @@ class Step:
     Attributes:
       memory: of a device.  available: bytes that a program may have; None: unknown.
       flops: of matrix products and convolutions, all devices together, recomputation
-        included.  model_flops: the same without recomputation.
+        and bubbles included.  model_flops: the same without these.
       traffic: None where the compiler gave up for want of memory.
       bound: None without that or on a chip that is not known.
     """
@@ -83,6 +85,7 @@ class Plan:
       name: of the topology.  kind: of its devices.  chip: None if not in `CHIPS`.
       mesh: size by axis.  batch_size: rows a step.  units: what `units_per_second`
         counts.  steps: "train" and, where asked for, "eval".
+      microbatches: of a training step.
     """
 
     name: str
@@ -93,6 +96,12 @@ class Plan:
     units: str
     units_per_row: int
     steps: dict[str, Step]
+    microbatches: int = 1
+
+    @property
+    def bubble(self) -> float:
+        """The share of a training step in which a stage waits; 0 without stages."""
+        return bubble(self.mesh.get(STAGE, 1), self.microbatches)
 
     @property
     def count(self) -> int:
@@ -140,6 +149,7 @@ def make_plan(
         units=experiment.task.unit,
         units_per_row=experiment.task.units_per_row,
         steps={step: _STEPS[step](experiment, chip) for step in steps},
+        microbatches=config.microbatches,
     )
 
 
@@ -160,9 +170,12 @@ def without_data(config: Any, vocab_size: int | None = None) -> Any:
 def _train(experiment: Experiment, chip: Chip | None) -> Step:
     phases = by_phase(experiment, lambda: trace_train_step(experiment))
     traced, plain = max(phases.values(), key=_equations), None
-    if getattr(experiment.model, "remat", False):
+    staged = experiment.mesh.shape[STAGE] > 1
+    if staged or getattr(experiment.model, "remat", False):
         config = experiment.config.copy_and_resolve_references()
         config.model.remat = False
+        if staged:
+            config.mesh = {DATA: REST}
         devices = list(experiment.mesh.devices.flat)
         plain = trace_train_step(build_experiment(config, devices))
     arguments = experiment.abstract_state(), experiment.abstract_batch()

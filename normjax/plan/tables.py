@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from normjax.devices.mesh import STAGE
 from normjax.plan.plan import Plan, Step
 from normjax.plan.roofline import Roofline
 from normjax.records.report import table
@@ -29,7 +30,8 @@ NOTES = (
 def show(plan: Plan) -> None:
     """Print all of a plan."""
     steps = plan.steps
-    mesh = ", ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
+    sizes = {axis: size for axis, size in plan.mesh.items() if size > 1} or plan.mesh
+    mesh = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     devices = f"{plan.count} x {plan.kind}"
     title = f"{plan.name}: {devices}, mesh {mesh}, {plan.batch_size} rows a step"
     columns = ("", *(f"{name} step" for name in steps))
@@ -37,6 +39,9 @@ def show(plan: Plan) -> None:
     if plan.units_per_second is not None and plan.mfu is not None:
         rate = f"at most {plan.units_per_second:,.0f} {plan.units} a second"
         print(f"Training: {rate}, MFU at most {100 * plan.mfu:.0f} %.")
+    if plan.bubble:
+        parts = f"{plan.mesh[STAGE]} stages, {plan.microbatches} microbatches"
+        print(f"Bubble: {100 * plan.bubble:.0f} % of a training step ({parts}).")
     print(NOTES)
 
 

@@ -19,6 +19,7 @@ from normjax.core.scanned import scanned_of
 from normjax.core.schedules import norm_schedule
 from normjax.devices.mesh import make_mesh, split_batch, to_devices
 from normjax.devices.per_device import check_mesh
+from normjax.devices.pipeline import check_stages
 from normjax.devices.placed import Placed
 from normjax.devices.sharding import rules_of, state_shardings, with_shardings
 from normjax.devices.votes import abstract_votes
@@ -102,7 +103,8 @@ class Experiment:
 
     def placed(self) -> Any:
         """The model for programs whose parameters lie as `shardings` says: `apply`."""
-        return Placed(self.model, self.mesh, self.shardings.params)
+        parts = self.recipe.microbatches
+        return Placed(self.model, self.mesh, self.shardings.params, parts)
 
     def create_state(self) -> TrainState:
         """The state before the first step, on the devices."""
@@ -249,6 +251,7 @@ def build_experiment(
     platform = mesh.devices.flat[0].platform
     model = build_model(config, platform, **task.model_arguments())
     fields = optim_of(config)
+    check_stages(mesh, model)
     recipe = Recipe(
         microbatches=config.microbatches,
         deferred_batch_stats=config.deferred_batch_stats,

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from normjax import optim
 from normjax.core.collections import BATCH_STATS, DIAGNOSTICS, LOSSES, PARAMS
 from normjax.core.errors import UserError, one_of
+from normjax.devices.mesh import split_rows
 from normjax.optim import BATCH_TESTS, BatchTest, Spread
 from normjax.tasks import Objective
 from normjax.tasks.base import Batch, compares_rows
 from normjax.train.state import Taken, TrainState
-from normjax.train.step import keys_of, split_rows
+from normjax.train.step import keys_of
 
 ROWS, REQUIRED = "batch_size", "required_batch_size"
 """Metrics: rows of the batch of an update, and those that a test requires."""

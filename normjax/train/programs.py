@@ -12,11 +12,11 @@ import jax
 
 import normjax
 from normjax.analysis.layers import make_diagnose
-from normjax.core.collections import BATCH_STATS
+from normjax.core.collections import BATCH_STATS, OVERWRITE
 from normjax.core.compiler import compiler_options
 from normjax.core.errors import UserError
 from normjax.core.scanned import scanned_of
-from normjax.devices.mesh import DATA, batch_shards, replicated
+from normjax.devices.mesh import DATA, STAGE, batch_shards, replicated
 from normjax.devices.per_device import per_device, with_axis_name
 from normjax.devices.votes import STOP, with_votes
 from normjax.tasks.scores import make_eval_step, make_noted_step
@@ -24,7 +24,7 @@ from normjax.train.everywhere import everywhere
 from normjax.train.experiment import Experiment
 from normjax.train.frozen import Frozen, frozen_modules
 from normjax.train.growth import check_growth, make_measure
-from normjax.train.step import make_gradients, make_train_step
+from normjax.train.step import Recipe, make_gradients, make_train_step
 
 LARGEST_ARRAY = 2**31 - 1
 """Elements of an array on a CPU device."""
@@ -32,20 +32,38 @@ LARGEST_ARRAY = 2**31 - 1
 
 def jit_train_step(experiment: Experiment) -> Any:
     """(state, batch) -> (state, metrics); the state that is given is used up."""
-    e, objective = experiment, experiment.objective
+    e, objective, recipe = experiment, experiment.objective, _recipe(experiment)
     model, gradients = _frozen(e, e.placed()), None
     if e.config.parallelism == "pmap":
         model = with_axis_name(e.model, DATA) if e.config.sync_batch_stats else e.model
         model = _frozen(e, model)
         share = 1 / batch_shards(e.mesh)
-        own = make_gradients(model, everywhere(objective), e.recipe, share)
+        own = make_gradients(model, everywhere(objective), recipe, share)
         gradients = per_device(own, e.mesh)
     step = make_train_step(
-        model, objective, e.optimizer, e.schedule, e.recipe, gradients
+        model, objective, e.optimizer, e.schedule, recipe, gradients
     )
     outputs = (e.shardings, replicated(e.mesh))
     step = with_votes(step, e.mesh)
     return _jit(e, step, outputs, donate_argnums=0)
+
+
+def _recipe(experiment: Experiment) -> Recipe:
+    """Microbatches that are in several stages at one time are one call of the model."""
+    stages, recipe = experiment.mesh.shape[STAGE], experiment.recipe
+    if stages == 1:
+        return recipe
+    parted = recipe.microbatches > 1
+    finished = {
+        "config.deferred_batch_stats": recipe.deferred_batch_stats and parted,
+        "config.optim.sam_rho": recipe.perturb is not None and parted,
+        "power_norm and unified_norm": OVERWRITE in experiment.abstract_state().model_state,
+    }
+    for what, wanted in finished.items():
+        if wanted:
+            hint = "need all of one microbatch before the next begins"
+            raise UserError(f"config.mesh.stage={stages}: {what} {hint}")
+    return recipe._replace(microbatches=1)
 
 
 def _frozen(experiment: Experiment, model: Any) -> Any:
@@ -57,6 +75,12 @@ def _frozen(experiment: Experiment, model: Any) -> Any:
     return Frozen(model, frozen_modules(config, state, scanned))
 
 
+def _evaluated(experiment: Experiment) -> Any:
+    """The model for evaluation; rows that meet there are not apart in microbatches."""
+    placed = experiment.placed()
+    return placed._replace(microbatches=0) if experiment.reads_batch else placed
+
+
 def jit_eval_step(experiment: Experiment, model: nn.Module | None = None) -> Any:
     """(variables, batch) -> sums of the metrics.
 
@@ -65,7 +89,7 @@ def jit_eval_step(experiment: Experiment, model: nn.Module | None = None) -> Any
         other is given variables that are whole on every device.
     """
     e = experiment
-    apply = e.placed().apply if model is None else model.apply
+    apply = _evaluated(e).apply if model is None else model.apply
     step = make_eval_step(_unrecorded(apply), e.task.objective)
     return _jit(e, step, replicated(e.mesh))
 
@@ -73,7 +97,7 @@ def jit_eval_step(experiment: Experiment, model: nn.Module | None = None) -> Any
 def jit_noted_step(experiment: Experiment) -> Any:
     """(variables, batch) -> (sums of the metrics, what is answered in each row)."""
     e = experiment
-    step = make_noted_step(_unrecorded(e.placed().apply), e.task.objective)
+    step = make_noted_step(_unrecorded(_evaluated(e).apply), e.task.objective)
     return _jit(e, step, replicated(e.mesh))
 
 

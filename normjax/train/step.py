@@ -19,6 +19,7 @@ from normjax.core.collections import (
     hold_counters,
 )
 from normjax.core.errors import UserError
+from normjax.devices.mesh import join_rows, split_rows
 from normjax.norms.deferred import moved_together
 from normjax.tasks import Objective
 from normjax.tasks.base import Batch, compares_rows
@@ -318,27 +319,6 @@ def _accumulate(microbatch, carry, parts, deferred):
         stats = moved_together(state[BATCH_STATS], moments)
         carry = {**state, BATCH_STATS: stats}, overwrite
     return carry, sums
-
-
-def split_rows(tree: Any, count: int) -> Any:
-    """[B, ...] -> [M, B / M, ...]; example i goes to microbatch i % M.
-
-    So every device keeps its own examples.
-    """
-
-    def split(x):
-        return jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
-
-    return jax.tree.map(split, tree)
-
-
-def join_rows(tree: Any) -> Any:
-    """[M, B / M, ...] of `split_rows` -> [B, ...]."""
-
-    def join(x):
-        return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
-
-    return jax.tree.map(join, tree)
 
 
 def _ema_decay(made: jax.Array, decay: float) -> jax.Array:

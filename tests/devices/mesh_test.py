@@ -15,13 +15,14 @@ from tests.train.tiny import tiny_config
 @pytest.mark.parametrize(
     ("wanted", "count", "sizes"),
     [
-        ({}, 1, (1, 1, 1)),
-        ({"data": -1}, 8, (8, 1, 1)),
-        ({"data": -1, "fsdp": 2, "tensor": 2}, 8, (2, 2, 2)),
-        ({"data": 2, "fsdp": -1, "tensor": 1}, 8, (2, 4, 1)),
-        ({"data": 1, "fsdp": 1, "tensor": -1}, 3, (1, 1, 3)),
-        ({"data": 2, "fsdp": 4}, 8, (2, 4, 1)),
-        ({"data": -1, "fsdp": 8}, 8, (1, 8, 1)),
+        ({}, 1, (1, 1, 1, 1)),
+        ({"data": -1}, 8, (8, 1, 1, 1)),
+        ({"data": -1, "fsdp": 2, "tensor": 2}, 8, (2, 2, 1, 2)),
+        ({"data": 2, "fsdp": -1, "tensor": 1}, 8, (2, 4, 1, 1)),
+        ({"data": 1, "fsdp": 1, "tensor": -1}, 3, (1, 1, 1, 3)),
+        ({"data": 2, "fsdp": 4}, 8, (2, 4, 1, 1)),
+        ({"data": -1, "fsdp": 8}, 8, (1, 8, 1, 1)),
+        ({"data": -1, "stage": 4}, 8, (2, 1, 4, 1)),
     ],
 )
 def test_sizes(wanted, count, sizes):
@@ -33,11 +34,11 @@ def test_sizes(wanted, count, sizes):
     [
         ({"tensr": 2}, "axis of config.mesh: 'tensr'; did you mean 'tensor'"),
         ({"data": -1, "fsdp": -1}, "only one size can be -1"),
-        ({"data": -1, "fsdp": 0}, "fsdp=0, tensor=1: a size is at least 1"),
+        ({"data": -1, "fsdp": 0}, "fsdp=0, stage=1, tensor=1: a size is at least 1"),
         ({"data": -2}, "a size is at least 1"),
         (
             {"data": 2, "fsdp": 2},
-            "data=2, fsdp=2, tensor=1: the product 4 is not the number of devices, 8",
+            "data=2, fsdp=2, stage=1, tensor=1: the product 4 is not the number of devices",
         ),
         (
             {"data": -1, "fsdp": 3},
@@ -64,9 +65,10 @@ def devices_of(*processes):
 
 
 def arranged(config, *processes):
-    """Process of each device of the mesh, as an array [data, fsdp, tensor]."""
+    """Process of each device of the mesh, as an array [data, fsdp, tensor]; 1 stage."""
     mesh = meshes.make_mesh(config, devices_of(*processes))
-    return np.vectorize(lambda device: device.process_index)(mesh.devices)
+    processes = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    return processes.squeeze(2)
 
 
 def test_devices_of_a_process_are_neighbours():

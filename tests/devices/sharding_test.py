@@ -66,6 +66,18 @@ def test_parameters(path, shape, spec):
     assert spec_of(path, shape, mesh_of(), RULES) == spec
 
 
+def test_scanned_layers_over_stages():
+    mesh = device_mesh(jax.devices()[:4], stage=2)
+    specs = (
+        ("blocks/mixer/qkv/kernel", (4, 8, 24), P("stage", None, None)),
+        ("blocks/norm1/scale", (4, 8), P("stage")),
+        ("blocks/mlp/gamma", (4,), P("stage")),
+        ("blocks_0/norm1/scale", (8,), P()),
+    )
+    for path, shape, spec in specs:
+        assert spec_of(path, shape, mesh, RULES) == spec
+
+
 def test_axes_of_one_device_do_not_appear():
     shape, path = (8, 24), "blocks_0/mixer/qkv/kernel"
     assert spec_of(path, shape, mesh_of(fsdp=1, tensor=1), RULES) == P(None, None)

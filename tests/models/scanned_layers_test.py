@@ -105,6 +105,28 @@ def test_cached(model, variables):
     np.testing.assert_allclose(jnp.concatenate(logits, 1), expected, atol=1e-5)
 
 
+def test_images():
+    """State as well: a vision transformer and the one with a module for every layer."""
+    sizes = {"num_classes": 3, "dim": 8, "depth": 2, "num_heads": 2, "norm": "repbn"}
+    stem = {"name": "patch", "patch_size": 4}
+    model = models.build("vit", scan_layers=True, stem=stem, **sizes)
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    variables = noisy(jax.jit(model.init)(jax.random.key(1), images))
+    plain, unrolled = model.unrolled(variables)
+    ours, theirs = (
+        jax.jit(lambda v, m=m: m.apply(v, images, True, mutable=["batch_stats"]))(v)
+        for m, v in ((model, variables), (plain, unrolled))
+    )
+    np.testing.assert_allclose(ours[0], theirs[0], atol=1e-5)
+    _, state = model.unrolled(ours[1])
+    chex.assert_trees_all_close(state, dict(theirs[1]), atol=1e-5)
+    folded_model, folded = fusion.fold(model, variables)
+    expected = model.apply(variables, images)
+    np.testing.assert_allclose(folded_model.apply(folded, images), expected, atol=1e-5)
+    with pytest.raises(UserError, match="share_layers has those of one"):
+        model.clone(share_layers=True).apply(variables, images)
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [

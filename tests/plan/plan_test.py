@@ -14,7 +14,7 @@ from normjax.plan.advice import as_flags, candidates, find_fit
 from normjax.plan.plan import Memory, Plan, Step, make_plan, without_data
 from normjax.plan.plan import out_of_memory as read_error
 from normjax.plan.roofline import Roofline
-from normjax.plan.tables import misfit, show_sweep
+from normjax.plan.tables import misfit, show, show_sweep
 from normjax.plan.traffic import Traffic
 from tests.train.tiny import tiny_config
 
@@ -171,9 +171,25 @@ def command(*arguments):
 def test_the_command(capfd):
     assert command("--topology=cpu:4", "--mesh=data=2,fsdp=2") == 0
     printed = capfd.readouterr().out
-    assert "mesh data=2, fsdp=2, tensor=1" in printed
+    assert "mesh data=2, fsdp=2, 128 rows" in printed and "Bubble" not in printed
     for word in ("train step", "eval step", "parameters", "all-reduce", "all-gather"):
         assert word in printed
+
+
+def test_the_bubble_of_stages(capfd):
+    """(4 - 1) / (4 + 4 - 1) = 43 %; what is done in it is no operation of the model."""
+    config = tiny(mesh__stage=4, microbatches=4)
+    config.model.update(depth=4, scan_layers=True)
+    plan = make_plan(config, "cpu:4", jax.devices()[:4])
+    assert plan.bubble == 3 / 7
+    show(plan)
+    printed = capfd.readouterr().out
+    assert "Bubble: 43 % of a training step (4 stages, 4 microbatches)" in printed
+    step = plan.steps["train"]
+    config.mesh = {"data": -1}
+    alone = make_plan(config, "cpu:4", jax.devices()[:4]).steps["train"]
+    assert step.model_flops == alone.flops < step.flops < 7 / 4 * alone.flops
+    assert step.memory.parameters < alone.memory.parameters / 2
 
 
 @pytest.mark.parametrize(
