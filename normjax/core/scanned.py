@@ -53,9 +53,7 @@ def run_layers(layer: nn.Module, depth: int, x: jax.Array, *arguments: Any) -> A
     def body(layer, x, _):
         return layer(x, *arguments), None
 
-    scan = nn.scan(
-        body, variable_axes={True: 0}, split_rngs={True: True}, length=depth
-    )
+    scan = nn.scan(body, variable_axes={True: 0}, split_rngs={True: True}, length=depth)
     return scan(layer, x, None)[0]
 
 

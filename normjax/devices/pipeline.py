@@ -60,7 +60,9 @@ def check_stages(mesh: Mesh, model: Any) -> None:
     if not scanned_of(model):
         scans = hasattr(model, "scan_layers") and hasattr(model, "unrolled")
         hint = "set config.model.scan_layers=True" if scans else "it has none"
-        raise UserError(f"{where} splits scanned layers, as of a decoder; {name}: {hint}")
+        raise UserError(
+            f"{where} splits scanned layers, as of a decoder; {name}: {hint}"
+        )
     depth = getattr(model, "host", model).depth
     if depth % stages:
         raise UserError(f"{where} does not divide config.model.depth={depth}")

@@ -40,9 +40,7 @@ def jit_train_step(experiment: Experiment) -> Any:
         share = 1 / batch_shards(e.mesh)
         own = make_gradients(model, everywhere(objective), recipe, share)
         gradients = per_device(own, e.mesh)
-    step = make_train_step(
-        model, objective, e.optimizer, e.schedule, recipe, gradients
-    )
+    step = make_train_step(model, objective, e.optimizer, e.schedule, recipe, gradients)
     outputs = (e.shardings, replicated(e.mesh))
     step = with_votes(step, e.mesh)
     return _jit(e, step, outputs, donate_argnums=0)
@@ -57,7 +55,8 @@ def _recipe(experiment: Experiment) -> Recipe:
     finished = {
         "config.deferred_batch_stats": recipe.deferred_batch_stats and parted,
         "config.optim.sam_rho": recipe.perturb is not None and parted,
-        "power_norm and unified_norm": OVERWRITE in experiment.abstract_state().model_state,
+        "power_norm and unified_norm": OVERWRITE
+        in experiment.abstract_state().model_state,
     }
     for what, wanted in finished.items():
         if wanted:

@@ -108,7 +108,9 @@ def test_gradients_state_and_losses(name, meshes):
     if name == "statistics":
         moved, first = expected[0][BATCH_STATS], state.model_state[BATCH_STATS]
         for scope in ("blocks", "norm"):  # layers, and what stands behind them
-            assert not np.allclose(*(jax.tree.leaves(t[scope])[0] for t in (moved, first)))
+            assert not np.allclose(
+                *(jax.tree.leaves(t[scope])[0] for t in (moved, first))
+            )
         steps = jax.tree.leaves(moved["blocks"]["norm1"]["step"])
         np.testing.assert_array_equal(steps, [[1, 1, 1, 1]])  # an update, two parts
     if name == "experts":
@@ -204,7 +206,10 @@ SCANNED = {"model__depth": 4, "model__scan_layers": True}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({**SCANNED, "model__depth": 3}, "stage=2 does not divide config.model.depth=3"),
+        (
+            {**SCANNED, "model__depth": 3},
+            "stage=2 does not divide config.model.depth=3",
+        ),
         ({"model__depth": 4}, "ViT: set config.model.scan_layers=True"),
         ({**SCANNED, "mesh__tensor": 2}, "fsdp=1, tensor=1, got fsdp=1, tensor=2"),
         ({**SCANNED, "parallelism": "pmap"}, "pmap' needs config.mesh fsdp=1"),

@@ -186,10 +186,7 @@ def test_the_bubble_of_stages(capfd):
     printed = capfd.readouterr().out
     assert "Bubble: 43 % of a training step (4 stages, 4 microbatches)" in printed
     step = plan.steps["train"]
-    config.mesh = {"data": -1}
-    alone = make_plan(config, "cpu:4", jax.devices()[:4]).steps["train"]
-    assert step.model_flops == alone.flops < step.flops < 7 / 4 * alone.flops
-    assert step.memory.parameters < alone.memory.parameters / 2
+    assert 1.5 * step.model_flops < step.flops < 7 / 4 * step.model_flops
 
 
 @pytest.mark.parametrize(
