@@ -1,8 +1,9 @@
 """Devices: one mesh with the axes data, fsdp, stage and tensor, and batches on it.
 
 Examples are split over `data`, `fsdp` and `stage` together, parameters over `fsdp` and
-`tensor` (see `sharding`), scanned layers over `stage` (see `pipeline`). The devices of a process are neighbours in the mesh, so that process p
-of P holds the p-th P-th of the rows of every batch, whatever the sizes of the axes.
+`tensor` (see `sharding`), scanned layers over `stage` (see `pipeline`). The devices of
+a process are neighbours in the mesh, so that process p of P holds the p-th P-th of the
+rows of every batch, whatever the sizes of the axes.
 """
 
 import functools

@@ -62,8 +62,8 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules):
 
     A dim stays whole where its mesh axis does not divide it, is of size 1, or splits
     another dim already; vectors stay whole. The dim of scanned layers is split over the
-    stages. An array of two or more dims that `LOGICAL_AXES` does not name is split along the
-    largest dim that `fsdp` divides.
+    stages. An array of two or more dims that `LOGICAL_AXES` does not name is split
+    along the largest dim that `fsdp` divides.
     """
     first = 1 if _STACKED.search(path) else 0
     staged = first and mesh.shape[STAGE] > 1 and shape[0] % mesh.shape[STAGE] == 0

@@ -38,7 +38,7 @@ def test_sizes(wanted, count, sizes):
         ({"data": -2}, "a size is at least 1"),
         (
             {"data": 2, "fsdp": 2},
-            "data=2, fsdp=2, stage=1, tensor=1: the product 4 is not the number of devices",
+            "stage=1, tensor=1: the product 4 is not the number of devices, 8",
         ),
         (
             {"data": -1, "fsdp": 3},

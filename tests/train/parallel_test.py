@@ -254,8 +254,7 @@ def test_every_norm_of_a_model_gets_the_axis():
         ({"parallelism": "pmep"}, "config.parallelism 'pmep'; did you mean 'pmap'"),
         (
             {"parallelism": "pmap", "mesh__fsdp": 2},
-            "config.parallelism='pmap' needs config.mesh fsdp=1, tensor=1, stage=1, got "
-            "fsdp=2",
+            "='pmap' needs config.mesh fsdp=1, tensor=1, stage=1, got fsdp=2, tensor=1",
         ),
     ],
 )
