@@ -32,7 +32,7 @@ EVERY = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 LARGE = {"imagenet_swin", "imagenet_pvt", "imagenet_cswin", "lm_text", "lm_llama"}
 LARGE |= {"cifar10", "transduction", "bn_only", "perp", "norm_free", "imagenet_deit"}
 LARGE |= {"digit_lines", "masked_text", "digits", "finetune"}  # other tests train them
-LARGE |= {"lm_liger", "digit_pairs"}
+LARGE |= {"lm_liger", "lm_openelm", "digit_pairs"}
 TRAINED = [
     pytest.param(path, marks=pytest.mark.slow) if path.stem in LARGE else path
     for path in FILES
