@@ -1,5 +1,6 @@
 """Layers in stages: values, gradients and state of one microbatch after the other."""
 
+import contextlib
 import functools
 
 import chex
@@ -20,6 +21,7 @@ from normjax.devices.mesh import device_mesh
 from normjax.devices.pipeline import Pipeline, bubble, check_stages
 from normjax.devices.placed import Placed
 from normjax.devices.sharding import spec_of
+from normjax.records.checkpoint import Checkpoints
 from normjax.tasks import NextToken
 from normjax.train.experiment import build_experiment
 from normjax.train.programs import trace_train_step
@@ -234,6 +236,23 @@ def test_refused(changes, message):
     with pytest.raises(UserError) as caught:
         trace_train_step(build_experiment(config))
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_checkpoints_know_no_stages(tmp_path):
+    """Written in stages, read on one device, and the other way round."""
+    config = tiny_config("norm=layer_norm", mesh__stage=4, ema_decay=0.9, **SCANNED)
+    staged = build_experiment(config)
+    config.mesh.stage = 1
+    alone = build_experiment(config, jax.devices()[:1])
+    for i, (one, other) in enumerate(((staged, alone), (alone, staged))):
+        state = one.create_state()
+        with contextlib.closing(Checkpoints(tmp_path / str(i))) as checkpoints:
+            checkpoints.save(state)
+        with contextlib.closing(Checkpoints(tmp_path / str(i))) as checkpoints:
+            restored = checkpoints.restore(0, other.abstract_state())
+        chex.assert_trees_all_equal(*map(jax.device_get, (restored, state)))
+    kernel = restored.ema["blocks"]["mlp"]["fc1"]["kernel"]
+    assert {s.data.shape for s in kernel.addressable_shards} == {(1, 16, 16)}
 
 
 def test_norms_whose_gradient_is_their_state_are_refused():

@@ -30,14 +30,28 @@ def resnet(folder):
     return config
 
 
-def decoder(folder):
+def decoder(folder, norm="power_norm"):
     from configs import lm_bytes
 
-    config = lm_bytes.get_config("norm=power_norm,runlocal")
+    config = lm_bytes.get_config(f"norm={norm},runlocal")
     config.model.update(dim=16, depth=2, num_heads=2, mlp_hidden=32)
     path, data_dir = str(folder / "text.txt"), str(folder / "sets")
     config.data.update(name="text_file", path=path, data_dir=data_dir)
     config.data.text.length = 16
+    return config
+
+
+def deep_vit(folder):
+    config = vit(folder)
+    config.model.update(depth=4, scan_layers=True)
+    config.microbatches = 2
+    return config
+
+
+def deep_decoder(folder):
+    config = decoder(folder, "rms_norm")
+    config.model.update(depth=4, scan_layers=True)
+    config.microbatches = 2
     return config
 
 

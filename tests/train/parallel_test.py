@@ -46,6 +46,8 @@ LAYOUTS = [
 
 ON_TWO_PROCESSES = ["4/", "4/fsdp=4", "4/fsdp=2,tensor=2", "4/pmap"]
 
+IN_STAGES = ["2/stage=2", "8/stage=4", "8/stage=2"]
+
 MODELS = ["vit", "resnet", "decoder"]
 
 
@@ -126,6 +128,28 @@ def test_twenty_steps_on_two_processes(folder, tmp_path):
     run_cases(folder, cases, devices=2, processes=2)
     for case in cases:
         assert_same(folder, case, f"{case.partition('/')[0]}/1/")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model", ["deep_decoder", pytest.param("deep_vit", marks=pytest.mark.long)]
+)
+def test_twenty_steps_in_stages(folder, model):
+    run_cases(folder, [f"{model}/1/"], devices=1)
+    cases = [f"{model}/{layout}" for layout in IN_STAGES]
+    run_cases(folder, cases, devices=8)
+    for case in cases:
+        assert_same(folder, case, f"{model}/1/")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_twenty_steps_in_stages_of_two_processes(folder):
+    run_cases(folder, ["deep_decoder/1/"], devices=1)
+    cases = [f"deep_decoder/4/{layout}" for layout in ("stage=4", "stage=2")]
+    run_cases(folder, cases, devices=2, processes=2)
+    for case in cases:
+        assert_same(folder, case, "deep_decoder/1/")
 
 
 def steps_of(config, devices, count=3):
