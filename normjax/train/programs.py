@@ -51,16 +51,15 @@ def _recipe(experiment: Experiment) -> Recipe:
     stages, recipe = experiment.mesh.shape[STAGE], experiment.recipe
     if stages == 1:
         return recipe
-    parted = recipe.microbatches > 1
+    parted, state = recipe.microbatches > 1, experiment.abstract_state().model_state
     finished = {
         "config.deferred_batch_stats": recipe.deferred_batch_stats and parted,
         "config.optim.sam_rho": recipe.perturb is not None and parted,
-        "power_norm and unified_norm": OVERWRITE
-        in experiment.abstract_state().model_state,
+        "what the backward pass writes (power_norm, ...)": OVERWRITE in state,
     }
     for what, wanted in finished.items():
         if wanted:
-            hint = "need all of one microbatch before the next begins"
+            hint = "needs all of one microbatch before the next begins"
             raise UserError(f"config.mesh.stage={stages}: {what} {hint}")
     return recipe._replace(microbatches=1)
 

@@ -222,11 +222,11 @@ SCANNED = {"model__depth": 4, "model__scan_layers": True}
         ),
         (
             {**SCANNED, "microbatches": 2, "optim__sam_rho": 0.1},
-            "config.optim.sam_rho need",
+            "config.optim.sam_rho needs all of one",
         ),
         (
             {**SCANNED, "microbatches": 2, "deferred_batch_stats": True},
-            "config.deferred_batch_stats need",
+            "config.deferred_batch_stats needs all",
         ),
         ({**SCANNED, "sharding__mlp": "stage"}, "mesh axis in config.sharding.mlp"),
     ],
@@ -257,7 +257,7 @@ def test_checkpoints_know_no_stages(tmp_path):
 
 def test_norms_whose_gradient_is_their_state_are_refused():
     config = tiny_config("norm=power_norm", mesh__stage=2, **SCANNED)
-    with pytest.raises(UserError, match="whose gradient is its value"):
+    with pytest.raises(UserError, match="what the backward pass writes"):
         trace_train_step(build_experiment(config))
 
 
