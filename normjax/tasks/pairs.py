@@ -1,5 +1,6 @@
 """Pairs of an image and a text: which belongs to which (CLIP, BASIC)."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -181,11 +182,13 @@ class ContrastivePairs(Task):
         self, split: str, **arguments: Any
     ) -> Iterator[dict[str, np.ndarray]]:
         """One pass over `split`, then the pairs of the bank, in whole batches."""
+        yield from super().eval_batches(split, **arguments)
         bank = -(-self._config.data.bank // arguments["batch_size"])
-        others = super().eval_batches(self._config.data.bank_split, **arguments)
-        return itertools.chain(
-            super().eval_batches(split, **arguments), itertools.islice(others, bank)
-        )
+        if not bank:
+            return
+        others: Any = super().eval_batches(self._config.data.bank_split, **arguments)
+        with contextlib.closing(others):
+            yield from itertools.islice(others, bank)
 
     def summarize(self, sums: Mapping[str, Any], split: str) -> dict[str, float]:
         """Recall over a split, both ways: what has the same text is right.

@@ -6,7 +6,7 @@ import jax
 
 from normjax.devices.mesh import DATA
 from normjax.tasks import Objective
-from normjax.tasks.base import Batch, Inputs, compares_rows
+from normjax.tasks.base import compares_rows
 
 
 class Everywhere(NamedTuple):
@@ -22,10 +22,6 @@ class Everywhere(NamedTuple):
 
     own: Objective
     compares_rows = True
-
-    def examples(self, batch: Batch, key: jax.Array) -> tuple[Inputs, Any]:
-        """Those of this device."""
-        return self.own.examples(batch, key)
 
     def loss(self, outputs: Any, targets: Any):
         """Of all devices."""
