@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": "text of a trained language model",
     "convert": "published PyTorch weights in, and back",
     "probe": "k-NN and linear probes of frozen features",
+    "distill": "stored answers of a run, that another one learns from",
     "prune": "a run that begins with the pruned weights of another",
     "quantize": "scores of a run in fewer bits",
     "export": "a trained model as one file that JAX alone can run",

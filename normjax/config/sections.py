@@ -64,10 +64,36 @@ class Distill:
     """A teacher beside the labels; see docs/methods.md."""
 
     path: str = run("", "its run; empty: none")
+    records: str = run(
+        "", "in place of it, what it answered (`normjax.distill`); empty: none"
+    )
     weight: float = run(0.5, "of the teacher; the labels have the rest", FRACTION)
     temperature: float = run(1.0, "of both", ABOVE_ZERO)
     largest: int = run(
         0, "probabilities of the teacher that are told apart; 0: all", COUNT
+    )
+
+
+@dataclass(frozen=True)
+class SelfDistill:
+    """The model's own predictions of the last epoch (PS-KD); see docs/methods.md."""
+
+    weight: float = run(
+        0.0, "of them in the last epoch, 0.8 in the paper; 0: none", FRACTION
+    )
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """Adversarial examples beside the clean ones (ConAdv); see docs/methods.md."""
+
+    epsilon: float = run(
+        0.0, "largest change of a normalised pixel; 0: no such examples", COUNT
+    )
+    step: float = run(0.0, "of the attack; 0: epsilon", COUNT)
+    targeted: bool = run(True, "at a random other class, not away from the true one")
+    noise: float = run(
+        0.8, "of the batches are attacked from near an image, not from it", FRACTION
     )
 
 
@@ -248,6 +274,8 @@ class Run:
         (), "of weights, by the path of a layer", "rules of `normjax.reparam`"
     )
     distill: Distill = Distill()
+    self_distill: SelfDistill = SelfDistill()
+    adversarial: Adversarial = Adversarial()
     optim: Optim = Optim()
     log_every: int = start(50, "steps from one line to the next", POSITIVE)
     wandb: str = start(

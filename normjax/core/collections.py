@@ -20,6 +20,7 @@ DETAILS = "details"  # costly scalars, sown where the caller asks for them
 SPECTRAL_STATS = "spectral_stats"  # singular vectors of reparameterized weights
 LOSSES = "losses"  # terms sown for the loss, by name
 DEFERRED = "deferred"  # moments of a part of a batch, sown where the caller asks
+TRAINING = "training"  # what only training reads: a branch of params, and a memory
 TRANSIENT = (
     DEFERRED,
     DETAILS,

@@ -47,6 +47,7 @@ from normjax.optim.transformations import (
     component_clip,
     keep_zeros,
     normalize_and_project,
+    random_entries,
 )
 
 __all__ = [
@@ -82,6 +83,7 @@ __all__ = [
     "perturbation",
     "perturbed",
     "prosparse_factor",
+    "random_entries",
     "robust_factors",
     "roles",
     "schedules",

@@ -59,7 +59,7 @@ def _prune(workdir: Path, config: Any, sparsity: float, target: Path) -> None:
     key = jax.random.key(config.seed)
     check_same_arrays(
         reparam.attach(rules, variables, key) if rules else variables,
-        {PARAMS: state.params, **state.model_state},
+        state.variables(),
         f"the run in {workdir} is not of the model of --config",
     )
     pruned = magnitude_pruned(variables[PARAMS], sparsity, scanned)

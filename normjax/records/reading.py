@@ -30,7 +30,7 @@ def read_like(folder: Any, like: Any, what: str) -> dict[str, Any]:
     Args:
       folder: of the checkpoint, a path of epath.
       like: a state, or its shapes, dtypes and shardings, of the same structure; saved
-        fields that it lacks are left out.
+        fields that it lacks are left out, and None where they are None in it.
       what: names the checkpoint in messages.
 
     Raises:
@@ -43,10 +43,18 @@ def read_like(folder: Any, like: Any, what: str) -> dict[str, Any]:
 
     def target(saved):
         fields = {k: v for k, v in vars(like).items() if k in saved}
-        return jax.tree.map(abstract, fields)
+        unread = {k: saved[k] for k, v in fields.items() if v is None}
+        where = like.step.sharding  # orbax reads a field as a whole or not at all
+        there = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), unread
+        )
+        return {**jax.tree.map(abstract, fields), **there}
 
     try:
-        return _read(folder, target, what)
+        fields = _read(folder, target, what)
+        return {
+            k: v if getattr(like, k) is not None else None for k, v in fields.items()
+        }
     except Damaged:
         _check_model(folder, like, what)
         raise

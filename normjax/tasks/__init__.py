@@ -5,12 +5,14 @@ scores what the model answers. `TASKS` holds them by name; a config names one. B
 them: targets of distillation, adversarial examples, contrastive losses, as functions.
 """
 
-from normjax.tasks.adversarial import adversarial_examples
-from normjax.tasks.base import TASKS, Column, Objective, Task
+from normjax.tasks.adversarial import Attacked, adversarial_examples
+from normjax.tasks.base import TASKS, Around, Column, Objective, Task
 from normjax.tasks.classification import Classification, ImageClassification
 from normjax.tasks.contrastive import cached_gradients, contrastive_loss
 from normjax.tasks.distillation import (
     Distilled,
+    Recorded,
+    SelfDistilled,
     dense_targets,
     distillation_loss,
     largest_probabilities,
@@ -33,6 +35,8 @@ from normjax.tasks.transduction import SourceToTarget, Transduction
 
 __all__ = [
     "TASKS",
+    "Around",
+    "Attacked",
     "Classification",
     "Column",
     "ContrastivePairs",
@@ -47,6 +51,8 @@ __all__ = [
     "NodeClassification",
     "Objective",
     "PairContrast",
+    "Recorded",
+    "SelfDistilled",
     "SourceToTarget",
     "Task",
     "Transcription",

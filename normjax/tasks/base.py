@@ -1,6 +1,7 @@
 """What all tasks have in common, and the registry of them."""
 
 import abc
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -118,6 +119,46 @@ def compares_rows(objective: Objective) -> bool:
     return getattr(objective, "compares_rows", False)
 
 
+@dataclasses.dataclass(frozen=True)
+class Around:
+    """An objective around another one: what it does not say is as of that.
+
+    Attributes:
+      own: the objective.
+
+    Example:
+      >>> from normjax.tasks import Around, NextToken
+      >>> Around(NextToken()).own
+      NextToken(z_loss_weight=0.0)
+    """
+
+    own: Objective
+
+    def examples(self, batch: Batch, key: jax.Array) -> tuple[Inputs, Any]:
+        """Inputs and targets of training."""
+        return self.own.examples(batch, key)
+
+    def loss(self, outputs: Any, targets: Any):
+        """The loss and further scalars."""
+        return self.own.loss(outputs, targets)
+
+    def inputs(self, batch: Batch) -> Inputs:
+        """Those of evaluation."""
+        return self.own.inputs(batch)
+
+    def rows(self, batch: Batch) -> jax.Array:
+        """bool [B]."""
+        return self.own.rows(batch)
+
+    def answers(self, outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """What is answered at evaluation, and which answers count."""
+        return self.own.answers(outputs, batch)
+
+    def sums(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        """What the scores are made of."""
+        return self.own.sums(outputs, batch)
+
+
 class Task(abc.ABC):
     """One task as a config describes it.
 
@@ -226,6 +267,11 @@ class Task(abc.ABC):
         return data.train_batches(
             source, workers=fields.workers, repeats=repeats, **arguments
         )
+
+    def examples(self) -> int | None:
+        """Of the training split; None where it is not open."""
+        split = self._config.data.get("train_split", "")
+        return None if self._described or not split else len(self.source(split))
 
     def example_numbers(self, batch: int) -> np.ndarray:
         """The examples of the training split that a global batch is made of: [B]."""

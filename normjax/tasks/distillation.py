@@ -1,14 +1,15 @@
 """Targets that a network gives: its own of the last epoch, or a teacher's, stored."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from normjax.core.moments import at_least_float32
-from normjax.tasks.base import Batch, Inputs, Objective
+from normjax.tasks.base import Around, Batch, Inputs
 
 
 def progressive_weight(epoch: int, epochs: int, last: float = 0.8) -> float:
@@ -167,7 +168,8 @@ def distillation_loss(
     return temperature**2 * jnp.mean(jnp.sum(p * (log_p - log_q), -1))
 
 
-class Distilled(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Distilled(Around):
     """An objective with a teacher beside the labels.
 
         (1 - weight) own loss + weight T^2 KL(teacher || student)
@@ -197,7 +199,6 @@ class Distilled(NamedTuple):
       0.347 0.0
     """
 
-    own: Objective
     teacher: Callable[[Any, Any], jax.Array]
     weight: float = 0.5
     temperature: float = 1.0
@@ -221,18 +222,73 @@ class Distilled(NamedTuple):
         loss = (1 - self.weight) * own + self.weight * part
         return loss, {**scalars, "distillation": part}
 
-    def inputs(self, batch: Batch) -> Inputs:
-        """Those of evaluation, which the teacher has no part in."""
-        return self.own.inputs(batch)
 
-    def rows(self, batch: Batch) -> jax.Array:
-        """bool [B]."""
-        return self.own.rows(batch)
+@dataclasses.dataclass(frozen=True)
+class SelfDistilled(Around):
+    """Targets mixed with predictions of the epoch before (PS-KD; Kim et al., 2021).
 
-    def answers(self, outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """As of the own objective."""
-        return self.own.answers(outputs, batch)
+        t_i = (1 - w) own target + w P_i
 
-    def sums(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
-        """As of the own objective."""
-        return self.own.sums(outputs, batch)
+    and the own target where there is no P_i yet. Outputs are (logits, P), P being 0
+    where there is none; see `train.self_distill`. Batches hold "example", the numbers
+    of the examples, int32 [B], which the model is called with, and "own_weight", w,
+    float32 [B].
+
+    Attributes:
+      own: the objective, of logits and targets [B, K].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from normjax.tasks import Classification, SelfDistilled
+      >>> own = Classification(num_classes=2, mean=(0.0,), std=(1.0,))
+      >>> objective = SelfDistilled(own)
+      >>> outputs = jnp.zeros((1, 2)), jnp.array([[0.25, 0.75]])
+      >>> targets = jnp.array([[1.0, 0.0]]), jnp.array([0.4])
+      >>> loss, scalars = objective.loss(outputs, targets)
+      >>> print(loss.round(3))  # log(2)
+      0.693
+    """
+
+    def examples(self, batch: Batch, key: jax.Array) -> tuple[Inputs, Any]:
+        """Inputs with the numbers of the examples, and (own targets, w)."""
+        (x, known), targets = self.own.examples(batch, key)
+        known = {**known, "example": batch["example"]}
+        return (x, known), (targets, batch["own_weight"])
+
+    def loss(self, outputs: Any, targets: Any):
+        """The loss of the mixed targets; scalars are of the own ones."""
+        (logits, before), (own, weight) = outputs, targets
+        seen = jnp.sum(before, -1, keepdims=True) > 0
+        mixed = own + jnp.where(seen, weight[:, None] * (before - own), 0)
+        return self.own.loss(logits, mixed)[0], self.own.loss(logits, own)[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded(Around):
+    """Targets that a teacher has stored, without labels (TinyViT; Wu et al., 2022).
+
+    Batches hold "values", float16 [B, k], and "classes", int16 [B, k], of
+    `largest_probabilities`; the loss is the cross entropy of `dense_targets`.
+
+    Attributes:
+      own: the objective, of logits and targets [B, K].  num_classes: K.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from normjax.tasks import Classification, Recorded
+      >>> own = Classification(num_classes=3, mean=(0.0,), std=(1.0,))
+      >>> batch = {"image": jnp.zeros((1, 1, 1, 1)), "label": jnp.array([0])}
+      >>> batch |= {"values": jnp.array([[0.5]]), "classes": jnp.array([[1]])}
+      >>> _, targets = Recorded(own, 3).examples(batch, jax.random.key(0))
+      >>> print(targets)
+      [[0.25 0.5  0.25]]
+    """
+
+    num_classes: int
+
+    def examples(self, batch: Batch, key: jax.Array) -> tuple[Inputs, Any]:
+        """Inputs, and the stored targets [B, K]."""
+        inputs, _ = self.own.examples(batch, key)
+        found = batch["values"], batch["classes"]
+        return inputs, dense_targets(*found, num_classes=self.num_classes)

@@ -11,7 +11,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from normjax import convert
-from normjax.core.collections import PARAMS
 from normjax.core.errors import UserError
 from normjax.core.paths import is_local, local_path, workdir_path
 from normjax.core.scanned import is_scanned, paths_of_layers, scanned_of
@@ -68,7 +67,7 @@ def begun_state(experiment: Experiment, begin: Beginning) -> TrainState:
     """The state before the first step, on the devices."""
     state = experiment.create_state()
     scanned = scanned_of(experiment.model)
-    variables = {PARAMS: state.params, **state.model_state}
+    variables = state.variables()
     given = begin.matched.arrays
     there: Any = flatten_dict(variables, sep="/")
     flat: Any = {
@@ -79,7 +78,9 @@ def begun_state(experiment: Experiment, begin: Beginning) -> TrainState:
 
     # The optimizer's state may depend on where parameters begin.
     def make(variables, rng):
-        return state_of(variables, experiment.optimizer, rng, use_ema=use_ema)
+        variables = experiment.rule.begin(variables)
+        state = state_of(variables, experiment.optimizer, rng, use_ema=use_ema)
+        return state.replace(memory=experiment.rule.memory(variables))
 
     make = jax.jit(make, out_shardings=experiment.shardings)
     return make(unflatten_dict(flat, sep="/"), rng)
@@ -166,7 +167,7 @@ def _aspect(shape: tuple[int, ...]) -> float:
 def _shapes(experiment: Experiment) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays of the model, scanned layers apart."""
     state, scanned = experiment.abstract_state(), scanned_of(experiment.model)
-    flat: Any = flatten_dict({PARAMS: state.params, **state.model_state}, sep="/")
+    flat: Any = flatten_dict(state.variables(), sep="/")
     shapes = {}
     for path, leaf in flat.items():
         for layer in _layers(path, leaf.shape, scanned):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 
 from normjax import models, norms, optim, reparam
 from normjax.config.check import check_config, require
+from normjax.core.collections import PARAMS
 from normjax.core.scanned import scanned_of
 from normjax.core.schedules import norm_schedule
 from normjax.devices.mesh import make_mesh, split_batch, to_devices
@@ -33,9 +35,10 @@ from normjax.train.config import (
 )
 from normjax.train.parts import Part, parts_of
 from normjax.train.penalties import penalties_of
-from normjax.train.state import TrainState, create_state
+from normjax.train.rule import Rule
+from normjax.train.rules import rule_of
+from normjax.train.state import TrainState, create_state, of_model
 from normjax.train.step import Recipe
-from normjax.train.teacher import taught
 from normjax.train.width import width_of
 
 DTYPES = {"auto": None, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -94,7 +97,12 @@ class Experiment:
     @functools.cached_property
     def objective(self) -> Objective:
         """Of training: the task's, with a teacher where the config names one."""
-        return taught(self.config, self.task, build_model)
+        return self.rule.objective(self.task.objective)
+
+    @functools.cached_property
+    def rule(self) -> Rule:
+        """What is trained on besides examples and labels."""
+        return rule_of(self.config, self.task, build_model)
 
     @functools.cached_property
     def shardings(self) -> TrainState:
@@ -104,7 +112,8 @@ class Experiment:
     def placed(self) -> Any:
         """The model for programs whose parameters lie as `shardings` says: `apply`."""
         parts = self.recipe.microbatches
-        return Placed(self.model, self.mesh, self.shardings.params, parts)
+        shardings = of_model(self.shardings.params)
+        return Placed(self.model, self.mesh, shardings, parts)
 
     def create_state(self) -> TrainState:
         """The state before the first step, on the devices."""
@@ -123,8 +132,7 @@ class Experiment:
     def abstract_batch(self, train: bool = True) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and shardings of a batch of training or of evaluation."""
         row = self.task.row()
-        if not train:
-            row = {"mask": jax.ShapeDtypeStruct((), jnp.bool_), **row}
+        row |= self.rule.row() if train else {"mask": jax.ShapeDtypeStruct((), bool)}
         rows = self.config.batch_size * (self.multiple if train else 1)
         batch = {
             name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype)
@@ -169,8 +177,13 @@ class Experiment:
             _example(self.task),
             use_ema=self.config.ema_decay > 0,
             grows=bool(self.config.batch_growth.test),
-            begin=self.begin,
+            begin=self._begun,
+            memory=self.rule.memory,
         )
+
+    def _begun(self, variables: dict[str, Any]) -> dict[str, Any]:
+        params = self.begin(variables[PARAMS])
+        return self.rule.begin({**variables, PARAMS: params})
 
     def train_batches(self, start: int = 0):
         """Endless training batches, on the devices.
@@ -191,10 +204,21 @@ class Experiment:
         batches: Any = self.task.train_batches(
             seed=self.config.seed, start_step=start, **self._share()
         )
+        numbers = itertools.count(start)
         with contextlib.closing(batches):
             while True:
-                rows = [next(batches) for _ in range(self.multiple)]
+                rows = [
+                    self._with_rule(next(numbers), next(batches))
+                    for _ in range(self.multiple)
+                ]
                 yield {name: _joined([r[name] for r in rows]) for name in rows[0]}
+
+    def _with_rule(self, number: int, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch with what the rule has of each row, of this process."""
+        rows = self.config.batch_size // jax.process_count()
+        first = rows * jax.process_index()
+        ours = slice(first, first + rows)
+        return {**batch, **self.rule.rows(number, batch, ours)}
 
     def eval_batches(self, split: str):
         """One pass over `split` in order, on the devices.

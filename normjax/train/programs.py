@@ -24,6 +24,7 @@ from normjax.train.everywhere import everywhere
 from normjax.train.experiment import Experiment
 from normjax.train.frozen import Frozen, frozen_modules
 from normjax.train.growth import check_growth, make_measure
+from normjax.train.state import of_model
 from normjax.train.step import Recipe, make_gradients, make_train_step
 
 LARGEST_ARRAY = 2**31 - 1
@@ -33,7 +34,7 @@ LARGEST_ARRAY = 2**31 - 1
 def jit_train_step(experiment: Experiment) -> Any:
     """(state, batch) -> (state, metrics); the state that is given is used up."""
     e, objective, recipe = experiment, experiment.objective, _recipe(experiment)
-    model, gradients = _frozen(e, e.placed()), None
+    model, gradients = e.rule.model(_frozen(e, e.placed())), None
     if e.config.parallelism == "pmap":
         model = with_axis_name(e.model, DATA) if e.config.sync_batch_stats else e.model
         model = _frozen(e, model)
@@ -103,7 +104,11 @@ def jit_diagnose(experiment: Experiment) -> Any:
     """(state, batch) -> what happens inside the layers; see `diagnostics`."""
     e = experiment
     diagnose = make_diagnose(e.placed(), e.task.objective)
-    return _jit(e, diagnose, replicated(e.mesh))
+
+    def of_own(state, batch):
+        return diagnose(state.replace(params=of_model(state.params)), batch)
+
+    return _jit(e, of_own, replicated(e.mesh))
 
 
 def jit_measure(experiment: Experiment) -> Any:

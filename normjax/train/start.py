@@ -13,6 +13,7 @@ from normjax.records.checkpoint import Checkpoints
 from normjax.records.datasets import keep_description
 from normjax.records.workdir import held
 from normjax.train.config import keep_config, optim_of
+from normjax.train.rule import MEMORIES
 from normjax.train.state import TrainState, state_of
 
 
@@ -47,6 +48,13 @@ def _write_start(
         raise UserError(
             "config.optim.mup_base_width has no effect: this run begins otherwise"
         )
+    for field in MEMORIES:
+        section, name = field.split(".")
+        if config.get(section, {}).get(name):
+            raise UserError(
+                f"config.{field} has no place here: begin a run with it by "
+                "config.init.path"
+            )
     keep_config(config, workdir, write=False)
     checkpoints = Checkpoints(workdir)
     try:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from normjax.core.collections import BATCH_STATS, PARAMS, TRANSIENT
+from normjax.core.collections import BATCH_STATS, PARAMS, TRAINING, TRANSIENT
 from normjax.tasks.base import Inputs
 
 
@@ -48,6 +48,8 @@ class TrainState(flax.struct.PyTreeNode):
       rng: key data (uint32) of the run; every random key is folded from it and `step`.
       taken: of a run whose batches grow, the batches of their first size that updates
         have taken, and those that the next one takes; else None.
+      memory: what the rule of a run carries from update to update (`train.rules`), or
+        None.
     """
 
     step: jax.Array
@@ -58,15 +60,16 @@ class TrainState(flax.struct.PyTreeNode):
     rng: jax.Array
     ema_stats: Any = None
     taken: Any = None
+    memory: Any = None
 
     def variables(self) -> dict[str, Any]:
         """The variables that are trained, and the other collections of the model."""
-        return {PARAMS: self.params, **self.model_state}
+        return {PARAMS: of_model(self.params), **self.model_state}
 
     def eval_variables(self) -> dict[str, Any]:
         """Variables to evaluate with: the averages if there are any."""
         params = self.params if self.ema is None else self.ema
-        variables = {PARAMS: params, **self.model_state}
+        variables = {PARAMS: of_model(params), **self.model_state}
         if self.ema_stats is not None:
             variables[BATCH_STATS] = self.ema_stats
         return variables
@@ -83,6 +86,11 @@ class TrainState(flax.struct.PyTreeNode):
         return self.replace(model_state={**self.model_state, BATCH_STATS: stats})
 
 
+def of_model(params: Any) -> Any:
+    """Parameters without the branch that only training reads."""
+    return {name: p for name, p in params.items() if name != TRAINING}
+
+
 def create_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -91,18 +99,21 @@ def create_state(
     *,
     use_ema: bool,
     grows: bool = False,
-    begin: Callable[[Any], Any] = lambda params: params,
+    begin: Callable[[Any], Any] = lambda variables: variables,
+    memory: Callable[[Any], Any] = lambda variables: None,
 ) -> TrainState:
     """The state before the first step; a pure function of the seed, made to be jitted.
 
     Args:
       inputs: what the model is called with, of any values.
-      begin: what becomes of the parameters that it makes.
+      begin: what becomes of the variables that it makes.
+      memory: of those, what a rule carries.
     """
     rng, (x, known) = jax.random.key(seed), inputs
     variables = dict(model.init({"params": rng}, x, train=False, **known))
-    variables[PARAMS] = begin(variables[PARAMS])
-    return state_of(variables, optimizer, rng, use_ema=use_ema, grows=grows)
+    variables = begin(variables)
+    state = state_of(variables, optimizer, rng, use_ema=use_ema, grows=grows)
+    return state.replace(memory=memory(variables))
 
 
 def state_of(

@@ -16,6 +16,7 @@ from normjax.core.collections import (
     LOSSES,
     OVERWRITE,
     PARAMS,
+    TRAINING,
     hold_counters,
 )
 from normjax.core.errors import UserError
@@ -81,7 +82,8 @@ def make_train_step(
     tick once per update, whatever the number of microbatches.
 
     Args:
-      model: anything with the `apply` of a Flax module.
+      model: anything with the `apply` of a Flax module. The memory of a state is a
+        collection of it, `TRAINING`.
       gradients: default: `make_gradients` of the model.
 
     batch: what the objective takes.
@@ -96,8 +98,14 @@ def make_train_step(
         example_key, dropout_key = keys_of(state)
         inputs, targets = objective.examples(batch, example_key)
         made = optim.updates_made(state.opt_state, state.step)
+        carried = {} if state.memory is None else {TRAINING: state.memory}
         model_state, grads, metrics = gradients(
-            state.params, state.model_state, inputs, targets, dropout_key, made
+            state.params,
+            {**state.model_state, **carried},
+            inputs,
+            targets,
+            dropout_key,
+            made,
         )
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -109,6 +117,7 @@ def make_train_step(
             step=state.step + 1,
             taken=state.taken and state.taken.after_update(),
             params=params,
+            memory=model_state.pop(TRAINING, None),
             model_state=model_state,
             opt_state=opt_state,
             ema=_average(state.ema, params, decay),

@@ -5,6 +5,7 @@ from normjax.optim.transformations.clip_by_global_norm import clip_by_global_nor
 from normjax.optim.transformations.component_clip import component_clip
 from normjax.optim.transformations.keep_zeros import keep_zeros
 from normjax.optim.transformations.normalize_and_project import normalize_and_project
+from normjax.optim.transformations.random_entries import random_entries
 
 __all__ = [
     "adaptive_clip",
@@ -12,4 +13,5 @@ __all__ = [
     "component_clip",
     "keep_zeros",
     "normalize_and_project",
+    "random_entries",
 ]
