@@ -128,8 +128,8 @@ class Around:
 
     Example:
       >>> from normjax.tasks import Around, NextToken
-      >>> Around(NextToken()).own
-      NextToken(z_loss_weight=0.0)
+      >>> Around(NextToken(z_loss_weight=0.5)).own.z_loss_weight
+      0.5
     """
 
     own: Objective
