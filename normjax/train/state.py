@@ -66,6 +66,11 @@ class TrainState(flax.struct.PyTreeNode):
         """The variables that are trained, and the other collections of the model."""
         return {PARAMS: of_model(self.params), **self.model_state}
 
+    def carried(self) -> dict[str, Any]:
+        """Collections that an update changes: those of the model, and the memory."""
+        memory = {} if self.memory is None else {TRAINING: self.memory}
+        return {**self.model_state, **memory}
+
     def eval_variables(self) -> dict[str, Any]:
         """Variables to evaluate with: the averages if there are any."""
         params = self.params if self.ema is None else self.ema

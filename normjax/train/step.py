@@ -98,14 +98,8 @@ def make_train_step(
         example_key, dropout_key = keys_of(state)
         inputs, targets = objective.examples(batch, example_key)
         made = optim.updates_made(state.opt_state, state.step)
-        carried = {} if state.memory is None else {TRAINING: state.memory}
         model_state, grads, metrics = gradients(
-            state.params,
-            {**state.model_state, **carried},
-            inputs,
-            targets,
-            dropout_key,
-            made,
+            state.params, state.carried(), inputs, targets, dropout_key, made
         )
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
