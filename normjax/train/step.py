@@ -82,8 +82,7 @@ def make_train_step(
     tick once per update, whatever the number of microbatches.
 
     Args:
-      model: anything with the `apply` of a Flax module. The memory of a state is a
-        collection of it, `TRAINING`.
+      model: has the `apply` of a Flax module, the memory of a state as `TRAINING`.
       gradients: default: `make_gradients` of the model.
 
     batch: what the objective takes.
