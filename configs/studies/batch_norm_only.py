@@ -23,7 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "optim__lr": 0.1,
     },
 }
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     f"{blocks} x {channels}": {
         "depths": (blocks, blocks),
         "widths": (channels, 2 * channels),

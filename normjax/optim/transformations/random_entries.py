@@ -55,7 +55,7 @@ def random_entries(
         rank = jnp.argsort(jnp.argsort(draws, -2), -2)
         return (rank < per_output).reshape(w.shape)
 
-    def update(updates: Any, state: RandomEntries, params: Any = None):
+    def update(updates: Any, state: Any, params: Any = None):
         del params
         kept = jax.tree.map(
             lambda u, m: jnp.where(m, u, jnp.zeros_like(u)), updates, state.mask
