@@ -10,6 +10,7 @@ from typing import Any
 from configs.studies.common import changed, vit
 from normjax.study.claims import Claim
 
+FEW = "train[:400]"
 RADII = {"AdamW": 0.0, "SAM, rho 0.05": 0.05, "SAM, rho 0.2": 0.2}
 
 
@@ -21,7 +22,9 @@ def get_study() -> dict[str, Any]:
         "title": "digits: test top-1",
         "rows": "optimizer",
         "runs": {
-            (name, "ViT"): changed(vit(depth=4), optim__sam_rho=rho)
+            (name, "ViT"): changed(
+                vit(depth=4), optim__sam_rho=rho, data__train_split=FEW
+            )
             for name, rho in RADII.items()
         },
         "claims": (
