@@ -68,13 +68,15 @@ NO_DECAY = {
 }
 
 
-def learning_rate(config: Any, total_steps: int, factor: float = 1.0) -> optax.Schedule:
+def learning_rate(
+    config: Any, total_steps: int, factor: float | jax.Array = 1.0
+) -> optax.Schedule:
     """The learning rate by update, of `schedule`, a key of `SCHEDULES`.
 
     Args:
       config: with its arguments; as of `build`.
       total_steps: optimizer updates of the whole run.
-      factor: of the rate, whatever the update.
+      factor: of the rate, whatever the update; may be traced.
 
     Raises:
       UserError: an unknown schedule, or arguments that it does not take.
@@ -90,7 +92,10 @@ def learning_rate(config: Any, total_steps: int, factor: float = 1.0) -> optax.S
 
 
 def build(
-    config: Any, total_steps: int, scanned: tuple[str, ...] = (), factor: float = 1.0
+    config: Any,
+    total_steps: int,
+    scanned: tuple[str, ...] = (),
+    factor: float | jax.Array = 1.0,
 ) -> optax.GradientTransformation:
     """The gradient transformation that `config` describes.
 
@@ -109,7 +114,8 @@ def build(
       total_steps: optimizer updates of the whole run.
       scanned: names at the root of parameters with a first axis of layers, each of
         which is treated by itself (see `core.scanned`).
-      factor: of the learning rate, whatever the update; no part of the state.
+      factor: of the learning rate, whatever the update; no part of the state, and may
+        be traced.
 
     Raises:
       UserError: an unknown name or argument, a pattern that is no regular expression,
@@ -241,8 +247,8 @@ def updates_made(opt_state: Any, steps: jax.Array) -> jax.Array:
     return next((part.count for part in parts if is_scheduled(part)), steps)
 
 
-def _times(factor: float, rate: optax.Schedule) -> optax.Schedule:
-    return rate if factor == 1 else lambda count: factor * rate(count)
+def _times(factor: float | jax.Array, rate: optax.Schedule) -> optax.Schedule:
+    return lambda count: factor * rate(count)
 
 
 def _fields(config: Any) -> dict[str, Any]:

@@ -126,7 +126,8 @@ def plot_curves(
     """The mean over seeds of a metric of the log against steps; one axis a column.
 
     Args:
-      metric: of metrics.jsonl, "eval_nll".  folders: of the runs of (row, column).
+      metric: of metrics.jsonl, "eval_nll".  folders: of the runs of (row, column), of
+        which some may not be there.
     """
     size = {"figsize": (5 * len(columns), 4.5), "squeeze": False}
     figure, axes = _subplots(1, len(columns), **size)

@@ -66,8 +66,7 @@ def once(what: Run, seed: int, folder: Path) -> dict[str, Any]:
             function = MEASURES.get(measure.name)
             if function is None:
                 raise UserError(one_of("measure", measure.name, MEASURES))
-            measured = function(seed, folder, **measure.arguments)
-            found = None if measured is None else {**found, **measured}
+            found.update(function(seed, folder, **measure.arguments))
     except NonFiniteLoss as error:
         found = {"error": f"diverged: {str(error).split(' (')[0]}"}
     finally:

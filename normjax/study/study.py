@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from normjax.core.errors import UserError
 from normjax.core.files import exists, write
 from normjax.records import report
 from normjax.records.json_files import read_json
-from normjax.records.report import METRICS_FILE
 from normjax.study.claims import (
     Cell,
     Claim,
@@ -265,16 +264,6 @@ def _results(study: Study, workdir: Path, cell: Cell) -> list[dict[str, float]]:
     return [read_json(path) for path in paths if exists(path)]
 
 
-def _run_folders(study: Study, workdir: Path, cell: Cell) -> Iterator[Path]:
-    """Of every seed that is done; a measure may have trained in a folder within."""
-    for seed in study.seeds:
-        folder = workdir / "/".join(cell) / str(seed)
-        if exists(folder / RESULT_FILE):
-            run = read_json(folder / RESULT_FILE).get("run", "")
-            if exists(folder / run / METRICS_FILE):
-                yield folder / run
-
-
 def _cell(values: list[float] | None, study: Study) -> str:
     if not values:
         return "-"
@@ -310,7 +299,7 @@ def _plots(study, rows, columns, values, workdir: Path) -> list[tuple[Path, str]
         path = workdir / f"{study.curves}.png"
 
         def folders(row: str, column: str) -> list[Path]:
-            return list(_run_folders(study, workdir, (row, column)))
+            return [workdir / row / column / str(seed) for seed in study.seeds]
 
         plot_curves(study.curves, rows, columns, folders, path)
         plots.append((path, f"{study.curves} by step"))

@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 
+from configs.studies.common import changed
 from normjax.core.errors import UserError
 from normjax.study.measures import MEASURES, attention_maps, speed
-from normjax.train.nonfinite import NonFiniteLoss
+from normjax.train.loop import train
 from tests.train.tiny import tiny_config, untrained_run
 
 
@@ -98,16 +99,18 @@ def test_the_best_of_three_rates(tmp_path):
     with pytest.raises(UserError, match="seed 0 chooses the rate"):
         found(1)
     best = found(0)
-    assert (best["lr"], best["run"]) == (3e-3, "0.003")
-    still = (tmp_path / "0/0/metrics.jsonl").read_text().splitlines()[-1]
-    assert best["nll"] < json.loads(still)["eval_nll"]
+    assert best["lr"] == 3e-3
+    lines = (tmp_path / "0/metrics.jsonl").read_text().splitlines()
+    curve = [(r["step"], r["eval_nll"]) for r in map(json.loads, lines)]
+    assert [step for step, _ in curve] == [3, 6]
+    # The run that a command trains, at that rate.
+    trained = train(changed(config, optim__lr=3e-3), tmp_path / "run")
+    assert best["nll"] == curve[-1][1] == pytest.approx(trained["nll"], rel=1e-5)
     # Another seed takes that rate and tries no other.
-    assert found(1)["lr"] == 3e-3
-    assert [path.name for path in (tmp_path / "1").iterdir() if path.is_dir()] == [
-        "0.003"
-    ]
-    with pytest.raises(NonFiniteLoss):
-        measured("best_rate", 0, tmp_path / "x/0", config=config, rates=(1e30,))
+    second = found(1, rates=(1e30,))
+    assert second["lr"] == 3e-3 and second["nll"] != best["nll"]
+    nothing = {"config": config, "rates": (1e30,), "folder": tmp_path / "x/0"}
+    assert measured("best_rate", **nothing) == {"error": "diverged at every rate"}
 
 
 @pytest.mark.slow

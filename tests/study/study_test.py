@@ -60,15 +60,8 @@ def test_curves_are_those_of_the_runs(tmp_path, monkeypatch):
 
     monkeypatch.setattr("normjax.study.study.plot_curves", plot)
     put(tmp_path, ("a", "x"), 0, top1=0.5)
-    put(tmp_path, ("a", "y"), 1, top1=0.5, run="0.1")
-    chosen = tmp_path / "a/y/1/0.1"
-    chosen.mkdir()
-    for folder in (chosen, tmp_path / "a/x/0", tmp_path / "a/y/1"):
-        (folder / "metrics.jsonl").touch()
     report_together({ALONE: study(curves="eval_nll")}, tmp_path)
-    assert drawn[("a", "x")] == [tmp_path / "a/x/0"]
-    assert drawn[("a", "y")] == [chosen]
-    assert drawn[("b", "x")] == []
+    assert drawn[("a", "x")] == [tmp_path / "a/x/0", tmp_path / "a/x/1"]
     assert "eval_nll by step" in (tmp_path / "report.md").read_text()
 
 

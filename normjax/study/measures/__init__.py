@@ -1,7 +1,6 @@
 """What studies measure beside training: functions of a seed and a folder.
 
-Each gives numbers by name, or None where a signal stopped it. The folder is that of the
-run, where the cell trained one.
+Each gives numbers by name. The folder is that of the run, where the cell trained one.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,7 +38,7 @@ _FUNCTIONS = (
     pre_norm_conversion,
     task_switch,
 )
-MEASURES: Mapping[str, Callable[..., Mapping[str, Any] | None]] = {
+MEASURES: Mapping[str, Callable[..., Mapping[str, Any]]] = {
     function.__name__: function for function in _FUNCTIONS
 }
 """By name."""
