@@ -12,7 +12,7 @@ from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite, Stream
 from normjax.core.moments import at_least_float32
 from normjax.core.ranges import BELOW_ONE, POSITIVE
-from normjax.core.registry import with_defaults
+from normjax.core.registry import unwrapped, with_defaults
 from normjax.models.base import MODELS
 from normjax.models.decoder import Decoder
 from normjax.models.layers import Factory
@@ -113,7 +113,12 @@ class ParallelDecoder(Decoder):
 
     @nn.nowrap
     def _mixer(self, layer: int = 0) -> Factory:
-        return with_defaults(super()._mixer(layer), streams=self.streams)
+        made = with_defaults(super()._mixer(layer), streams=self.streams)
+        if "streams" not in made.keywords:
+            name = unwrapped(made)[0].__name__
+            hint = "such as prefix_attention: the streams would all be the same"
+            raise UserError(f"{name} has no prefixes by stream, {hint}")
+        return made
 
     @nn.nowrap
     def _last_sites(self) -> list[FoldSite]:

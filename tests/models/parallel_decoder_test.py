@@ -109,3 +109,8 @@ def test_rows_that_make_no_streams_are_refused():
     model = models.build("decoder", **{**SIZE, "mixer": {**mixer, "streams": 3}})
     with pytest.raises(UserError, match="2 rows do not make 3 streams"):
         jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+
+
+def test_streams_that_nothing_tells_apart_are_refused():
+    with pytest.raises(UserError, match="no prefixes by stream, such as prefix_att"):
+        variables_of(built(mixer="softmax"))
