@@ -5,10 +5,10 @@
 
 AdamW and its cosine as published (Mehta et al., 2024): 4 million tokens a step in rows
 of 2,048, 350,000 steps; there with a z-loss besides (`--config.z_loss_weight`). The
-rate of 270m is the published one, those of the other sizes are ours. The tokenizer (32,000 pieces) is a file of yours, C4
-a TFDS set that is prepared. Arguments: variant (270m, 450m, 1_1b, 3b), path (a text of
-your own instead), and runlocal (a small model of the same shape on bytes of the
-standard library, to see that it works).
+rate of 270m is the published one, those of the other sizes are ours. The tokenizer
+(32,000 pieces) is a file of yours, C4 a TFDS set that is prepared. Arguments: variant
+(270m, 450m, 1_1b, 3b), path (a text of your own instead), and runlocal (a small model
+of the same shape on bytes of the standard library, to see that it works).
 """
 
 from typing import Any
