@@ -68,9 +68,7 @@ NO_DECAY = {
 }
 
 
-def learning_rate(
-    config: Any, total_steps: int, factor: float | jax.Array = 1.0
-) -> optax.Schedule:
+def learning_rate(config: Any, total_steps: int, factor: Any = 1.0) -> optax.Schedule:
     """The learning rate by update, of `schedule`, a key of `SCHEDULES`.
 
     Args:
@@ -92,10 +90,7 @@ def learning_rate(
 
 
 def build(
-    config: Any,
-    total_steps: int,
-    scanned: tuple[str, ...] = (),
-    factor: float | jax.Array = 1.0,
+    config: Any, total_steps: int, scanned: tuple[str, ...] = (), factor: Any = 1.0
 ) -> optax.GradientTransformation:
     """The gradient transformation that `config` describes.
 
@@ -114,8 +109,7 @@ def build(
       total_steps: optimizer updates of the whole run.
       scanned: names at the root of parameters with a first axis of layers, each of
         which is treated by itself (see `core.scanned`).
-      factor: of the learning rate, whatever the update; no part of the state, and may
-        be traced.
+      factor: of the learning rate, of every update, may be traced; not in the state.
 
     Raises:
       UserError: an unknown name or argument, a pattern that is no regular expression,
@@ -247,7 +241,7 @@ def updates_made(opt_state: Any, steps: jax.Array) -> jax.Array:
     return next((part.count for part in parts if is_scheduled(part)), steps)
 
 
-def _times(factor: float | jax.Array, rate: optax.Schedule) -> optax.Schedule:
+def _times(factor: Any, rate: optax.Schedule) -> optax.Schedule:
     return lambda count: factor * rate(count)
 
 
