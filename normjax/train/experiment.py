@@ -74,9 +74,7 @@ class Experiment:
     recipe: Recipe
     mesh: Mesh
     rules: dict[str, str]
-    at_rate: Callable[
-        [float | jax.Array], tuple[optax.GradientTransformation, optax.Schedule]
-    ]
+    at_rate: Callable[[Any], tuple[optax.GradientTransformation, optax.Schedule]]
     begin: Callable[[Any], Any]
     multiple: int = 1
 
