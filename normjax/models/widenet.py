@@ -36,6 +36,7 @@ class WideNet(ViT):
       dropout_rate: on the embedding.
       remat: recompute each block in the backward pass instead of storing it.
       dtype: of the computation; parameters are float32.
+      scan_layers: compile one block and run it `depth` times; without `share_layers`.
 
     Example:
       >>> import jax
