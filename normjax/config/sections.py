@@ -47,7 +47,9 @@ class BatchGrowth:
     """Batches that grow where single gradients differ too much; see docs/train.md."""
 
     test: str = run(
-        "", "of the rows that a batch needs; empty: none", "a key of `BATCH_TESTS`"
+        "",
+        "of the rows that a batch needs; empty: none",
+        ("", "norm", "inner_product", "augmented"),
     )
     tolerance: float = run(0.1, "largest relative error of the gradient", ABOVE_ZERO)
     every: int = run(10, "updates from one test to the next", POSITIVE)

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from normjax import data
+from normjax.config.check import check_config
 from normjax.core.errors import UserError
 from normjax.optim import BATCH_TESTS, Spread
 from normjax.records import report
@@ -39,6 +40,13 @@ def by_numpy(gradients, test):
         across = (rest**2).sum() / (rows - 1)  # their mean is 0
         found.append((across / (TOLERANCE**2 * square), across))
     return max(found)
+
+
+def test_the_config_knows_all_of_them():
+    for name in (*BATCH_TESTS, ""):
+        check_config(tiny_config(batch_growth__test=name))
+    with pytest.raises(UserError, match="config.batch_growth.test"):
+        check_config(tiny_config(batch_growth__test=" "))
 
 
 @pytest.mark.parametrize("test", BATCH_TESTS)
