@@ -45,7 +45,7 @@ def by_numpy(gradients, test):
 def test_the_config_knows_all_of_them():
     for name in (*BATCH_TESTS, ""):
         check_config(tiny_config(batch_growth__test=name))
-    with pytest.raises(UserError, match="config.batch_growth.test"):
+    with pytest.raises(UserError, match=r"config\.batch_growth\.test"):
         check_config(tiny_config(batch_growth__test=" "))
 
 
