@@ -206,6 +206,8 @@ class Task(abc.ABC):
         self.stood_in: set[int] = set()
         # All at once: a wrong name must not wait for its use.
         fields = config.data
+        if not fields.eval_split:
+            raise UserError("config.data.eval_split is empty: name a split to evaluate")
         for split in filter(
             None, (fields.train_split, fields.eval_split, fields.get("test_split"))
         ):

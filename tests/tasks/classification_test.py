@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from normjax.tasks import Classification
+from normjax.core.errors import UserError
+from normjax.tasks import TASKS, Classification
 from normjax.tasks.classification import metric_sums, summarize
 from normjax.tasks.scores import evaluate, make_noted_step
+from tests.train.tiny import tiny_config
 
 BINS = 15
 
@@ -165,3 +167,9 @@ def test_erasing_comes_before_mixing_and_off_changes_no_stream():
     difference = np.asarray(erased) - partners
     lam = np.sum((both - partners) * difference) / np.sum(difference**2)
     np.testing.assert_allclose(both, partners + lam * difference, atol=1e-4)
+
+
+def test_an_evaluation_without_a_split_is_refused():
+    config = tiny_config(data__eval_split="")
+    with pytest.raises(UserError, match=r"config\.data\.eval_split is empty"):
+        TASKS[config.task].make(config)
