@@ -74,6 +74,13 @@ class Distill:
     largest: int = run(
         0, "probabilities of the teacher that are told apart; 0: all", COUNT
     )
+    features: str = run(
+        "",
+        "layers that are to look where the teacher's do: a regular expression of whole "
+        "paths; empty: none",
+    )
+    teacher_features: str = run("", "those of the teacher; empty: of the same paths")
+    feature_weight: float = run(1000.0, "of their difference", COUNT)
 
 
 @dataclass(frozen=True)

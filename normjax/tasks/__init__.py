@@ -6,6 +6,11 @@ them: targets of distillation, adversarial examples, contrastive losses, as func
 """
 
 from normjax.tasks.adversarial import Attacked, adversarial_examples
+from normjax.tasks.attention_transfer import (
+    FeaturesDistilled,
+    attention_map,
+    attention_transfer_loss,
+)
 from normjax.tasks.base import TASKS, Around, Column, Objective, Task
 from normjax.tasks.classification import Classification, ImageClassification
 from normjax.tasks.contrastive import cached_gradients, contrastive_loss
@@ -41,6 +46,7 @@ __all__ = [
     "Column",
     "ContrastivePairs",
     "Distilled",
+    "FeaturesDistilled",
     "ImageClassification",
     "LanguageModeling",
     "LineRecognition",
@@ -58,6 +64,8 @@ __all__ = [
     "Transcription",
     "Transduction",
     "adversarial_examples",
+    "attention_map",
+    "attention_transfer_loss",
     "best_path",
     "cached_gradients",
     "contrastive_loss",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from normjax import data
@@ -260,6 +261,11 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def row(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of one row of a training batch."""
+
+    def example(self) -> Inputs:
+        """What a model is called with, of one row of zeros."""
+        row = {k: jnp.zeros((1, *x.shape), x.dtype) for k, x in self.row().items()}
+        return self.objective.inputs(row)
 
     def train_batches(self, **arguments: Any) -> Iterator[dict[str, np.ndarray]]:
         """Endless; `arguments` of `data.train_batches` that the config does not fix."""

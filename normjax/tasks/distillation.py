@@ -199,7 +199,7 @@ class Distilled(Around):
       0.347 0.0
     """
 
-    teacher: Callable[[Any, Any], jax.Array]
+    teacher: Callable[[Any, Any], Any]
     weight: float = 0.5
     temperature: float = 1.0
     largest: int = 0
@@ -207,12 +207,15 @@ class Distilled(Around):
     def examples(self, batch: Batch, key: jax.Array) -> tuple[Inputs, Any]:
         """Inputs, and (own targets, the teacher's probabilities [..., K])."""
         inputs, targets = self.own.examples(batch, key)
-        logits = at_least_float32(self.teacher(*inputs)) / self.temperature
-        probabilities = jax.nn.softmax(logits)
+        return inputs, (targets, self.probabilities(self.teacher(*inputs)))
+
+    def probabilities(self, logits: jax.Array) -> jax.Array:
+        """What the teacher's logits [..., K] are as targets: [..., K]."""
+        found = jax.nn.softmax(at_least_float32(logits) / self.temperature)
         if self.largest:
-            found = jax.lax.top_k(probabilities, self.largest)
-            probabilities = dense_targets(*found, num_classes=logits.shape[-1])
-        return inputs, (targets, jax.lax.stop_gradient(probabilities))
+            largest = jax.lax.top_k(found, self.largest)
+            found = dense_targets(*largest, num_classes=logits.shape[-1])
+        return jax.lax.stop_gradient(found)
 
     def loss(self, outputs: jax.Array, targets: Any):
         """The sum, and "distillation", the teacher's part without its weight."""

@@ -174,7 +174,7 @@ class Experiment:
             self.model,
             self.optimizer,
             self.config.seed,
-            _example(self.task),
+            self.task.example(),
             use_ema=self.config.ema_decay > 0,
             grows=bool(self.config.batch_growth.test),
             begin=self._begun,
@@ -285,7 +285,7 @@ def build_experiment(
         perturb=optim.perturbation(fields, scanned_of(model)),
         penalties=penalties_of(config.to_dict().get("penalties", ())),
     )
-    width = width_of(config, model, lambda: _example(task))
+    width = width_of(config, model, task.example)
     if width is not None:
         fields["groups"] = width.groups
 
@@ -311,12 +311,6 @@ def build_experiment(
 
 def _joined(rows: Sequence[np.ndarray]) -> np.ndarray:
     return rows[0] if len(rows) == 1 else np.concatenate(rows)
-
-
-def _example(task: Task) -> Any:
-    """What the model is called with, of one row of zeros."""
-    row = {k: jnp.zeros((1, *s.shape), s.dtype) for k, s in task.row().items()}
-    return task.objective.inputs(row)
 
 
 def build_model(config: Any, platform: str = "", **arguments: Any) -> nn.Module:

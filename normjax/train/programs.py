@@ -37,7 +37,7 @@ def jit_train_step(experiment: Experiment) -> Any:
     model, gradients = e.rule.model(_frozen(e, e.placed())), None
     if e.config.parallelism == "pmap":
         model = with_axis_name(e.model, DATA) if e.config.sync_batch_stats else e.model
-        model = _frozen(e, model)
+        model = e.rule.model(_frozen(e, model))
         share = 1 / batch_shards(e.mesh)
         own = make_gradients(model, everywhere(objective), recipe, share)
         gradients = per_device(own, e.mesh)

@@ -141,11 +141,12 @@ def write_records(
     classes = task.model_arguments()["num_classes"]
     if not 0 < largest < classes:
         raise UserError(f"--largest={largest} must lie in 1..{classes - 1}")
-    answer = teacher_of(workdir, "--workdir", config, task, build_model)
+    teacher = teacher_of(workdir, "--workdir", config, task, build_model)
 
     @jax.jit
     def found(batch):
-        return largest_probabilities(answer(*task.objective.inputs(batch)), largest)
+        logits = teacher.answer(*task.objective.inputs(batch))
+        return largest_probabilities(logits, largest)
 
     try:
         folder.mkdir(parents=True)

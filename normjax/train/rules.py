@@ -9,10 +9,10 @@ from normjax.train.adversarial import ConcurrentAdversarial
 from normjax.train.recorded import RecordedTeacher
 from normjax.train.rule import Rule
 from normjax.train.self_distill import SelfDistillation
-from normjax.train.teacher import Taught
+from normjax.train.teacher import taught
 
 RULES: Mapping[str, Callable[[Any, Task, Any], Rule]] = {
-    "distill.path": Taught,
+    "distill.path": taught,
     "distill.records": lambda config, task, _: RecordedTeacher(config, task),
     "self_distill.weight": lambda config, task, _: SelfDistillation(config, task),
     "adversarial.epsilon": lambda config, task, _: ConcurrentAdversarial(config, task),
@@ -30,6 +30,8 @@ def rule_of(config: Any, task: Task, build_model: Any) -> Rule:
     Raises:
       UserError: two of them, or what does not go with it.
     """
+    if _value(config, "distill.features") and not _value(config, "distill.path"):
+        raise UserError("config.distill.features needs config.distill.path")
     asked = [field for field in RULES if _value(config, field)]
     if len(asked) > 1:
         names = " and ".join(f"config.{field}" for field in asked)

@@ -1,8 +1,11 @@
 """A run as the teacher of another one, as `config.distill` says."""
 
-from collections.abc import Callable
+import difflib
+import functools
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +14,17 @@ from normjax import convert
 from normjax.core.errors import UserError
 from normjax.core.paths import workdir_path
 from normjax.records.datasets import kept_description
-from normjax.tasks import Distilled, Task
+from normjax.tasks import Distilled, FeaturesDistilled, Task
 from normjax.tasks.base import compares_rows
 from normjax.train.config import kept_config
+from normjax.train.observed import Layer, Observed, layers_of
 from normjax.train.rule import Rule
 from normjax.train.start import saved_state
 
 SEEN = ("mean", "std")
 """Fields of `config.data` that say how a model sees its inputs."""
+
+FEATURES = "config.distill.features"
 
 
 class Taught(Rule):
@@ -32,20 +38,131 @@ class Taught(Rule):
     """
 
     def __init__(self, config: Any, task: Task, build_model: Any):
-        self._made = config, task, build_model
+        self._config, self._task, self._build_model = config, task, build_model
+
+    @functools.cached_property
+    def _teacher(self) -> "Teacher":
+        where = "config.distill.path"
+        workdir = workdir_path(self._config.distill.path, where)
+        return teacher_of(workdir, where, self._config, self._task, self._build_model)
+
+    @property
+    def _mix(self) -> tuple[float, float, int]:
+        fields = self._config.distill
+        return fields.weight, fields.temperature, fields.largest
 
     def objective(self, own):
         """Raises UserError as `teacher_of`."""
-        fields, where = self._made[0].distill, "config.distill.path"
-        answer = teacher_of(workdir_path(fields.path, where), where, *self._made)
-        mix = fields.weight, fields.temperature, fields.largest
-        return Distilled(own, answer, *mix)
+        return Distilled(own, self._teacher.answer, *self._mix)
+
+
+class TaughtByLayers(Taught):
+    """The same, of a student whose layers are to look where the teacher's do.
+
+    Layers are matched in the order in which they are computed; nothing is resampled.
+    """
+
+    def __init__(self, config: Any, task: Task, build_model: Any):
+        super().__init__(config, task, build_model)
+        wrong = {
+            f"config.task={config.task!r}": config.task != "image_classification",
+            "config.batch_growth.test": bool(config.batch_growth.test),
+            f"config.mesh.stage={config.mesh.stage}": config.mesh.stage != 1,
+        }
+        for what, is_wrong in wrong.items():
+            if is_wrong:
+                raise UserError(f"{FEATURES} does not go with {what}")
+
+    def objective(self, own):
+        """Raises UserError as `teacher_of`, or layers that do not match."""
+        model = Observed(self._teacher.model, self._layers[1])
+        observed = self._teacher._replace(model=model)
+        factor = self._config.distill.feature_weight
+        return FeaturesDistilled(own, observed.answer, *self._mix, factor)
+
+    def model(self, model):
+        return Observed(model, self._layers[0])
+
+    @functools.cached_property
+    def _layers(self) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
+        """Of the student and of the teacher."""
+        config, fields = self._config, self._config.distill
+        student = self._build_model(config, **self._task.model_arguments())
+        inputs, teacher = self._task.example(), self._teacher
+        theirs = fields.teacher_features or fields.features
+        pairs = (
+            _chosen("this run", fields.features, layers_of(student, *inputs)),
+            _chosen(teacher.title, theirs, layers_of(teacher.model, *inputs)),
+        )
+        _check_alike(*pairs)
+        return pairs
+
+
+def taught(config: Any, task: Task, build_model: Any) -> Taught:
+    """The rule of `config.distill`, by layers where it names some."""
+    kind = TaughtByLayers if config.distill.get("features") else Taught
+    return kind(config, task, build_model)
+
+
+class Teacher(NamedTuple):
+    """A run as it is evaluated.
+
+    Attributes:
+      title: field or flag that names it, and its workdir.
+      model: anything with the `apply` of a Flax module.
+    """
+
+    title: str
+    model: Any
+    variables: Any
+
+    def answer(self, x: Any, known: Any) -> Any:
+        """What the model gives to inputs and keyword inputs, logits that is."""
+        arguments = {"train": False, "mutable": ["losses"], **known}
+        return self.model.apply(self.variables, x, **arguments)[0]
+
+
+def _chosen(whose: str, pattern: str, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Those whose whole name a regular expression fits.
+
+    Raises:
+      UserError: none, or no such expression.
+    """
+    try:
+        found = [layer for layer in layers if re.fullmatch(pattern, layer.name)]
+    except re.error as error:
+        raise UserError(f"{FEATURES} {pattern!r}: {error}") from None
+    if not found:
+        names = [layer.name for layer in layers]
+        near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
+        hint = f" (near: {', '.join(near)})" if near else ""
+        raise UserError(
+            f"{FEATURES} {pattern!r} finds no layer of {whose} that gives tokens or a "
+            f"map{hint}"
+        )
+    return tuple(found)
+
+
+def _check_alike(ours: Sequence[Layer], theirs: Sequence[Layer]) -> None:
+    """Raise UserError where layers have no counterpart."""
+    if len(ours) != len(theirs):
+        here, there = (", ".join(x.name for x in found) for found in (ours, theirs))
+        raise UserError(
+            f"{FEATURES}: {len(ours)} of this run ({here}) and {len(theirs)} of the "
+            f"teacher ({there}) do not match"
+        )
+    for own, other in zip(ours, theirs, strict=True):
+        if own.positions != other.positions:
+            raise UserError(
+                f"{FEATURES}: {own.name} has {own.positions} positions and "
+                f"{other.name} of the teacher {other.positions}; nothing is resampled"
+            )
 
 
 def teacher_of(
     workdir: Path, where: str, config: Any, task: Task, build_model: Any
-) -> Callable[[Any, Any], jax.Array]:
-    """(inputs, keyword inputs) -> logits of a run as it is evaluated.
+) -> Teacher:
+    """A run as a teacher.
 
     Args:
       where: field or flag that names it.  config: of the run that it teaches.
@@ -74,10 +191,4 @@ def teacher_of(
     known = getattr(kept_description(config.task, workdir), "class_names", ())
     if differing or (known and known != task.class_names()):
         raise UserError(f"{where} answers with other classes")
-    model = build_model(teacher, **size)
-
-    def answer(x: Any, known: Any) -> jax.Array:
-        found, _ = model.apply(variables, x, train=False, **known, mutable=["losses"])
-        return found
-
-    return answer
+    return Teacher(where, build_model(teacher, **size), variables)

@@ -64,7 +64,7 @@ def _curves(e: Experiment, factors: Sequence[float]) -> list[list[dict[str, Any]
     run diverges."""
 
     def update(factor, state, batch):
-        parts = e.placed(), e.objective, *e.at_rate(factor), e.recipe
+        parts = e.rule.model(e.placed()), e.objective, *e.at_rate(factor), e.recipe
         return make_train_step(*parts)(state, batch)[0]
 
     step, evaluate = jax.jit(update, donate_argnums=1), jit_eval_step(e)
