@@ -72,7 +72,9 @@ class FeaturesDistilled(Distilled):
     in the order of the student's; see `train.teacher`.
 
     Attributes:
-      feature_weight: 1,000 of the authors.
+      own, weight, temperature, largest: as of `Distilled`.
+      teacher: (inputs, keyword inputs) -> (logits, features of layers).
+      feature_weight: of the layers; 1,000 of the authors.
 
     Example:
       >>> import jax

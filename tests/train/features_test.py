@@ -1,4 +1,4 @@
-"""Attention transfer: its loss by NumPy, layers of models, and runs that learn by it."""
+"""Attention transfer: its loss by NumPy, layers of models, runs that learn by it."""
 
 import flax.linen as nn
 import jax
@@ -69,7 +69,8 @@ def test_where_there_is_nothing_to_learn():
 def test_a_teacher_of_logits_and_layers():
     rng = np.random.default_rng(2)
     own = Classification(num_classes=4, mean=(0.5,), std=(0.25,))
-    theirs, logits, ours = (rng.normal(size=s) for s in ((8, 4, 3), (2, 8, 4), (8, 4, 2)))
+    shapes = (8, 4, 3), (2, 8, 4), (8, 4, 2)
+    theirs, logits, ours = (rng.normal(size=shape) for shape in shapes)
 
     def teacher(x, known):
         return jnp.float32(logits[0]), (jnp.float32(theirs),)
@@ -215,5 +216,5 @@ def test_other_positions_and_ways_are_refused(teacher):
     with pytest.raises(UserError, match=r"blocks_0 has 4 positions .*blocks_1.* 16;"):
         build_experiment(config).objective  # noqa: B018
     config = taught(teacher, batch_growth__test="norm", batch_growth__largest=64)
-    with pytest.raises(UserError, match="does not go with config.batch_growth.test"):
+    with pytest.raises(UserError, match=r"not go with config\.batch_growth\.test"):
         build_experiment(config).objective  # noqa: B018
