@@ -41,8 +41,11 @@ def _write(workdir: Path, config: Any, folder: Path, largest: int) -> None:
     from normjax.core.console import console
     from normjax.train.experiment import build_experiment, build_model
     from normjax.train.recorded import write_records
+    from normjax.train.rules import asked
 
     with config.unlocked():
+        config.distill.records = str(folder)
+        asked(config)  # that it may learn from them
         config.distill.records = ""
     experiment = build_experiment(config)
     count = write_records(experiment, workdir, build_model, folder, largest)

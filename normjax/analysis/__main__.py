@@ -1,5 +1,6 @@
 """Pictures of what answers look at: `python -m normjax.analysis --help`."""
 
+import math
 import sys
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ from absl import flags
 from normjax.cli.flags import HELP, HelpWanted, define_workdir, parse_flags
 from normjax.cli.main import EXIT_FAILED, run
 from normjax.core.errors import UserError, one_of, printable
+from normjax.core.files import reason
 from normjax.core.paths import local_path
 
 
@@ -26,6 +28,8 @@ def saliency_command(argv: Sequence[str]) -> int:
         argv, _define, saliency_command.__doc__, files="IMAGE...", overrides=True
     )
     values, workdir = given.flags, given.workdir()
+    if not math.isfinite(values.spread):
+        raise UserError(f"--spread={values.spread} must be finite")
     places = [local_path("image", file) for file in given.files]
     from normjax.core.console import console
     from normjax.evaluation.predict import files_of
@@ -42,7 +46,10 @@ def saliency_command(argv: Sequence[str]) -> int:
     )
     label = _label(values["class"].value, explainer.names)
     out = local_path("out", values.out or str(workdir / "saliency"))
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {reason(error)}") from None
     console.print(f"maps of layer {explainer.layer}")
     unread, taken = 0, set()
     for file, found in explainer.pictures(files, label):

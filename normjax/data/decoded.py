@@ -4,6 +4,7 @@ import abc
 import contextlib
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,10 @@ class DecodedImages(abc.ABC):
 
     def __len__(self) -> int:
         return self.num_examples
+
+    def meets(self, other: Any) -> bool:
+        """Whether another split of the same set has examples of this one."""
+        return self.split == other.split
 
     def rows(self, transform: Transform | None) -> ImageRows:
         """Rows of batches: the images after `transform`, and their labels.

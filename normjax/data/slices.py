@@ -38,6 +38,26 @@ def stratified(labels: np.ndarray) -> np.ndarray:
     return np.lexsort((labels, (number + 0.5) / counts[labels]))
 
 
+def ranges_of(builder: Any, split: str) -> list[tuple[str, int, int]]:
+    """The (name, first, end) of the splits that "train[:80%]+test" is made of.
+
+    Args:
+      builder: the prepared TFDS set.
+
+    Raises:
+      KeyError, ValueError, NotImplementedError: no such split, as TFDS says it.
+    """
+    import tensorflow_datasets as tfds
+
+    known = builder.info.splits
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(known)
+    known[split]
+    whole = [range(known[part.splitname].num_examples) for part in parts]
+    taken = [n[part.from_ : part.to] for n, part in zip(whole, parts, strict=True)]
+    names = [part.splitname for part in parts]
+    return [(name, r.start, r.stop) for name, r in zip(names, taken, strict=True)]
+
+
 def take(
     name: str, builder: Any, split: str, runs: Mapping[str, Runs] | None
 ) -> tuple[str, np.ndarray | None]:
@@ -54,12 +74,9 @@ def take(
     Raises:
       UserError: no such split, or an empty one.
     """
-    import tensorflow_datasets as tfds
-
     known = builder.info.splits
     try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(known)
-        known[split]
+        parts = ranges_of(builder, split)
     except (KeyError, ValueError, NotImplementedError) as error:
         if re.split(r"[\[+]", split)[0] in known:
             reason = " ".join(str(error).split())
@@ -67,16 +84,13 @@ def take(
         hint = "; a slice is a split, too, such as train[90%:]"
         message = one_of(f"split of {name!r}:", split, known)
         raise UserError(message + hint * ("train" in known)) from None
-    sizes = [known[part.splitname].num_examples for part in parts]
-    if not any(
-        len(range(n)[p.from_ : p.to]) for n, p in zip(sizes, parts, strict=True)
-    ):
+    if all(first >= end for _, first, end in parts):
         raise UserError(f"split {split!r} of {name!r} is empty")
     if runs is None or split in known:
         return split, None
     taken, before = [], 0
-    for part in parts:
-        order = stratified(labels_of(runs[part.splitname]))
-        taken.append(before + np.sort(order[part.from_ : part.to]))
+    for part, first, end in parts:
+        order = stratified(labels_of(runs[part]))
+        taken.append(before + np.sort(order[first:end]))
         before += len(order)
-    return "+".join(part.splitname for part in parts), np.concatenate(taken)
+    return "+".join(part for part, _, _ in parts), np.concatenate(taken)

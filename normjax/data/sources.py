@@ -13,7 +13,7 @@ from normjax.core.errors import printable
 from normjax.data import prepared
 from normjax.data.decode import Images
 from normjax.data.decoded import DecodedImages
-from normjax.data.slices import labels_of, take
+from normjax.data.slices import labels_of, ranges_of, take
 
 DECODED_BYTES = 2**30
 """Sets of one image size that decode to less than this are decoded once, to a file."""
@@ -67,6 +67,7 @@ class ImageSource(DecodedImages):
         self._keys = image_key, label_key
         runs = metadata.get("label_runs")
         whole, self._taken = take(name, builder, split, runs)
+        self._ranges = ranges_of(builder, split)
         left_out = metadata.get("left_out", {})
         self.left_out = sum(left_out.get(part, 0) for part in whole.split("+"))
         encoded = {image_key: tfds.decode.SkipDecoding()}
@@ -124,6 +125,13 @@ class ImageSource(DecodedImages):
         np.save(folder / "labels.npy", labels)
         pairs = np.array(list(self.stand_ins.items()), np.int64).reshape(-1, 2)
         np.save(folder / "stand_ins.npy", pairs)
+
+    def meets(self, other):
+        return any(
+            name == theirs and max(first, there) < min(end, until)
+            for name, first, end in self._ranges
+            for theirs, there, until in other._ranges
+        )
 
     def gather(self, indices: np.ndarray) -> tuple[Images, np.ndarray]:
         if self._decoded is None:

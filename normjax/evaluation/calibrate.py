@@ -25,7 +25,7 @@ def check_fitted_on(experiment: Experiment, split: str, fitted_on: str) -> None:
     """A temperature is fitted to other examples than those that are scored.
 
     Raises:
-      UserError: the same split, no such split, or a run of no images.
+      UserError: examples of the same, no such split, or a run of no images.
     """
     if experiment.config.task != "image_classification":
         raise UserError(f"--temperature is for images, not {experiment.config.task}")
@@ -34,7 +34,8 @@ def check_fitted_on(experiment: Experiment, split: str, fitted_on: str) -> None:
             f"--temperature={fitted_on!r} is the split that is scored: name another, "
             "or slices, such as --temperature='test[:50%]' --split='test[50%:]'"
         )
-    experiment.task.source(fitted_on)
+    if experiment.task.source(fitted_on).meets(experiment.task.source(split)):
+        raise UserError(f"--temperature={fitted_on!r} has examples of split {split!r}")
 
 
 def show_calibration(

@@ -30,13 +30,23 @@ def rule_of(config: Any, task: Task, build_model: Any) -> Rule:
     Raises:
       UserError: two of them, or what does not go with it.
     """
+    field = asked(config)
+    return RULES[field](config, task, build_model) if field else Rule()
+
+
+def asked(config: Any) -> str:
+    """The field of a config that asks for a rule, or "".
+
+    Raises:
+      UserError: two of them, or one that needs another.
+    """
     if _value(config, "distill.features") and not _value(config, "distill.path"):
         raise UserError("config.distill.features needs config.distill.path")
-    asked = [field for field in RULES if _value(config, field)]
-    if len(asked) > 1:
-        names = " and ".join(f"config.{field}" for field in asked)
+    fields = [field for field in RULES if _value(config, field)]
+    if len(fields) > 1:
+        names = " and ".join(f"config.{field}" for field in fields)
         raise UserError(f"{names} do not go together: choose one")
-    return RULES[asked[0]](config, task, build_model) if asked else Rule()
+    return fields[0] if fields else ""
 
 
 def _value(config: Any, field: str) -> Any:

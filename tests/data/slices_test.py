@@ -58,6 +58,7 @@ def test_a_slice_takes_its_part_of_every_class(counted):
     assert rest.class_counts.tolist() == [2, 4, 1]
     assert values(rest) == [8, 9, 66, 67, 68, 69, 104]
     assert sorted(values(first) + values(rest)) == values(opened(counted, "train"))
+    assert not first.meets(rest) and opened(counted, "train[:90%]").meets(rest)
     for source in (first, rest):
         labels = [source.read(i)[1] for i in range(len(source))]
         assert labels == sorted(labels) and set(labels) == {0, 1, 2}

@@ -54,6 +54,7 @@ def test_a_picture(tmp_path):
         (["salience"], "unknown command 'salience'; did you mean 'saliency'"),
         (["saliency", "a.png"], "--workdir is required"),
         (["saliency", "--workdir=x", "--samples=0", "a.png"], "samples"),
+        (["saliency", "--workdir=x", "--spread=nan", "a.png"], "must be finite"),
     ],
 )
 def test_wrong_lines(arguments, message, capsys):
@@ -73,6 +74,8 @@ def test_commands_of_a_run(tmp_path, capsys, monkeypatch):
     train(tiny_config("norm=prepbn"), workdir)
     with pytest.raises(UserError, match="'test' is the split that is scored"):
         evaluate_run(workdir, temperature="test")
+    with pytest.raises(UserError, match="has examples of split 'test"):
+        evaluate_run(workdir, split="test[50%:]", temperature="train+test[:60%]")
     kept = []
     monkeypatch.setattr(
         "normjax.evaluation.run.show_calibration",
@@ -96,3 +99,6 @@ def test_commands_of_a_run(tmp_path, capsys, monkeypatch):
         run(analysis_command, [*command, "--layer=bloc", str(tmp_path / "a.png")]) == 2
     )
     assert "--layer with a map 'bloc'" in capsys.readouterr().err
+    taken = f"--out={tmp_path / 'a.png'}"
+    assert run(analysis_command, [*command, taken, str(tmp_path / "a.png")]) == 2
+    assert "File exists" in capsys.readouterr().err

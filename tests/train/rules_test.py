@@ -197,6 +197,10 @@ def test_records_fit_their_images_and_no_others(tmp_path):
     _, targets = experiment.objective.examples(batch, jax.random.key(0))
     np.testing.assert_allclose(targets, expected, atol=1e-3)
     loop.train(config, tmp_path / "run")
+    config.self_distill.weight = 0.5
+    with pytest.raises(UserError, match=r"distill\.records and config\.self_distill"):
+        _write(teacher, config, tmp_path / "others", 3)
+    config.self_distill.weight, config.distill.records = 0.0, str(tmp_path / "records")
     config.data.augment.crop_padding = 2
     with pytest.raises(UserError, match="other images than those"):
         build_experiment(config).batch(0)
