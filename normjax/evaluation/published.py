@@ -106,7 +106,7 @@ def _resampled(
     source = of_file(path, config, lambda config: build_model(config, **sizes), shape)
     flat: Any = flatten_dict(abstract_variables(model, shape), sep="/")
     shapes = {name: tuple(leaf.shape) for name, leaf in flat.items()}
-    found = match(source, Wanted(shapes, schedule_end(model)))
+    found = match(source, Wanted(shapes, schedule_end(model), chooses=False))
     if found.new:
         raise UserError(
             f"{path} has nothing for {found.new[0]} ({len(found.new)} such)"

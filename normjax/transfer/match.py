@@ -149,31 +149,35 @@ class _Match:
 
     def _refuse(self, homeless: Sequence[str]) -> None:
         """Raises UserError for what is not accounted for."""
-        title, shown = self.source.title, "config.init.exclude"
+        title, what = self.source.title, "config.init: " if self.wanted.chooses else ""
         if self.misfits:
             name, theirs, ours, why = self.misfits[0]
             rest = len(self.misfits) - 1
             more = f" (and {rest} more)" if rest else ""
             raise UserError(
-                f"config.init: {name}{more} is {theirs} in {title} and {ours} in the "
-                f"model ({why}); {shown}='^{name}$' leaves it as initialised"
+                f"{what}{name}{more} is {theirs} in {title} and {ours} in the "
+                f"model ({why}){self._remedy(name, 'as initialised')}"
             )
         if self.missing:
             names = [name_of(path) for path in self.missing]
             there = {*map(name_of, self.source.arrays), *self.source.foreign}
             raise UserError(
-                f"config.init: {title} lacks {_listed(names)} of the model"
-                f"{_near(names[0], there)}; {shown}='^{names[0]}$' leaves it as "
-                "initialised"
+                f"{what}{title} lacks {_listed(names)} of the model"
+                f"{_near(names[0], there)}{self._remedy(names[0], 'as initialised')}"
             )
         if homeless:
             arrays = self.source.arrays
             names = [name_of(p) if p in arrays else p for p in homeless]
             ours = set(map(name_of, self.wanted.shapes))
             raise UserError(
-                f"config.init: the model has no place for {_listed(names)} of {title}"
-                f"{_near(names[0], ours)}; {shown}='^{names[0]}$' leaves it out"
+                f"{what}the model has no place for {_listed(names)} of {title}"
+                f"{_near(names[0], ours)}{self._remedy(names[0], 'out')}"
             )
+
+    def _remedy(self, name: str, how: str) -> str:
+        """What leaves an array so, where somebody chooses."""
+        pattern = f"; config.init.exclude='^{name}$' leaves it {how}"
+        return pattern if self.wanted.chooses else ""
 
 
 def _listed(names: Sequence[str]) -> str:

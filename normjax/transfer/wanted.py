@@ -14,6 +14,7 @@ class Wanted(NamedTuple):
     class_names: in the order of the logits; () if there are none.
     aspect: height / width of its images.
     include, exclude, head, schedule: of `config.init`.
+    chooses: whether messages may name these.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -24,6 +25,7 @@ class Wanted(NamedTuple):
     exclude: str = ""
     head: str = "auto"
     schedule: str = "continue"
+    chooses: bool = True
 
 
 class Chosen(NamedTuple):

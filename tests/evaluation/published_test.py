@@ -168,6 +168,10 @@ def test_what_is_refused(published, command, tmp_path):
     assert "no checkpoint" in command(root / "val", weights="none.pth")
     assert "--workdir has no effect" in command(root / "val", "--workdir=x")
     assert "unknown split" in command(root / "val", "--split=foo")
+    more = convert.read(root / "deit_tiny.safetensors") | {"loss.x": np.ones(2, "f4")}
+    convert.write(root / "more.safetensors", more)
+    line = command(root / "val", weights="more.safetensors")
+    assert "no place for loss.x" in line and "config.init" not in line
     bad = tmp_path / "bad"
     for wnid in WNIDS:
         (bad / wnid).mkdir(parents=True)
