@@ -1,7 +1,9 @@
 """What is wrong with an array of a file, in words that say what to do."""
 
+import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,21 @@ def check_finite(name: str, array: np.ndarray) -> None:
     if bad:
         values = f"{bad:,} of {array.size:,} values that are no finite numbers"
         raise UserError(f"{name} holds {values}: its training had diverged")
+
+
+def single_values(state: Mapping[str, np.ndarray], shapes: Shapes) -> dict[str, Any]:
+    """`state`, single values in it as () or (1,), as is wanted: writers mix these up.
+
+    Args:
+      shapes: that are wanted.
+    """
+
+    def fitted(name: str, array: np.ndarray) -> np.ndarray:
+        shape = shapes.get(name, np.shape(array))
+        one = np.size(array) == math.prod(shape) == 1
+        return np.reshape(array, shape) if one else array
+
+    return {name: fitted(name, array) for name, array in state.items()}
 
 
 def check_shapes(state: Mapping[str, np.ndarray], shapes: Shapes, side: int) -> None:

@@ -10,7 +10,12 @@ import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from normjax.convert.checks import check_finite, check_shapes, check_types
+from normjax.convert.checks import (
+    check_finite,
+    check_shapes,
+    check_types,
+    single_values,
+)
 from normjax.convert.extras import Extra, extras_of, mask_side
 from normjax.convert.layouts import FAMILY, SIZES, STEMS, TIED
 from normjax.convert.names import (
@@ -141,6 +146,7 @@ def _matched(
     # What depends on the size of the images is compared at the size of the file's.
     side = mask_side(state, there)
     extras = extras_of(model, there, layout, (side, side) if side else image_shape)
+    state = single_values(state, there | {n: e.value.shape for n, e in extras.items()})
     known = {name: False for name in extras}
     weights = {n: e.dtype.kind == "f" for e in entries for n in e.names}
     check_types(state, known | weights)

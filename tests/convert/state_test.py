@@ -228,6 +228,16 @@ def test_the_schedule_goes_on():
     assert variables["batch_stats"]["norm"]["step"] == 0
 
 
+def test_single_values_with_an_axis():
+    """As NumPy's ascontiguousarray makes of scalars."""
+    model = small("deit_tiny_prepbn")
+    state = convert.to_torch(model, random_variables(model))
+    axes = {name: np.ascontiguousarray(array) for name, array in state.items()}
+    assert axes["norm.warm"].shape == (1,)
+    wanted = convert.from_torch(model, state).variables
+    assert_same(convert.from_torch(model, axes).variables, wanted)
+
+
 def test_norms_of_both_layouts_in_one_file():
     model = small("slab_deit_tiny")
     state = convert.to_torch(model, random_variables(model))
