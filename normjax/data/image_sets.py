@@ -80,10 +80,11 @@ class ImageSet:
     ):
         if undecodable not in UNDECODABLE:
             raise UserError(one_of("data.undecodable", undecodable, UNDECODABLE))
-        if (name in FOLDERS) != (path is not None):
+        if name in FOLDERS and path is None:
+            raise UserError(f"data set {name!r} needs data.path, where it lies")
+        if name not in FOLDERS and path is not None:
             rule = f"path says where {_listed(FOLDERS)} lie, and only that"
-            given = path and str(path)
-            raise UserError(f"data set {name!r} with path={given!r}: {rule}")
+            raise UserError(f"data set {name!r} with path={str(path)!r}: {rule}")
         if label_field and name != "hf_dataset":
             raise UserError("data.label_field is a column of hf_dataset, and only that")
         if name not in FOLDERS and (in_place or classes):
