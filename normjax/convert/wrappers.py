@@ -30,6 +30,12 @@ _WRAPPED = re.compile(
 )
 """Modules that torch.compile and FSDP put around others, wherever they are."""
 
+_TRANSFORMERS = re.compile(
+    r"(.*\.)?(patch_embeddings(\.\d+)?\.projection|embedder\.embedder\.convolution)"
+    r"\.weight"
+)
+"""First layers of the vision models of Hugging Face's transformers."""
+
 
 class Found(NamedTuple):
     """The weights of one model.
@@ -139,6 +145,11 @@ def _checked(content: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
         if adapter:
             hint = "merge it into the weights that it is for, and convert these"
             raise UserError(f"the file holds a LoRA adapter ({adapter}): {hint}")
+        if foreign := next(filter(_TRANSFORMERS.fullmatch, content), None):
+            raise UserError(
+                f"the file has the names of Hugging Face's transformers ({foreign}): "
+                "take the file with timm's, or the authors', of the same weights"
+            )
         return dict(content)
     wrong = f"{other[0]!r} is no tensor" if other else "it is empty"
     inside = f" in {'.'.join(keys)!r}" if keys else ""

@@ -97,6 +97,10 @@ def test_averages_beside_weights_by_their_prefix():
         (prefixed("a.") | prefixed("b."), r"several models \(a\., b\.\)"),
         ({"state": {}, "param_groups": []}, "state of an optimizer"),
         ({"base.q.lora_A.weight": np.ones(2)}, "a LoRA adapter"),
+        (
+            {"vit.embeddings.patch_embeddings.projection.weight": np.ones(2)},
+            "names of Hugging Face's transformers",
+        ),
         (STATE | prefixed("module."), "several models"),
     ],
 )
