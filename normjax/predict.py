@@ -69,7 +69,7 @@ def _define(values: flags.FlagValues) -> None:
 
 _OF = {
     "workdir": ("best",),
-    "model": ("weights", "image_size"),
+    "model": ("weights", "averaged", "image_size"),
     "artifact": (),
 }
 """What says which model it is, and the flags that go with each."""
@@ -96,8 +96,8 @@ def _classifier(given: CommandLine) -> Any:
         if not values.weights:
             raise UserError("--model needs --weights: see --help")
         weights = local_path("weights", values.weights)
-        side = values.image_size
-        return of_weights(values.model, weights, side=side, overrides=given.overrides)
+        how = {"side": values.image_size, "averaged": values.averaged}
+        return of_weights(values.model, weights, **how, overrides=given.overrides)
     if given.overrides:
         raise UserError(f"--config.{given.overrides[0].field} has no effect here")
     from normjax.export.artifact import load

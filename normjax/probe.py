@@ -72,15 +72,16 @@ def _frozen(given: CommandLine) -> Any:
     from normjax.evaluation.probe import of_run, of_weights
 
     if values.workdir:
-        given.refuse(["weights", "image_size"], "without --model")
+        given.refuse(["weights", "averaged", "image_size"], "without --model")
         workdir, folder = given.workdir(), values.data
         return of_run(workdir, folder, best=values.best, overrides=given.overrides)
     given.refuse(["best"], "without --workdir")
     if not values.weights or not values.data:
         raise UserError("--model needs --weights and --data: see --help")
-    weights, side = local_path("weights", values.weights), values.image_size
+    weights = local_path("weights", values.weights)
+    how = {"side": values.image_size, "averaged": values.averaged}
     return of_weights(
-        values.model, weights, values.data, side=side, overrides=given.overrides
+        values.model, weights, values.data, **how, overrides=given.overrides
     )
 
 

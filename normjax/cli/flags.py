@@ -119,9 +119,10 @@ def define_workdir(values: flags.FlagValues) -> None:
 
 
 def define_published(values: flags.FlagValues) -> None:
-    """Declare --model, --weights and --image_size, of published weights."""
+    """Declare --model, --weights, --averaged and --image_size: published weights."""
     flags.DEFINE_string("model", None, "preset of published weights", values)
     flags.DEFINE_string("weights", None, "file or folder of them", values)
+    flags.DEFINE_bool("averaged", False, "the averaged ones of the file", values)
     what = "side of the images; 0: as published"
     flags.DEFINE_integer("image_size", 0, what, 0, flag_values=values)
 

@@ -144,7 +144,7 @@ def train_command(argv: Sequence[str]) -> int:
     return EXIT_INTERRUPTED if scores is None else 0
 
 
-_OF_WEIGHTS = ("weights", "data", "classes", "image_size")
+_OF_WEIGHTS = ("weights", "averaged", "data", "classes", "image_size")
 _OF_RUNS = ("workdir", "best", "adapt", "corruption", "severity", "stream", "images")
 _OF_RUNS = (*_OF_RUNS, "temperature")
 """Flags of eval.py that go with --model, and those that do not."""
@@ -255,6 +255,7 @@ def _published(given: CommandLine) -> int:
         split=values.split or "",
         classes=values.classes,
         side=values.image_size,
+        averaged=values.averaged,
         fold=values.fold,
         overrides=given.overrides,
     )

@@ -22,6 +22,8 @@ AVERAGED = (
 """Keys under which files keep their weights, and the average of those; also with
 "state" and "dict" in them, and with one another: "net_state_dict", "ema_model"."""
 
+_TAKES = "--averaged, in training config.init.ema=averaged, takes them"
+
 _PLAIN = {word for key in RAW for word in key.split("_")} - {"state", "dict"}
 _AVERAGE = {"ema", "averaged", "avg", "teacher", "shadow"}
 
@@ -114,9 +116,7 @@ def _parted(keys: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _why_left(key: str) -> str:
-    return (
-        "averaged weights: --averaged takes them" if _is_average(key) else "not asked"
-    )
+    return f"averaged weights: {_TAKES}" if _is_average(key) else "not asked"
 
 
 def _one_of_two(raw: list[str], average: list[str], averaged: bool) -> str:
@@ -125,9 +125,7 @@ def _one_of_two(raw: list[str], average: list[str], averaged: bool) -> str:
         return pool[0]
     if not pool:
         only = ", ".join(average)
-        raise UserError(
-            f"the file holds averaged weights only ({only}): --averaged takes them"
-        )
+        raise UserError(f"the file holds averaged weights only ({only}): {_TAKES}")
     raise UserError(f"the file holds several models ({', '.join(pool)}): save one")
 
 

@@ -89,11 +89,9 @@ def opened_run(
     return experiment, variables, {k: v for k, v in spec.items() if v is not None}
 
 
-def of_weights(
-    preset: str, path: Path, *, side: int = 0, overrides: Sequence[Override] = ()
-) -> Classifier:
-    """That of published weights; see `published_model`."""
-    found = published_model(preset, path, side=side, overrides=overrides)
+def of_weights(preset: str, path: Path, **how: Any) -> Classifier:
+    """That of published weights; `how` is as of `published_model`."""
+    found = published_model(preset, path, **how)
     data, count = found.config.data, found.sizes["num_classes"]
     objective = Classification(count, tuple(data.mean), tuple(data.std))
     variables = jax.device_put(found.converted.variables)

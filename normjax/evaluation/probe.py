@@ -67,16 +67,9 @@ def of_run(
     return Frozen(str(workdir), experiment.model, variables, _on(config, folder))
 
 
-def of_weights(
-    preset: str,
-    path: Path,
-    folder: str,
-    *,
-    side: int = 0,
-    overrides: Sequence[Override] = (),
-) -> Frozen:
-    """That of published weights; see `published_model`."""
-    found = published_model(preset, path, side=side, overrides=overrides)
+def of_weights(preset: str, path: Path, folder: str, **how: Any) -> Frozen:
+    """That of published weights; `how` is as of `published_model`."""
+    found = published_model(preset, path, **how)
     variables = jax.device_put(found.converted.variables)
     config = _on(found.config, folder)
     return Frozen(f"{preset}, {path}", found.model, variables, config)

@@ -1,6 +1,7 @@
 """Evaluate published weights on a folder of images, without a run."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,17 +94,23 @@ def open_published(
     if convert.reads_images(model):
         shape = (*image_size(config), convert.channels_of(weights.state))
     if resample:
-        converted = _resampled(config, path, model, sizes, shape)
+        converted = _resampled(config, path, averaged, model, sizes, shape)
     else:
         converted = convert.from_torch(model, weights.state, shape)
     return Published(config, form + changes, weights, model, converted, sizes, shape)
 
 
 def _resampled(
-    config: Any, path: Path, model: Any, sizes: Any, shape: tuple[int, ...]
+    config: Any,
+    path: Path,
+    averaged: bool,
+    model: Any,
+    sizes: Any,
+    shape: tuple[int, ...],
 ) -> convert.Converted:
     """Every array of the model from the file, tables of positions for another size."""
-    source = of_file(path, config, lambda config: build_model(config, **sizes), shape)
+    build = partial(build_model, **sizes)
+    source = of_file(path, config, build, shape, averaged=averaged)
     flat: Any = flatten_dict(abstract_variables(model, shape), sep="/")
     shapes = {name: tuple(leaf.shape) for name, leaf in flat.items()}
     found = match(source, Wanted(shapes, schedule_end(model), chooses=False))
@@ -135,12 +142,14 @@ def published_model(
     path: Path,
     *,
     side: int = 0,
+    averaged: bool = False,
     overrides: Sequence[Override] = (),
 ) -> Published:
     """The weights of a file in a preset, which reads images as its family does.
 
     Args:
-      side: of the images; 0: as published.  overrides: of the preset's config.
+      side: of the images; 0: as published.  averaged: as of `open_published`.
+      overrides: of the preset's config.
 
     Raises:
       UserError: as of `recipe_of` and `open_published`; a preset that reads text.
@@ -156,7 +165,7 @@ def published_model(
         config.batch_size, config.microbatches = 128, 1
     config = override(config, overrides)
     resample = config.data.augment.image_size != found.image_size
-    return open_published(config, path, resample=resample)
+    return open_published(config, path, averaged=averaged, resample=resample)
 
 
 def preprocess(data: Any, given: Preprocessing, side: int = 0) -> None:
@@ -179,13 +188,14 @@ def evaluate_published(
     split: str = "",
     classes: str = "",
     side: int = 0,
+    averaged: bool = False,
     fold: bool = False,
     overrides: Sequence[Override] = (),
 ) -> dict[str, dict[str, float]]:
     """Print and return the scores of published weights on a folder of images.
 
     Args:
-      preset, path, side, overrides: of `published_model`.
+      preset, path, side, averaged, overrides: of `published_model`.
       folder: an image folder, or another set of people's own by `config.data.name`,
         whose images are read in place.
       split: "": the first there is of `LIKELY`.
@@ -197,7 +207,8 @@ def evaluate_published(
       UserError: as of `published_model`; a folder that cannot be read, or whose classes
         are not those of the model.
     """
-    published = published_model(preset, path, side=side, overrides=overrides)
+    how = {"side": side, "averaged": averaged, "overrides": overrides}
+    published = published_model(preset, path, **how)
     config = published.config
     if published.shape[-1] != 3:
         raise UserError(
@@ -270,8 +281,16 @@ def _rows(
         ),
         ("mean, std", f"{tuple(data.mean)}, {tuple(data.std)}"),
         ("arrays", f"{published.converted.used:,}"),
+        ("taken of the file", published.weights.taken),
+        ("left out of it", _left(published)),
         ("made to fit", "; ".join(f"{n} {name}: {why}" for name, n, why in fitted)),
         ("set by the file", ", ".join(f"{c.field}={c.value}" for c in changes)),
         ("images a second", speed),
     ]
     return [row for row in rows if row[1]]
+
+
+def _left(published: Published) -> str:
+    """What else the file holds, and why it is left out."""
+    left = {**published.weights.left, **published.converted.dropped}
+    return "; ".join(f"{n} {name}: {why}" for name, n, why in convert.grouped(left))

@@ -102,6 +102,25 @@ def test_tables_of_positions_are_resampled(published, capfd):
     assert "1 + 2x2 positions to 1 + 3x3" in words and "center 48 x 48" in words
 
 
+def test_averaged_weights_are_those_asked_for(published, capfd):
+    root, models, images = published
+    state = convert.read(root / "deit_tiny.safetensors")
+    both = {f"student.{name}": array * 0 for name, array in state.items()}
+    both |= {f"teacher.{name}": array for name, array in state.items()}
+    convert.write(root / "both.safetensors", both)
+    given = {"side": SIDE, "overrides": OVERRIDES}
+    paths = root / "both.safetensors", root / "val"
+    scores = evaluate_published("deit_tiny", *paths, averaged=True, **given)
+    _, nll = by_hand(*models["deit_tiny"], images)
+    assert scores["unfolded"]["nll"] == pytest.approx(nll, rel=1e-4)
+    capfd.readouterr()
+    scores = evaluate_published("deit_tiny", *paths, **given)
+    assert scores["unfolded"]["nll"] == pytest.approx(math.log(4))
+    words = " ".join(capfd.readouterr().out.replace("│", " ").split())
+    assert "taken of the file student." in words
+    assert "teacher.*: averaged weights: --averaged" in words
+
+
 def test_the_order_of_classes_from_a_file(published, tmp_path):
     root, models, images = published
     order = [2, 0, 3, 1]  # class i of the model is the folder order[i]
