@@ -14,13 +14,13 @@ ANCHORS = tuple(dict.fromkeys(name for f in FAMILIES.values() for name in f.anch
 """Arrays of which every model has one, whatever stands before its names."""
 
 STEMS = {
-    name: f.patches.get(name, 1)
+    name: f.patches.get(name, (1,))
     for f in FAMILIES.values()
     if f.classes
     for name in f.patches or f.stems or f.anchors
 }
-"""First layers, and how many positions stand beside each other in what they read: one
-for convolutions, those of a patch for linear layers."""
+"""First layers, and how many positions may stand beside each other in what they read:
+one for convolutions, those of a patch for linear layers."""
 
 TIED = tuple(dict.fromkeys(pair for f in FAMILIES.values() for pair in f.tied.items()))
 """Pairs (array, the one that it repeats) where one serves twice."""

@@ -84,7 +84,8 @@ def layouts_of(model: nn.Module, variables: Mapping[str, Any]) -> list[str]:
     """
     paths = ["/".join(key[1:]) for key in flatten_dict(dict(variables))]
     norms, kind = _norm_kinds(model), type(model).__name__
-    own = _of_its_kind(model)
+    if not (own := _of_its_kind(model)):
+        raise UserError(f"no published layout for this {kind}")
     fitting = [
         name
         for name in own
@@ -105,14 +106,13 @@ def layouts_of(model: nn.Module, variables: Mapping[str, Any]) -> list[str]:
 
 
 def _of_its_kind(model: nn.Module) -> list[str]:
-    """The layouts of families with a preset of the model's class; else all of them."""
+    """The layouts of families with a preset of the model's class."""
     entry = MODELS.entry_of(type(model))
-    own = [
+    return [
         name
         for name, family in layouts.FAMILY.items()
         if entry and any(p["name"] == entry.name for p in family.presets.values())
     ]
-    return own or list(layouts.LAYOUTS)
 
 
 def form_of(family: Family, names: Collection[str]) -> dict[str, Any]:

@@ -296,11 +296,12 @@ def size_of(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def channels_of(state: State) -> int:
-    """Channels of the images that the first convolution of a state dict reads."""
-    inputs = [state[k].shape[1] // n for k, n in STEMS.items() if k in state]
+    """Channels of images: what the first layer reads, of several such the least."""
+    widths = [(state[k].shape[1], n) for k, n in STEMS.items() if k in state]
+    inputs = [width // n for width, ns in widths for n in ns if not width % n]
     if not inputs:
         raise UserError(f"the file lacks the first convolution ({', '.join(STEMS)})")
-    return inputs[0]
+    return min(inputs)
 
 
 def grouped(names: Mapping[str, str]) -> list[tuple[str, int, str]]:

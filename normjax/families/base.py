@@ -105,8 +105,8 @@ class Family(NamedTuple):
       anchors: arrays of which every such file has one, whatever stands before its
         names: the first convolution, or the table of tokens.
       stems: first convolutions, where they are not the anchors.
-      patches: first layers that are linear ones of unfolded patches -> positions of a
-        patch.
+      patches: first layers that are linear ones of unfolded patches -> positions that
+        a patch may have.
       tied: arrays that repeat another one where it serves twice.
       classes: arrays with a row for each class.  tokens: those with one for each token.
       forms: arguments that models have whose files hold an array, by its name: where
@@ -138,7 +138,7 @@ class Family(NamedTuple):
     layouts: Mapping[str, list[Row]] = {}
     anchors: tuple[str, ...] = ()
     stems: tuple[str, ...] = ()
-    patches: Mapping[str, int] = {}
+    patches: Mapping[str, tuple[int, ...]] = {}
     tied: Mapping[str, str] = {}
     classes: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()

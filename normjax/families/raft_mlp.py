@@ -86,6 +86,7 @@ RAFT_MLP = Family(
         ]
     },
     anchors=("levels.0.fn.0.fc.weight",),
+    patches={"levels.0.fn.0.fc.weight": (4**2 + 8**2, 16**2)},
     classes=("classifier.weight",),
     epsilon=1e-5,
     preprocessing={"": Preprocessing(interpolation="bilinear")},

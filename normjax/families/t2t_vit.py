@@ -91,8 +91,8 @@ T2T_VIT = Family(
     },
     anchors=("tokens_to_token.project.weight",),
     patches={
-        "tokens_to_token.attention1.kqv.weight": 49,
-        "tokens_to_token.attention1.attn.qkv.weight": 49,
+        "tokens_to_token.attention1.kqv.weight": (49,),
+        "tokens_to_token.attention1.attn.qkv.weight": (49,),
     },
     classes=("head.weight",),
     # The table of positions and what performers draw are not trained.

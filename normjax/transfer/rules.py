@@ -97,17 +97,32 @@ def fit_positions(array: np.ndarray, shape: Shape, views: Views):
     return whole.reshape(shape), f"{how}, new tokens 0" if len(new) else how
 
 
-def fit_offsets(array: np.ndarray, shape: Shape, views: Views):
-    """Another window; files keep a table of square ones as [offsets, heads]."""
-    del views
-    side = round(math.sqrt(len(array)))
-    if array.ndim == 2 and side**2 == len(array):
-        array = array.reshape(side, side, -1)
-    if array.ndim != len(shape) or array.shape[2:] != shape[2:]:
+def _by_place(table: np.ndarray, shape: Shape) -> np.ndarray:
+    """[rows, columns, heads]; files keep square tables as [rows * columns, heads]."""
+    side = round(math.sqrt(len(table)))
+    if table.ndim == 2 and side**2 == len(table):
+        table = table.reshape(side, side, -1)
+    if table.ndim != len(shape) or table.shape[2:] != shape[2:]:
         raise Misfit("of another number of heads")
+    return table
+
+
+def fit_offsets(array: np.ndarray, shape: Shape, views: Views):
+    """Another window."""
+    del views
+    array = _by_place(array, shape)
     windows = [[(side + 1) // 2 for side in s[:2]] for s in (array.shape, shape)]
     theirs, ours = ("x".join(map(str, window)) for window in windows)
     return resize_offsets(array, shape[:2]), f"window {theirs} to {ours}"
+
+
+def fit_distances(array: np.ndarray, shape: Shape, views: Views):
+    """Another window, of biases by |offset|: bicubic and antialiased, as timm's
+    `resize_rel_pos_bias_table_levit`."""
+    del views
+    array = _by_place(array, shape)
+    theirs, ours = ("x".join(map(str, s[:2])) for s in (array.shape, shape))
+    return resize_grid(array, shape[:2]), f"window {theirs} to {ours}"
 
 
 def fit_channels(kernel: np.ndarray, shape: Shape, views: Views):
@@ -137,6 +152,7 @@ def fit_patches(kernel: np.ndarray, shape: Shape, views: Views):
 RULES: Sequence[Rule] = (
     Rule(r"(^|/)(pos_embed(_\d+)?|positional_encoding)$", fit_positions),
     Rule(r"(^|/)relative_position_bias$", fit_offsets),
+    Rule(r"(^|/)(absolute_position|offset)_bias$", fit_distances),
     Rule(r"^stem/proj/kernel$", fit_patches),
     Rule(r"^(stem/(conv_0|unit/conv)|stem_conv)/kernel$", fit_channels),
 )

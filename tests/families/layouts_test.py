@@ -95,6 +95,7 @@ def test_names_and_shapes_and_back(layout):
     wrapped = {f"module.{name}": array for name, array in state.items()}
     unwrapped = found({"model": wrapped}).state
     assert unwrapped.keys() == state.keys()
+    assert not convert.reads_images(model) or convert.channels_of(state) == shape[-1]
     converted = convert.from_torch(model, unwrapped, shape)
     assert converted.layout == layout and not converted.filled
     pairs = zip(*map(jax.tree.leaves, (converted.variables, variables)), strict=True)

@@ -7,6 +7,7 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.optimize import brentq
 
 from normjax.transfer import resample
+from normjax.transfer.rules import Misfit, Views, fit
 
 
 def pillow(plane, size):
@@ -24,6 +25,20 @@ def test_grids_are_resized_as_pillow_does(old, new):
     for channel in range(3):
         expected = pillow(grid[..., channel], new)
         np.testing.assert_allclose(ours[..., channel], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["absolute_position_bias", "offset_bias"])
+def test_biases_by_distance_are_resized_as_pillow_does(name):
+    """TinyViT's and FcaFormer's, which files keep flat."""
+    table = np.random.default_rng(0).normal(size=(7, 7, 2)).astype(np.float32)
+    path, shape = f"blocks_1_0/mixer/window/{name}", (12, 12, 2)
+    ours, how = fit(path, table.reshape(49, 2), shape, Views())
+    for head in range(2):
+        expected = pillow(table[..., head], (12, 12))
+        np.testing.assert_allclose(ours[..., head], expected, atol=1e-5)
+    assert how == "window 7x7 to 12x12"
+    with pytest.raises(Misfit, match="heads"):
+        fit(path, table.reshape(49, 2), (12, 12, 3), Views())
 
 
 def places(old, new):
