@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from normjax.core.collections import BATCH_STATS, PARAMS
 from normjax.core.errors import UserError
-from normjax.core.scanned import layers_run_by
+from normjax.core.scanned import layers_run_by, scanned_of
 from normjax.devices.mesh import BATCH_AXES, COPIES, STAGE, batch_shards
 from normjax.devices.pipeline import Pipeline, in_microbatches
 
@@ -38,6 +38,11 @@ class Placed(NamedTuple):
     mesh: Mesh
     shardings: Any
     microbatches: int = 1
+
+    @property
+    def scanned(self) -> tuple[str, ...]:
+        """As `model`, see `core.scanned`."""
+        return scanned_of(self.model)
 
     def apply(self, variables: dict[str, Any], x: Any, **arguments: Any) -> Any:
         """As `model.apply`.

@@ -17,7 +17,9 @@ from normjax.analysis.layers import (
     read_layers,
 )
 from normjax.tasks import NextToken
+from normjax.train.experiment import build_experiment
 from normjax.train.loop import train
+from normjax.train.programs import jit_diagnose
 from tests.train.tiny import Linear, tiny_config, toy_state
 
 ROWS, LENGTH, VOCABULARY = 3, 6, 11
@@ -69,6 +71,16 @@ def test_scanned_layers_are_seen_one_by_one(looked):
     expected = diagnose(apart, batch)
     assert len(expected["attention_entropy"]) == 2
     chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_sees_them_one_by_one_too():
+    config = tiny_config("norm=layer_norm,mixer=softmax", model__depth=2)
+    config.model.scan_layers = True
+    e = build_experiment(config)
+    state, batch = e.abstract_state(), e.abstract_batch()
+    found = jax.eval_shape(jit_diagnose(e), state, batch)
+    mixers = {"blocks_0/mixer", "blocks_1/mixer"}
+    assert set(found["attention_entropy"]) == mixers
 
 
 @pytest.fixture(scope="module")
