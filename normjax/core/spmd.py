@@ -1,8 +1,13 @@
-"""What a function with a hand-written gradient owes to `shard_map`."""
+"""What functions with hand-written gradients or kernels owe to several devices."""
 
+import contextlib
+import contextvars
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.sharding import Mesh, PartitionSpec
 
 
 def match_varying(*trees: Any) -> tuple[Any, ...]:
@@ -20,3 +25,46 @@ def match_varying(*trees: Any) -> tuple[Any, ...]:
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(cast, trees)
+
+
+_DIVIDED: contextvars.ContextVar[tuple[Mesh, tuple[str, ...]] | None]
+_DIVIDED = contextvars.ContextVar("divided", default=None)
+
+
+@contextlib.contextmanager
+def batch_divided(mesh: Mesh, axes: tuple[str, ...]) -> Iterator[None]:
+    """What is traced inside has its batch divided along `axes` and nothing else."""
+    token = _DIVIDED.set((mesh, axes))
+    try:
+        yield
+    finally:
+        _DIVIDED.reset(token)
+
+
+def over_batch(
+    function: Callable[..., jax.Array], batched: tuple[jax.Array, ...], *rest: Any
+) -> jax.Array:
+    """`function(*batched, *rest)`, by each device for its part of the batch.
+
+    So inside of `batch_divided`, where the devices divide the batch without rest;
+    elsewhere, and within `shard_map`, it is called as it is.
+
+    Args:
+      function: to [B, ...], of examples that know nothing of each other.
+      batched: arrays [B, ...].  rest: arrays that are the same for all examples.
+    """
+    divided = _DIVIDED.get()
+    if divided is None or jax.sharding.get_abstract_mesh().manual_axes:
+        return function(*batched, *rest)
+    mesh, axes = divided
+    if batched[0].shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+        return function(*batched, *rest)
+    part, whole = PartitionSpec(axes), PartitionSpec()
+    mapped = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(part,) * len(batched) + (whole,) * len(rest),
+        out_specs=part,
+        check_vma=False,
+    )
+    return mapped(*batched, *rest)

@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from normjax.core.collections import BATCH_STATS, PARAMS
 from normjax.core.errors import UserError
 from normjax.core.scanned import layers_run_by, scanned_of
+from normjax.core.spmd import batch_divided
 from normjax.devices.mesh import BATCH_AXES, COPIES, STAGE, batch_shards
 from normjax.devices.pipeline import Pipeline, in_microbatches
 
@@ -57,6 +58,8 @@ class Placed(NamedTuple):
         staged = self.microbatches > 0 and self.mesh.shape[STAGE] > 1
         with contextlib.ExitStack() as around:
             around.enter_context(nn.intercept_methods(_hold_rows(self.mesh, rows)))
+            if self.mesh.size == batch_shards(self.mesh):
+                around.enter_context(batch_divided(self.mesh, BATCH_AXES))
             if staged:
                 pipeline = Pipeline(self.mesh, self.microbatches)
                 around.enter_context(layers_run_by(pipeline))

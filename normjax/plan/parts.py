@@ -25,6 +25,8 @@ _ADDED = re.compile(
     r"[\w<>.\-]*\(.*|cond|while|body|scan|checkpoint|branch_\d+_fun|.*_call|.*(->|\._).*"
 )
 _NORM = re.compile(r"norm\d*($|_)")
+_UNNAMED = re.compile(r"[A-Z]\w*_\d+")  # a module inside that shares the scope
+_KERNEL = "pallas_call"
 _STEMS = ("stem", "embed", "token_embed", "patch_embed", "position")
 _HEADS = ("head", "loss", "fc_norm", "pool")
 
@@ -60,6 +62,9 @@ def part_of(path: str) -> str:
 
 
 def _of_mixer(inside: list[str], primitive: str) -> str:
+    inside = [name for name in inside if not _UNNAMED.fullmatch(name)]
+    if primitive == _KERNEL:
+        return "mixer cores"
     if any(_NORM.search(name) for name in inside):
         return "norms"
     if any("conv" in name or name.startswith("dw") for name in inside):

@@ -1,5 +1,7 @@
 """Softmax attention with a learned bias by offset as a core."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,11 @@ from flax.typing import Dtype
 from normjax.core.broadcast import repeat_over_batch
 from normjax.core.dense import trunc_normal
 from normjax.core.moments import at_least_float32
+from normjax.kernels.choice import kernel_or_function
+from normjax.kernels.window_attention import fits, window_attention
 from normjax.mixers.base import CORES
 from normjax.mixers.ops.attend import softmax_over_maps
+from normjax.mixers.ops.partition import Windows
 from normjax.mixers.steps import check_same_map, sized_table
 
 _OTHER_REGION = -100.0  # finite, as published
@@ -43,6 +48,8 @@ class RelativeSoftmax(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
+    takes_windows: ClassVar[bool] = True
+
     @nn.compact
     def __call__(
         self,
@@ -52,6 +59,7 @@ class RelativeSoftmax(nn.Module):
         *,
         mask: jax.Array | None = None,
         regions: np.ndarray | None = None,
+        windows: Windows | None = None,
     ) -> jax.Array:
         """q, k, v: [B, H, W, D] -> as q. See `mixers.cores`.
 
@@ -59,14 +67,46 @@ class RelativeSoftmax(nn.Module):
           UserError: keys of another map than queries: there is no offset between them.
         """
         check_same_map("relative_softmax", q, k)
-        height, width = q.shape[1:3]
+        height, width = q.shape[1:3] if windows is None else windows.size
         shape = (2 * height - 1, 2 * width - 1, self.num_heads)
         name, what = "relative_position_bias", "table of offsets"
         table = sized_table(self, name, shape, trunc_normal, what, self.param_dtype)
         bias = _bias_by_offset(at_least_float32(table), height, width)
-        if regions is not None:
-            bias = _apart(bias, regions, q.shape[0])
-        return softmax_over_maps(q, k, v, self.num_heads, bias=bias, mask=mask)
+        if windows is None:
+            return _attend(q, k, v, bias, mask, regions, self.num_heads)
+        return _in_windows(q, k, v, bias, mask, windows, self.num_heads)
+
+
+def _attend(q, k, v, bias, mask, regions, num_heads):
+    if regions is not None:
+        bias = _apart(bias, regions, q.shape[0])
+    return softmax_over_maps(q, k, v, num_heads, bias=bias, mask=mask)
+
+
+def _in_windows(q, k, v, bias, mask, windows: Windows, num_heads: int):
+    def cut(q, k, v, bias):
+        inside = None if mask is None else windows.cut(mask)
+        regions = windows.regions(q.shape[1:3])
+        o = _attend(*map(windows.cut, (q, k, v)), bias, inside, regions, num_heads)
+        return windows.joined(o, q.shape[1:3])
+
+    def kernel(q, k, v, bias):
+        if not fits(q, num_heads, *windows):
+            return cut(q, k, v, bias)
+        return window_attention(
+            q,
+            k,
+            v,
+            bias[0],
+            num_heads=num_heads,
+            window=windows.size,
+            shift=windows.shift,
+            apart=_OTHER_REGION,
+        )
+
+    if mask is not None:
+        return cut(q, k, v, bias)
+    return kernel_or_function(kernel, cut, (q, k, v), bias)
 
 
 def _bias_by_offset(table: jax.Array, height: int, width: int) -> jax.Array:

@@ -11,7 +11,7 @@ from normjax.core.dense import Dense
 from normjax.core.errors import UserError
 from normjax.core.registry import Part, Spec
 from normjax.mixers.base import CORES, MIXERS, Mixer
-from normjax.mixers.ops.partition import merge, padded, partition, shifted_regions
+from normjax.mixers.ops.partition import Windows, padded
 from normjax.mixers.steps import dense_of, normalized_maps, own_core, project
 
 
@@ -85,25 +85,25 @@ class WindowAttention(Mixer):
           UserError: windows that do not cover the grid, a shift beyond the window,
             initialised for another window, or D does not split into heads.
         """
-        window, shift = self._geometry(x.shape[1:3])
+        windows = Windows(*self._geometry(x.shape[1:3]))
         core, (height, width) = own_core(self), x.shape[1:3]
         if self.pad:
-            x = padded(x, window)
-            mask = None if mask is None else padded(mask, window, True)
-        grid = x.shape[1:3]
-
-        def windows(t):
-            t = jnp.roll(t, (-shift, -shift), (1, 2)) if shift else t
-            return partition(t, window)
-
-        mask = None if mask is None else windows(mask)
-        q, k, v = project(self, windows(x))
-        q, k = normalized_maps(self, q, k, mask, train)
-        regions = shifted_regions(grid, window, shift) if shift else None
-        o = core(q, k, v, mask=mask, regions=regions)
-        y = merge(Dense(x.shape[-1], name="proj", **dense_of(self))(o), grid)
-        y = jnp.roll(y, (shift, shift), (1, 2)) if shift else y
+            x = padded(x, windows.size)
+            mask = None if mask is None else padded(mask, windows.size, True)
+        if getattr(core, "takes_windows", False) and self.qk_norm is None:
+            o = core(*project(self, x), mask=mask, windows=windows)
+        else:
+            o = self._cut(core, x, mask, windows, train)
+        y = Dense(x.shape[-1], name="proj", **dense_of(self))(o)
         return y[:, :height, :width] if self.pad else y
+
+    def _cut(self, core, x, mask, windows: Windows, train: bool) -> jax.Array:
+        grid = x.shape[1:3]
+        mask = None if mask is None else windows.cut(mask)
+        q, k, v = project(self, windows.cut(x))
+        q, k = normalized_maps(self, q, k, mask, train)
+        o = core(q, k, v, mask=mask, regions=windows.regions(grid))
+        return windows.joined(o, grid)
 
     @nn.nowrap
     def _geometry(self, grid: tuple[int, ...]) -> tuple[tuple[int, int], int]:

@@ -1,6 +1,6 @@
 """Maps cut into parts, put together again, stretched and pooled."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +106,32 @@ def shifted_regions(
     h, w = window
     labels = labels.reshape(grid[0] // h, h, grid[1] // w, w)
     return labels.swapaxes(1, 2).reshape(-1, h * w)
+
+
+class Windows(NamedTuple):
+    """How a map is cut into windows.
+
+    Attributes:
+      size: (height, width).
+      shift: rows and columns by which the windows are moved, cyclically.
+    """
+
+    size: tuple[int, int]
+    shift: int = 0
+
+    def cut(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, ...] -> [B * n, h, w, ...]."""
+        back = -self.shift, -self.shift
+        return partition(jnp.roll(x, back, (1, 2)) if self.shift else x, self.size)
+
+    def joined(self, x: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+        """The inverse of `cut`."""
+        x = merge(x, grid)
+        return jnp.roll(x, (self.shift, self.shift), (1, 2)) if self.shift else x
+
+    def regions(self, grid: tuple[int, ...]) -> np.ndarray | None:
+        """`shifted_regions`; None where nothing is shifted."""
+        return shifted_regions(grid, self.size, self.shift) if self.shift else None
 
 
 def overlapping(

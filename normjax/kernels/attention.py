@@ -1,0 +1,84 @@
+"""Softmax attention of what lies in the memory of a core, as kernels do it."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+LANES, SUBLANES = 128, 8
+"""Of a register of float32."""
+
+TOGETHER = 4
+"""Tiles whose steps alternate, so that units do not wait for each other's results."""
+
+LOG2_E = math.log2(math.e)
+
+HIDDEN = -1e30
+"""Bias of a key that a query does not see. Finite, so that no row has a NaN."""
+
+Tile = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def padded(size: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-size // multiple) * multiple
+
+
+def lane_tiles(width: int) -> list[slice]:
+    """The channels of registers, the last one maybe not full."""
+    return [slice(i, min(i + LANES, width)) for i in range(0, width, LANES)]
+
+
+def attend(
+    tiles: Sequence[Tile],
+    biases: Sequence[Callable[[int], jax.Array]],
+    head_width: int,
+) -> list[jax.Array]:
+    """softmax(q k^T / sqrt(K) + bias) v of the heads in each tile.
+
+    Scores are keys x queries: their largest and their sum go down a register, not
+    across its lanes, and one transposition of v and of the result serves all heads.
+    The products of bfloat16 queries and keys are scaled when they are exact.
+
+    Args:
+      tiles: q [N, L], k [M, L] and v [M, L] of up to 128 channels L, whole heads.
+      biases: of each tile, (its head) -> [M, N] times sqrt(K), in float32.
+      head_width: K.
+
+    Returns:
+      [N, L] of each tile, in float32.
+    """
+    factor = head_width**-0.5 * LOG2_E
+    scores = []
+    for q, k, _ in tiles:
+        q, wide = q.astype(jnp.bfloat16), k.astype(jnp.float32)
+        channel = jax.lax.broadcasted_iota(jnp.int32, (1, k.shape[1]), 1)
+        for start in range(0, k.shape[1], head_width):
+            own = (channel >= start) & (channel < start + head_width)
+            only = jnp.where(own, wide, 0).astype(jnp.bfloat16)
+            scores.append(_product(only, q, ((1,), (1,))))
+    weights, totals = [], []
+    rest = iter(scores)
+    for (_, k, _), bias in zip(tiles, biases, strict=True):
+        for head in range(k.shape[1] // head_width):
+            score = next(rest) + bias(head)
+            weight = jnp.exp2((score - jnp.max(score, 0, keepdims=True)) * factor)
+            weights.append(weight.astype(jnp.bfloat16))
+            totals.append(jnp.sum(weight, 0, keepdims=True))
+    found, pairs = [], iter(zip(weights, totals, strict=True))
+    for _, _, v in tiles:
+        turned = jnp.transpose(v.astype(jnp.float32)).astype(jnp.bfloat16)
+        heads = []
+        for start in range(0, v.shape[1], head_width):
+            weight, total = next(pairs)
+            o = _product(turned[start : start + head_width], weight, ((1,), (0,)))
+            heads.append(o * (1 / total))
+        found.append(jnp.transpose(jnp.concatenate(heads, 0)))
+    return found
+
+
+def _product(a: jax.Array, b: jax.Array, contracted: tuple) -> jax.Array:
+    return jax.lax.dot_general(
+        a, b, (contracted, ((), ())), preferred_element_type=jnp.float32
+    )
