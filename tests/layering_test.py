@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"core", "families"},
+    {"kernels"},
     {"activations", "norms", "mixers", "reparam", "devices", "calibration"},
     {"models", "data", "optim", "losses", "adapt"},
     {"fusion", "tasks", "config", "convert"},

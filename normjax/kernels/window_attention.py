@@ -125,13 +125,13 @@ def window_attention(
     """softmax(q k^T / sqrt(K) + bias) v in every window of a map.
 
     Windows begin `shift` rows and columns behind the corner; those that reach over an
-    edge go on at the opposite one, and `apart` is added to pairs that only meet there.
-    Softmax and sums in float32.
+    edge go on at the opposite one (Liu et al., 2021), and `apart` is added to pairs
+    that only meet there. Softmax and sums in float32.
 
     XLA lays maps out with the images in the rows of registers, for sides of 28 or 14 do
     not fill them. So does the kernel, to which rows and columns are addresses: nothing
-    is rolled, cut or put together. Eight images and one row of windows are a step; each
-    image's tokens are every eighth row.
+    is rolled or cut. Eight images and one row of windows are a step; the tokens of an
+    image are every eighth row.
 
     Args:
       q, k, v: bfloat16 [B, H, W, D], heads side by side.
@@ -145,25 +145,21 @@ def window_attention(
     """
     batch, height, width, channels = q.shape
     geometry = _geometry(height, width, window, shift)
-    root = (channels // num_heads) ** 0.5
+    head = channels // num_heads
+    root = head**0.5
     biases = root * _of_groups(bias.astype(jnp.float32), geometry)
     added = root * apart * _apart(geometry)
-    specs = [
-        _lines(shift, window[0] - shift, geometry, channels),
-        *([_lines(window[0], shift, geometry, channels)] if shift else []),
-        *(pl.BlockSpec(x.shape, lambda *_: (0, 0, 0)) for x in (biases, added)),
-    ]
-    *pieces, _, _ = specs
+    pieces = _pieces(geometry, channels)
+    tables = [pl.BlockSpec(x.shape, lambda *_: (0, 0, 0)) for x in (biases, added)]
     maps = [t for x in (q, k, v) for t in [jnp.moveaxis(x, 0, 2)] * len(pieces)]
     rows = (len(lane_tiles(channels)), window[0], geometry.reached * SUBLANES, LANES)
     lines = (2, window[0], width, SUBLANES, channels)
+    kernel = functools.partial(_kernel, geometry=geometry, head_width=head)
     o = pl.pallas_call(
-        functools.partial(
-            _kernel, geometry=geometry, head_width=channels // num_heads
-        ),
+        kernel,
         jax.ShapeDtypeStruct((height, width, batch, channels), q.dtype),
         grid=(batch // SUBLANES, geometry.rows),
-        in_specs=[*pieces * 3, *specs[len(pieces) :]],
+        in_specs=pieces * 3 + tables,
         out_specs=pl.BlockSpec(memory_space=pl.ANY),
         scratch_shapes=[
             *[pltpu.VMEM(rows, jnp.float32)] * 3,
@@ -174,6 +170,13 @@ def window_attention(
         name="window_attention",
     )(*maps, biases, added)
     return jnp.moveaxis(o, 2, 0)
+
+
+def _pieces(geometry: _Geometry, channels: int) -> list[pl.BlockSpec]:
+    """Of a map, the lines of a row of windows: two, for the last row goes round."""
+    lines, shift = geometry.window[0], geometry.shift
+    upper = _lines(shift, lines - shift, geometry, channels)
+    return [upper, _lines(lines, shift, geometry, channels)] if shift else [upper]
 
 
 def _lines(first: int, count: int, geometry: _Geometry, channels: int) -> pl.BlockSpec:

@@ -40,7 +40,9 @@ def one_by_one(q, k, v, bias, heads, window, shift):
             over = 2 * (rows >= height)[:, None] + (columns >= width)
             differ = over.reshape(-1, 1) != over.reshape(-1)
             place = np.ix_(range(8), rows % height, columns % width, range(channels))
-            tokens = (t[place].reshape(8, -1, heads, channels // heads) for t in (q, k, v))
+            tokens = (
+                t[place].reshape(8, -1, heads, channels // heads) for t in (q, k, v)
+            )
             queries, keys, values = tokens
             score = np.einsum("bnhk,bmhk->bhnm", queries, keys)
             score = score * (channels // heads) ** -0.5 + bias + APART * differ

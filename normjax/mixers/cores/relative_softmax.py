@@ -12,7 +12,6 @@ from normjax.core.broadcast import repeat_over_batch
 from normjax.core.dense import trunc_normal
 from normjax.core.moments import at_least_float32
 from normjax.kernels.choice import kernel_or_function
-from normjax.kernels.window_attention import fits, window_attention
 from normjax.mixers.base import CORES
 from normjax.mixers.ops.attend import softmax_over_maps
 from normjax.mixers.ops.partition import Windows
@@ -27,7 +26,8 @@ class RelativeSoftmax(nn.Module):
 
     R_ij = table[yi - yj + H - 1, xi - xj + W - 1] per head, -100 more where the
     regions of i and j differ. `regions` is int [n, H * W] and belongs to batches of n
-    maps per image, image after image; None: one region.
+    maps per image, image after image; None: one region. With `windows` the maps are
+    whole, and are attended to in windows: a TPU does it without cutting them.
 
     Attributes:
       num_heads: heads.
@@ -87,10 +87,14 @@ def _in_windows(q, k, v, bias, mask, windows: Windows, num_heads: int):
     def cut(q, k, v, bias):
         inside = None if mask is None else windows.cut(mask)
         regions = windows.regions(q.shape[1:3])
-        o = _attend(*map(windows.cut, (q, k, v)), bias, inside, regions, num_heads)
+        q_in, k_in, v_in = map(windows.cut, (q, k, v))
+        o = _attend(q_in, k_in, v_in, bias, inside, regions, num_heads)
         return windows.joined(o, q.shape[1:3])
 
     def kernel(q, k, v, bias):
+        # Here, for Pallas takes longer to import than all mixers.
+        from normjax.kernels.window_attention import fits, window_attention
+
         if not fits(q, num_heads, *windows):
             return cut(q, k, v, bias)
         return window_attention(

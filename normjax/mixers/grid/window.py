@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from normjax.core.dense import Dense
 from normjax.core.errors import UserError
@@ -91,7 +90,7 @@ class WindowAttention(Mixer):
             x = padded(x, windows.size)
             mask = None if mask is None else padded(mask, windows.size, True)
         if getattr(core, "takes_windows", False) and self.qk_norm is None:
-            o = core(*project(self, x), mask=mask, windows=windows)
+            o = core(*project(self, _made_once(x)), mask=mask, windows=windows)
         else:
             o = self._cut(core, x, mask, windows, train)
         y = Dense(x.shape[-1], name="proj", **dense_of(self))(o)
@@ -119,6 +118,12 @@ class WindowAttention(Mixer):
                 f"and {side - 1}"
             )
         return (height, width), shift
+
+
+def _made_once(x: jax.Array) -> jax.Array:
+    """x. XLA on TPUs would compute the norm before it in each of three products."""
+    kept = jax.lax.optimization_barrier
+    return jax.lax.platform_dependent(x, tpu=kept, default=lambda x: x)
 
 
 @MIXERS.register("window_sla", "grid", "mask")
