@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from normjax.core.accumulate import einsum
 from normjax.optim.base import OPTIMIZERS
-from normjax.optim.per_parameter import from_rows, per_parameter, rows_of, zeros
+from normjax.optim.per_parameter import per_parameter, zeros
 
 
 def projected(
@@ -31,20 +32,28 @@ def projected(
     """
     if p.ndim < 2:
         return u, jnp.zeros([], bool)
+    length = p.size // p.shape[axis]
 
-    def view(p, g, u):
-        norm = jnp.linalg.norm(p, axis=1, keepdims=True)
-        size = jnp.maximum(jnp.linalg.norm(g, axis=1), epsilon)
-        cosine = jnp.abs(jnp.sum(g * p, 1)) / size / jnp.maximum(norm[:, 0], epsilon)
-        n = p / (norm + epsilon)
-        tangent = u - n * jnp.sum(n * u, 1, keepdims=True)
-        return jnp.max(cosine) < delta / p.shape[1] ** 0.5, tangent
+    def by_unit(a, b):
+        columns = jnp.moveaxis(a * b, axis, -1).reshape(length, -1)
+        # A product with ones: XLA on a CPU takes 4 times as long for the sum.
+        return einsum("i,io->o", jnp.ones(length, columns.dtype), columns)
 
-    by_channel, channel = view(*(rows_of(x, axis) for x in (p, g, u)))
-    by_layer, layer = view(*(x.reshape(1, -1) for x in (p, g, u)))
-    found = jnp.where(by_layer, layer.reshape(u.shape), u)
-    found = jnp.where(by_channel, from_rows(channel, u, axis), found)
-    return found, by_channel | by_layer
+    def tangent(size, length):
+        squares, gradients, along, steps = size
+        norm = jnp.sqrt(squares)
+        cosine = jnp.abs(along) / jnp.maximum(jnp.sqrt(gradients), epsilon)
+        cosine = cosine / jnp.maximum(norm, epsilon)
+        invariant = jnp.max(cosine) < delta / length**0.5
+        return invariant, steps / jnp.square(norm + epsilon)
+
+    units = [by_unit(*pair) for pair in ((p, p), (g, g), (g, p), (p, u))]
+    by_channel, channel = tangent(units, length)
+    by_layer, layer = tangent([jnp.sum(unit) for unit in units], p.size)
+    part = jnp.where(by_channel, channel, jnp.where(by_layer, layer, 0))
+    shape = [1] * p.ndim
+    shape[axis] = -1
+    return u - part.reshape(shape) * p, by_channel | by_layer
 
 
 @OPTIMIZERS.register("adamp")
