@@ -329,7 +329,7 @@ def test_wrong_names_splits_and_paths(digits_dir, tmp_path):
     split = message("digits", "tset")
     assert "did you mean 'test'" in split and "allowed: test, train" in split
     assert "only that" in message("digits", "train", path="x")
-    assert "only that" in message("image_folder", "train")
+    assert "needs data.path" in message("image_folder", "train")
 
 
 def test_a_tfds_set_is_read_from_its_files(digits_dir, tmp_path):
