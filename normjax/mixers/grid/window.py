@@ -78,7 +78,8 @@ class WindowAttention(Mixer):
 
         Args:
           mask: bool [B, H, W]; False positions give no key and no value.
-          train: passed to `qk_norm`.
+          train: passed to `qk_norm`; in training maps are cut into windows on every
+            platform.
 
         Raises:
           UserError: windows that do not cover the grid, a shift beyond the window,
@@ -89,20 +90,18 @@ class WindowAttention(Mixer):
         if self.pad:
             x = padded(x, windows.size)
             mask = None if mask is None else padded(mask, windows.size, True)
-        if getattr(core, "takes_windows", False) and self.qk_norm is None:
-            o = core(*project(self, _made_once(x)), mask=mask, windows=windows)
+        proj = Dense(x.shape[-1], name="proj", **dense_of(self))
+        whole = getattr(core, "takes_windows", False) and self.qk_norm is None
+        if whole and not train:  # a kernel has no gradient, maps are best cut for it
+            y = proj(core(*project(self, _made_once(x)), mask=mask, windows=windows))
         else:
-            o = self._cut(core, x, mask, windows, train)
-        y = Dense(x.shape[-1], name="proj", **dense_of(self))(o)
+            inside = None if mask is None else windows.cut(mask)
+            q, k, v = project(self, windows.cut(x))
+            q, k = normalized_maps(self, q, k, inside, train)
+            regions = windows.regions(x.shape[1:3])
+            o = core(q, k, v, mask=inside, regions=regions)
+            y = windows.joined(proj(o), x.shape[1:3])
         return y[:, :height, :width] if self.pad else y
-
-    def _cut(self, core, x, mask, windows: Windows, train: bool) -> jax.Array:
-        grid = x.shape[1:3]
-        mask = None if mask is None else windows.cut(mask)
-        q, k, v = project(self, windows.cut(x))
-        q, k = normalized_maps(self, q, k, mask, train)
-        o = core(q, k, v, mask=mask, regions=windows.regions(grid))
-        return windows.joined(o, grid)
 
     @nn.nowrap
     def _geometry(self, grid: tuple[int, ...]) -> tuple[tuple[int, int], int]:
