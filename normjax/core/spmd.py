@@ -27,8 +27,8 @@ def match_varying(*trees: Any) -> tuple[Any, ...]:
     return jax.tree.map(cast, trees)
 
 
-_DIVIDED: contextvars.ContextVar[tuple[Mesh, tuple[str, ...]] | None]
-_DIVIDED = contextvars.ContextVar("divided", default=None)
+_Division = tuple[Mesh, tuple[str, ...]]
+_DIVIDED = contextvars.ContextVar[_Division | None]("divided", default=None)
 
 
 @contextlib.contextmanager

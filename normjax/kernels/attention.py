@@ -20,8 +20,8 @@ HIDDEN = -1e30
 Tile = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def padded(size: int, multiple: int) -> int:
-    """The next multiple."""
+def round_up(size: int, multiple: int) -> int:
+    """The least multiple that is not smaller."""
     return -(-size // multiple) * multiple
 
 

@@ -16,7 +16,7 @@ from normjax.kernels.attention import (
     TOGETHER,
     attend,
     lane_tiles,
-    padded,
+    round_up,
 )
 
 _MEMORY = 15 * 2**20  # a TPU v4 has 16 MiB
@@ -49,7 +49,7 @@ class _Geometry(NamedTuple):
     @property
     def loaded(self) -> int:
         """Columns that are loaded for a group."""
-        return padded(self.columns, SUBLANES)
+        return round_up(self.columns, SUBLANES)
 
     @property
     def tokens(self) -> int:
@@ -96,17 +96,17 @@ def fits(q: jax.Array, num_heads: int, window: tuple[int, int], shift: int) -> b
         and head % SUBLANES == 0
         and LANES % head == 0
         and geometry.tokens <= _LARGEST
-        and geometry.reached <= 2 * width
+        and geometry.reached <= 2 * width  # its beginning is there once more
         and _memory(geometry, channels, num_heads) <= _MEMORY
     )
 
 
 def _memory(geometry: _Geometry, channels: int, num_heads: int) -> int:
     """Bytes: blocks twice, for the next ones come while these are worked through."""
-    position = geometry.window[0] * SUBLANES * padded(channels, LANES)
+    position = geometry.window[0] * SUBLANES * round_up(channels, LANES)
     blocks = 4 * geometry.width * position * 2
     moved = 3 * geometry.reached * position * 4
-    pairs = geometry.tokens * padded(geometry.tokens, LANES)
+    pairs = geometry.tokens * round_up(geometry.tokens, LANES)
     return 2 * blocks + moved + (num_heads + 4) * pairs * 4
 
 

@@ -177,6 +177,18 @@ def test_a_core_of_ones_own():
     np.testing.assert_allclose(y, np.broadcast_to(expected, y.shape), 1e-4, 1e-4)
 
 
+def test_whole_maps_and_cut_ones_are_attended_to_alike():
+    x = jax.random.normal(jax.random.key(2), (2, 6, 7, 8))
+    mask = jnp.arange(42).reshape(1, 6, 7) % 5 > 0
+    mixer = mixers.build("window", num_heads=2, window_size=4, shift=1, pad=True)()
+    variables = drawn(mixer, x)
+    for seen in (None, jnp.broadcast_to(mask, (2, 6, 7))):
+        whole, cut = (
+            mixer.apply(variables, x, mask=seen, train=train) for train in (False, True)
+        )
+        np.testing.assert_allclose(whole, cut, 1e-5, 1e-5)
+
+
 def test_biases_by_distance_are_registered():
     kinds = {"alibi", "kerple_log", "kerple_power"}
     kinds |= {f"kerple_power_{what}" for what in ("gain", "both")}

@@ -36,7 +36,7 @@ def projected(
 
     def by_unit(a, b):
         columns = jnp.moveaxis(a * b, axis, -1).reshape(length, -1)
-        # A product with ones: XLA on a CPU takes 4 times as long for the sum.
+        # A product with ones: XLA on a CPU is slow at sums along the first axis.
         return einsum("i,io->o", jnp.ones(length, columns.dtype), columns)
 
     def tangent(size, length):
