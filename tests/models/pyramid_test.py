@@ -12,7 +12,7 @@ from normjax import fusion, models
 from normjax.core.errors import UserError
 from normjax.families import FAMILIES
 from normjax.mixers import MIXERS
-from normjax.models import PRESETS
+from normjax.models import PRESETS, stems
 from normjax.norms import NORMS
 from tests.mixers.small import small
 
@@ -189,3 +189,13 @@ def test_windows_take_every_size_that_they_divide():
     for shape in ((8, 16), (24, 8)):
         images = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
         assert jax.eval_shape(model.apply, variables, images).shape == (1, 3)
+
+
+@pytest.mark.parametrize("form", [stems._corners, stems._corners_of_slices])
+def test_corners_stand_side_by_side(form):
+    x = np.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    y = np.asarray(form(jnp.asarray(x)))
+    for row, column in np.ndindex(2, 3):
+        for place, (i, j) in enumerate(((0, 0), (1, 0), (0, 1), (1, 1))):
+            corner = y[:, row, column, 3 * place : 3 * place + 3]
+            np.testing.assert_array_equal(corner, x[:, 2 * row + i, 2 * column + j])
