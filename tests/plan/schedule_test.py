@@ -61,7 +61,7 @@ def found():
     square = array(SIZE, SIZE)
     wide = array(64 * GRID, 1024, dtype=jnp.float32)
     small = array(512, 512)
-    layer = array(50176, 96), array(96, 384), array(1, 384)
+    layer = array(200704, 96), array(96, 384), array(1, 384)
     return dict(
         schedules(
             {
@@ -110,7 +110,7 @@ def test_of_a_condition_the_dearest_branch_counts(found):
 
 def test_gelu_takes_little_longer_than_the_product_before_it(found):
     """Which waits for the memory; two exponentials fill the time meanwhile."""
-    assert found["relu"].costs[0].limit == "memory"
+    assert found["relu"].cycles == found["relu"].memory_cycles
     assert found["gelu"].cycles < 1.06 * found["relu"].cycles
 
 
