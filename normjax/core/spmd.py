@@ -42,22 +42,24 @@ def batch_divided(mesh: Mesh, axes: tuple[str, ...]) -> Iterator[None]:
 
 
 def over_batch(
-    function: Callable[..., jax.Array], batched: tuple[jax.Array, ...], *rest: Any
-) -> jax.Array:
+    function: Callable[..., Any], batched: tuple[Any, ...], *rest: Any
+) -> Any:
     """`function(*batched, *rest)`, by each device for its part of the batch.
 
     So inside of `batch_divided`, where the devices divide the batch without rest;
     elsewhere, and within `shard_map`, it is called as it is.
 
     Args:
-      function: to [B, ...], of examples that know nothing of each other.
-      batched: arrays [B, ...].  rest: arrays that are the same for all examples.
+      function: to arrays [B, ...], of examples that know nothing of each other.
+      batched: trees of arrays [B, ...].
+      rest: trees of arrays that are the same for all examples.
     """
     divided = _DIVIDED.get()
     if divided is None or jax.sharding.get_abstract_mesh().manual_axes:
         return function(*batched, *rest)
     mesh, axes = divided
-    if batched[0].shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+    size = jax.tree.leaves(batched)[0].shape[0]
+    if size % math.prod(mesh.shape[axis] for axis in axes):
         return function(*batched, *rest)
     part, whole = PartitionSpec(axes), PartitionSpec()
     mapped = jax.shard_map(

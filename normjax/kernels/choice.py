@@ -9,12 +9,12 @@ from jax.interpreters import ad, batching, mlir
 
 from normjax.core.spmd import over_batch
 
-Function = Callable[..., jax.Array]
+Function = Callable[..., Any]
 
 
 def kernel_or_function(
-    kernel: Function, function: Function, batched: tuple[jax.Array, ...], *rest: Any
-) -> jax.Array:
+    kernel: Function, function: Function, batched: tuple[Any, ...], *rest: Any
+) -> Any:
     """`function(*batched, *rest)`, which a TPU computes by `kernel`.
 
     Derivatives and `jax.vmap` are those of `function`. A kernel cannot be divided among
@@ -23,14 +23,21 @@ def kernel_or_function(
     the function.
 
     Args:
-      kernel, function: of the same arguments, to one array [B, ...].
-      batched: arrays [B, ...].  rest: arrays that are the same for all examples.
+      kernel, function: of the same arguments, to the same tree of arrays [B, ...].
+      batched: trees of arrays [B, ...].
+      rest: trees of arrays that are the same for all examples.
     """
 
-    def local(*arrays):
-        reference = jax.make_jaxpr(function)(*arrays)
-        (y,) = _kernel_p.bind(*arrays, reference=reference, kernel=kernel)
-        return y
+    def local(*trees):
+        arrays, structure = jax.tree.flatten(trees)
+
+        def flat(apply):
+            return lambda *a: jax.tree.leaves(apply(*jax.tree.unflatten(structure, a)))
+
+        reference = jax.make_jaxpr(flat(function))(*arrays)
+        y = _kernel_p.bind(*arrays, reference=reference, kernel=flat(kernel))
+        made = jax.eval_shape(function, *trees)
+        return jax.tree.unflatten(jax.tree.structure(made), y)
 
     return over_batch(local, batched, *rest)
 
@@ -61,7 +68,7 @@ def _lower_for_tpu(context, *operands, reference, kernel):
     devices = getattr(axes, "num_devices", None) or (mesh.size if mesh else 1)
     if devices > 1 and not getattr(axes, "manual_axes", None):
         return _lower(context, *operands, reference=reference, kernel=kernel)
-    return mlir.lower_fun(kernel, multiple_results=False)(context, *operands)
+    return mlir.lower_fun(kernel, multiple_results=True)(context, *operands)
 
 
 def _evaluate(*arrays, **parameters):

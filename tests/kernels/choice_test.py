@@ -74,6 +74,22 @@ def test_each_device_has_a_part_of_the_batch():
     assert "shard_map" not in str(odd)
 
 
+def test_trees_of_several_arrays():
+    def several(given, w):
+        x, nothing = given
+        assert nothing is None
+        return {"sine": doubled(x, w), "sum": x.sum(-1)}, None
+
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    expected = several((X, None), W)
+    chex.assert_trees_all_close(
+        kernel_or_function(never, several, ((X, None),), W), expected, rtol=1e-6
+    )
+    with batch_divided(mesh, ("data",)):
+        found = kernel_or_function(never, several, ((X, None),), W)
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", ["v4:2x2x1", "v5e:2x2", "v6e:2x2"])
 @pytest.mark.parametrize("devices", [1, 4])

@@ -170,8 +170,8 @@ def chunked(
     on: every decay that is applied is a product of given ones, so that nothing
     overflows or is divided, however strong the decay, and a decay of exactly 0 (a
     logarithm of -inf) starts anew. Everything in at least float32, but for products of
-    what was bfloat16. Where nothing is differentiated and the states fit the cache of
-    a CPU, it goes as `recurrent`.
+    what was bfloat16. Where nothing is differentiated, it goes as `recurrent` if the
+    states fit the cache of a CPU; `kernels.gated_linear_attention` does it on a TPU.
 
     Args:
       q, k: [B, L, H, K].  v: [B, L, H, V].
@@ -201,7 +201,7 @@ def _chunked(q, k, v, log_decay, state, chunk):
     operands = _prepared(q, k, v, log_decay, state)
     default = functools.partial(_blocks, chunk, precision)
     size = min(_power_of_two(chunk), _power_of_two(q.shape[1]))
-    narrow = functools.partial(decay_narrow.blocks, chunk=size)
+    narrow = functools.partial(decay_narrow.blocks_or_kernel, size)
 
     def on_cpu(*operands) -> tuple[jax.Array, jax.Array]:
         # An exported batch size is no number.

@@ -11,10 +11,27 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from normjax.kernels.choice import kernel_or_function
+
 CHUNK, PART = 64, 16
 _GONE = -120.0  # exp of it is 0 in float32
 
 Pair = tuple[jax.Array, jax.Array]
+
+
+def blocks_or_kernel(chunk: int, *operands: jax.Array | None) -> Pair:
+    """`blocks`, on a TPU by a kernel, whose chunks are of its own size."""
+    function = functools.partial(blocks, chunk=chunk)
+
+    def kernel(q, k, v, log_decay, state):
+        # Here, for Pallas takes longer to import than all mixers.
+        from normjax.kernels import gated_linear_attention as gated
+
+        if not gated.fits(q, v, log_decay, state):
+            return function(q, k, v, log_decay, state)
+        return gated.gated_linear_attention(q, k, v, log_decay, state)
+
+    return kernel_or_function(kernel, function, operands)
 
 
 def blocks(
