@@ -30,6 +30,7 @@ _EXIT = re.compile(r"%p\w+ = scmp\.ge\.s32\.totalorder (%s\d+)_s\d+, ([^ ;}]+)")
 _STEP = re.compile(r"(%s\d+)_s\d+ = sadd\.s32 (\d+), %s")
 _PHI = re.compile(r"= sphi (%s\d+)_s\d+, (%s\d+)_s\d+")
 _COPY = re.compile(r"(%s\d+)_s\d+ = smov (%s\d+)_s\d+")
+_GRID = re.compile(r"^iteration_bounds: \(([\d, ]+)\)", re.MULTILINE)
 _MOVE = re.compile(r"(%s\d+)_s\d+ = smov (?:\([^)]*\), )?(\d+)")
 
 
@@ -64,12 +65,14 @@ def read_kernel(
       bundles: the file `final_bundles`.
       utilization: the file `final_hlo-static-per-bundle-utilization`; "": not known.
       turns: what the outer loop computes in. It runs one to two trips more, in which
-        it only moves the first operands and the last results; None: all its trips.
+        it only moves the first operands and the last results; None: what its copies
+        say of the grid, and if there are none, all its trips.
       rows: that a matrix unit takes a cycle.
     """
     lines = [found for line in bundles.splitlines() if (found := _BUNDLE.match(line))]
     loops = _loops(lines)
     times = [1] * len(lines)
+    turns = _grid(bundles) if turns is None else turns
     outer = -1
     for loop in loops:
         trips = 1 if loop.trips is None else loop.trips
@@ -102,6 +105,11 @@ def _loops(lines: list[re.Match[str]]) -> list[_Loop]:
     for begin in reversed(open_loops):
         found.append(_Loop(begin, last, _trips(lines, begin, last)))
     return sorted(found, key=lambda loop: (loop.begin, -loop.end))
+
+
+def _grid(bundles: str) -> int | None:
+    found = _GRID.search(bundles)
+    return math.prod(map(int, found[1].split(","))) if found else None
 
 
 def _trips(lines: list[re.Match[str]], begin: int, end: int) -> int | None:

@@ -55,6 +55,15 @@ def test_pipelined_loops_compute_in_their_turns(turns, trips):
     assert kernel.cycles == REST + trips * (OUTER + 3 * INNER)
 
 
+@pytest.mark.parametrize(("grid", "trips"), [("2, 2", 4), ("5, 1", 5), ("3, 3", 6)])
+def test_copies_say_the_grid_of_a_pipelined_loop(grid, trips):
+    copy = (
+        f"   0x9   :  {{ %1 = dma.hbm_to_vmem /*\niteration_bounds: ({grid})\n */ }}\n"
+    )
+    kernel = read_kernel(NESTED.replace("BOUND", "11") + copy, "")
+    assert kernel.cycles == REST + 1 + trips * (OUTER + 3 * INNER)
+
+
 def test_loops_whose_bound_is_a_register_count_once():
     kernel = read_kernel(NESTED.replace("BOUND", "%s6_s7"), UTILIZATION)
     assert kernel.unknown_loops == 1
