@@ -262,6 +262,14 @@ def depthwise_layer(
       v: [B, H, W, D].  shape: of the kernel, [k, k, d] with d a divisor of D: one
         kernel shared by D / d heads.
     """
+    kernel, bias = depthwise_parameters(module, name, shape, use_bias)
+    return convolved(v, kernel, bias, module.dtype)
+
+
+def depthwise_parameters(
+    module: Any, name: str, shape: tuple[int, int, int], use_bias: bool = True
+) -> tuple[jax.Array, jax.Array | None]:
+    """Those of `depthwise_layer`; None: no bias."""
     bound = (shape[0] * shape[1]) ** -0.5  # PyTorch's default for this fan-in
 
     def init(key, shape, dtype):
@@ -269,13 +277,21 @@ def depthwise_layer(
 
     kernel = module.param(f"{name}_kernel", init, shape, module.param_dtype)
     if not use_bias:
-        return depthwise_conv(*promote_dtype(v, kernel, dtype=module.dtype))
-    bias = module.param(f"{name}_bias", init, shape[-1:], module.param_dtype)
-    v, kernel, bias = promote_dtype(v, kernel, bias, dtype=module.dtype)
+        return kernel, None
+    return kernel, module.param(f"{name}_bias", init, shape[-1:], module.param_dtype)
+
+
+def convolved(
+    v: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: Dtype | None
+) -> jax.Array:
+    """What `depthwise_layer` computes."""
+    if bias is None:
+        return depthwise_conv(*promote_dtype(v, kernel, dtype=dtype))
+    v, kernel, added = promote_dtype(v, kernel, bias, dtype=dtype)
     # A gather, for XLA computes it once; jnp.tile becomes an index in the loop of the
     # convolution, which then takes 4 times as long on CPU.
-    bias = bias[np.arange(v.shape[-1]) % shape[-1]]
-    return depthwise_conv(v, kernel) + bias.reshape(1, 1, 1, -1)
+    added = added[np.arange(v.shape[-1]) % added.shape[0]]
+    return depthwise_conv(v, kernel) + added.reshape(1, 1, 1, -1)
 
 
 def short_convolution(

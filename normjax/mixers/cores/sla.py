@@ -10,12 +10,13 @@ from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype
 
 from normjax.core.broadcast import repeat_over_batch
+from normjax.kernels.choice import kernel_or_function
 from normjax.mixers.base import CORES
 from normjax.mixers.ops.heads import merge_heads, split_heads, tokens_of
 from normjax.mixers.ops.linear_attention import linear_attention
 from normjax.mixers.ops.masks import only_valid
 from normjax.mixers.ops.partition import stretched
-from normjax.mixers.steps import depthwise_layer, sized_table
+from normjax.mixers.steps import convolved, depthwise_parameters, sized_table
 
 
 @CORES.register("sla")
@@ -69,8 +70,7 @@ class SimplifiedLinear(nn.Module):
         del regions
         q, k, v = positioned(self, q, k, v)
         features = jax.nn.relu(q), jax.nn.relu(k)
-        o = summed(self, *features, v, mask, self.epsilon)
-        return o.astype(q.dtype)
+        return summed(self, *features, v, mask, self.epsilon)
 
 
 def positioned(module: Any, q: jax.Array, k: jax.Array, v: jax.Array):
@@ -95,10 +95,29 @@ def summed(
     Args:
       module: with `num_heads` and `kernel_size`; gets `dwc_kernel` and `dwc_bias`.
       q: [B, H, W, D].  k, v: [B, H', W', D].
+
+    Returns:
+      As q.
     """
     k, v = only_valid(k, mask), only_valid(v, mask)
-    heads = (split_heads(tokens_of(t), module.num_heads) for t in (q, k, v))
-    o = merge_heads(linear_attention(*heads, epsilon=epsilon))
-    size, channels = module.kernel_size, v.shape[-1] // module.num_heads
-    o, v = o.reshape(q.shape), stretched(v, q.shape[1:3])
-    return o + depthwise_layer(module, "dwc", v, (size, size, channels))
+    size, heads = module.kernel_size, module.num_heads
+    shape = (size, size, v.shape[-1] // heads)
+
+    def apart(q, k, v, kernel, bias):
+        by_head = (split_heads(tokens_of(t), heads) for t in (q, k, v))
+        o = merge_heads(linear_attention(*by_head, epsilon=epsilon)).reshape(q.shape)
+        near = convolved(stretched(v, q.shape[1:3]), kernel, bias, module.dtype)
+        return (o + near).astype(q.dtype)
+
+    def kernel_of_both(q, k, v, kernel, bias):
+        # Here, for Pallas takes longer to import than all mixers.
+        from normjax.kernels import linear_attention as both
+
+        if not both.fits(q, k, v, heads, kernel.shape[:2]):
+            return apart(q, k, v, kernel, bias)
+        return both.linear_attention(
+            q, k, v, kernel, bias, num_heads=heads, epsilon=epsilon
+        )
+
+    weights = depthwise_parameters(module, "dwc", shape)
+    return kernel_or_function(kernel_of_both, apart, (q, k, v), *weights)
