@@ -42,6 +42,29 @@ def kernel_or_function(
     return over_batch(local, batched, *rest)
 
 
+def lower_by_platform(
+    primitive: core.Primitive, function: Function, kernel: Function
+) -> None:
+    """Programs have `function` for a primitive, those of one TPU `kernel`.
+
+    A part of `shard_map` is that of one. Both take its operands and parameters.
+    """
+    several = primitive.multiple_results
+    default = mlir.lower_fun(function, multiple_results=several)
+    by_kernel = mlir.lower_fun(kernel, multiple_results=several)
+
+    def for_tpu(context, *operands, **parameters):
+        axes = context.module_context.axis_context
+        mesh = getattr(axes, "mesh", None)
+        devices = getattr(axes, "num_devices", None) or (mesh.size if mesh else 1)
+        divided = devices > 1 and not getattr(axes, "manual_axes", None)
+        chosen = default if divided else by_kernel
+        return chosen(context, *operands, **parameters)
+
+    mlir.register_lowering(primitive, default)
+    mlir.register_lowering(primitive, for_tpu, platform="tpu")
+
+
 _kernel_p = core.Primitive("kernel_or_function")
 _kernel_p.multiple_results = True
 
@@ -62,23 +85,17 @@ def _batch(operands, dims, **parameters):
     return y, [0] * len(y)
 
 
-def _lower_for_tpu(context, *operands, reference, kernel):
-    axes = context.module_context.axis_context
-    mesh = getattr(axes, "mesh", None)
-    devices = getattr(axes, "num_devices", None) or (mesh.size if mesh else 1)
-    if devices > 1 and not getattr(axes, "manual_axes", None):
-        return _lower(context, *operands, reference=reference, kernel=kernel)
-    return mlir.lower_fun(kernel, multiple_results=True)(context, *operands)
+def _by_kernel(*arrays, reference, kernel):
+    del reference
+    return kernel(*arrays)
 
 
 def _evaluate(*arrays, **parameters):
     return jax.jit(lambda *p: _kernel_p.bind(*p, **parameters))(*arrays)
 
 
-_lower = mlir.lower_fun(_reference, multiple_results=True)
 _kernel_p.def_impl(_evaluate)
 _kernel_p.def_abstract_eval(lambda *_, reference, **__: list(reference.out_avals))
 ad.primitive_jvps[_kernel_p] = _jvp
 batching.primitive_batchers[_kernel_p] = _batch
-mlir.register_lowering(_kernel_p, _lower)
-mlir.register_lowering(_kernel_p, _lower_for_tpu, platform="tpu")
+lower_by_platform(_kernel_p, _reference, _by_kernel)

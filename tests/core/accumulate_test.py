@@ -147,11 +147,15 @@ def test_sums_of_linear_mixers_are_exact(row):
     assert sums or row.name in LAYERS_ALONE
 
 
+LOGARITHMS = "ij,bhnjx->bhnix"  # of decays, float32: their sums are products
+
+
 # They average float32, and transform its frequencies.
 @pytest.mark.parametrize("row", linear_mixers("pooling", "monarch"))
 def test_bfloat16_is_multiplied_at_full_speed(row):
     sums, projections = mixer_products(row, jnp.bfloat16)
     exact = [name for name, exact in sums + projections if exact]
+    exact = [name for name in exact if LOGARITHMS not in name]
     assert not exact, exact
 
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from normjax.core.accumulate import EXACT, einsum, precision_of
 from normjax.core.moments import align_mask
 from normjax.core.tracing import traced_once
-from normjax.mixers.ops import decay_narrow
+from normjax.mixers.ops import decay_narrow, elementwise
 
 __all__ = [
     "causal_linear_attention",
@@ -332,14 +332,7 @@ def diagonal(
       >>> print(h.ravel(), last)
       [1.    1.5   1.75  1.875] [[1.875]]
     """
-    if state is not None:
-        added = added.at[:, 0].add(decay[:, 0] * state.astype(added.dtype))
-
-    def joined(first, second):
-        (a, b), (c, d) = first, second
-        return a * c, b * c + d
-
-    _, h = jax.lax.associative_scan(joined, (decay, added), axis=1)
+    h = elementwise.recurrence(decay, added, state)
     return h, h[:, -1]
 
 
