@@ -169,7 +169,12 @@ class Init:
 
 
 MODEL: Mapping[str, Field] = {
-    "model.remat": Field(False, "activations are computed twice", resume=True),
+    "model.remat": Field(
+        False,
+        "activations are computed twice",
+        "True, False or a key of `normjax.models.REMAT_POLICIES`",
+        resume=True,
+    ),
     "model.depth": Field(None, "layers", Range(1, 10_000)),
 }
 """What runs know of the arguments of models, which have their defaults."""

@@ -39,6 +39,7 @@ from normjax.models.placement import PLACEMENTS, placement_of
 from normjax.models.pyramid import Pyramid
 from normjax.models.raft import MultiScalePatches
 from normjax.models.recursive_decoder import RecursiveDecoder, recursive_start
+from normjax.models.remat import REMAT_POLICIES
 from normjax.models.resnet import ResNet
 from normjax.models.scalable_kernels import (
     KernelAdapter,
@@ -65,6 +66,7 @@ __all__ = [
     "MODELS",
     "PLACEMENTS",
     "PRESETS",
+    "REMAT_POLICIES",
     "STEMS",
     "ConvNorm",
     "ConvPoolStem",

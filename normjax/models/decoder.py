@@ -39,7 +39,8 @@ class Decoder(TokenModel):
       mask_norms: padding does not count in the statistics of norms.
       drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
       dropout_rate: on the embeddings.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: compute each block again in the backward pass instead of storing it; True,
+        or what is stored all the same: a key of `models.REMAT_POLICIES`.
       dtype: of the computation; parameters are float32.
       max_length: positions that there is a learned embedding of, which is added to that
         of the token (GPT); None: there is none.

@@ -18,6 +18,7 @@ from normjax.models.block import Block, sites_of
 from normjax.models.blocks import Layer
 from normjax.models.layers import Factory
 from normjax.models.placement import Placement, placement_of
+from normjax.models.remat import recomputed
 from normjax.models.tokens import TABLE_READS, TokenModel
 
 _small = nn.initializers.normal(0.02)
@@ -43,7 +44,8 @@ class Encoder(TokenModel):
       mask_norms: padding does not count in the statistics of norms.
       drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
       dropout_rate: on the embeddings.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: compute each block again in the backward pass instead of storing it; True,
+        or what is stored all the same: a key of `models.REMAT_POLICIES`.
       dtype: of the computation; parameters are float32.
       max_length: positions that there is an embedding of.
       types: kinds of segments that there is an embedding of.
@@ -136,8 +138,7 @@ class Encoder(TokenModel):
     def _layer(self, index: int, **where) -> Block:
         (pattern,) = patterns_of(self.branches, 1)
         branches = pattern[index % len(pattern)]().branches(self._given(index))
-        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        return kind(branches, self.mask_norms, **where)
+        return recomputed(Block, self.remat)(branches, self.mask_norms, **where)
 
     @nn.nowrap
     def _mixer(self, layer: int) -> Factory:

@@ -16,6 +16,7 @@ from normjax.models.base import MODELS
 from normjax.models.block import sites_of
 from normjax.models.conv_unit import ConvUnit
 from normjax.models.layers import Factory, StochasticDepth
+from normjax.models.remat import recomputed
 
 STAGES = (
     (1, 16, 1, 1),
@@ -125,7 +126,8 @@ class MobileNetV2(nn.Module):
       replaced: (stage, block) of each of those, from 0; they keep their map.
       dropout_rate: before the logits.
       drop_path_rate: stochastic depth of the last block; rates rise linearly from 0.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: compute each block again in the backward pass instead of storing it; True,
+        or what is stored all the same: a key of `models.REMAT_POLICIES`.
       dtype: of the computation; parameters are float32.
 
     Example:
@@ -152,7 +154,7 @@ class MobileNetV2(nn.Module):
     replaced: tuple[tuple[int, int], ...] = ()
     dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Dtype | None = None
 
     separable: ClassVar[bool] = False
@@ -257,9 +259,7 @@ class MobileNetV2(nn.Module):
 
     @nn.nowrap
     def _block(self, **arguments) -> InvertedResidual:
-        remat = nn.remat(InvertedResidual, static_argnums=(2,))
-        kind = remat if self.remat else InvertedResidual
-        return kind(**self._parts(), **arguments)
+        return recomputed(InvertedResidual, self.remat)(**self._parts(), **arguments)
 
     @nn.nowrap
     def _last(self, **where) -> ConvUnit:
@@ -293,7 +293,8 @@ class MobileNetV1(MobileNetV2):
       replaced: (stage, block) of each of those, from 0; they keep their map.
       dropout_rate: before the logits.
       drop_path_rate: unused: there are no residual branches.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: compute each block again in the backward pass instead of storing it; True,
+        or what is stored all the same: a key of `models.REMAT_POLICIES`.
       dtype: of the computation; parameters are float32.
 
     Example:

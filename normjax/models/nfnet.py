@@ -16,6 +16,7 @@ from normjax.core.folding import FoldSite
 from normjax.models.base import MODELS
 from normjax.models.layers import Factory, StochasticDepth
 from normjax.models.norm_free_resnet import check_no_norm, fan_in_normal
+from normjax.models.remat import recomputed
 from normjax.reparam import standardize_weight
 
 
@@ -213,7 +214,8 @@ class NFNet(nn.Module):
       alpha: size of a branch beside a stream of size 1.
       dropout_rate: before the logits.
       drop_path_rate: stochastic depth of the last block; rates rise linearly from 0.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: compute each block again in the backward pass instead of storing it; True,
+        or what is stored all the same: a key of `models.REMAT_POLICIES`.
       dtype: of the computation; parameters are float32.
 
     Example:
@@ -245,7 +247,7 @@ class NFNet(nn.Module):
     alpha: float = 0.2
     dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Dtype | None = None
 
     @nn.nowrap
@@ -274,7 +276,7 @@ class NFNet(nn.Module):
             width = max(1, self.stem_width >> (4 - i))
             x = self.activation(name=f"act_{i}")(x) if i > 1 else x
             x = conv(width, kernel_size=3, stride=stride, name=f"stem_conv{i}")(x)
-        kind = nn.remat(NFBlock, static_argnums=(2,)) if self.remat else NFBlock
+        kind = recomputed(NFBlock, self.remat)
         for name, arguments in self.blocks().items():
             x = kind(name=name, **arguments)(x, train)
         x = conv(self.last_width, name="last")(x)

@@ -15,6 +15,7 @@ from normjax.core.folding import FoldSite
 from normjax.core.registry import NORMS
 from normjax.models.base import MODELS
 from normjax.models.layers import Factory, StochasticDepth
+from normjax.models.remat import recomputed
 from normjax.models.resnet import BLOCKS, check_stages
 
 fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -105,7 +106,8 @@ class NormFreeResNet(nn.Module):
       stem_stride: of the 3x3 convolution before the stages.
       alpha: size of a branch beside a stream of size 1.
       drop_path_rate: stochastic depth of the last block; rates rise linearly from 0.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: compute each block again in the backward pass instead of storing it; True,
+        or what is stored all the same: a key of `models.REMAT_POLICIES`.
       dtype: of the computation; parameters are float32.
 
     Example:
@@ -129,7 +131,7 @@ class NormFreeResNet(nn.Module):
     stem_stride: int = 1
     alpha: float = 0.2
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Dtype | None = None
 
     @nn.nowrap
@@ -151,8 +153,7 @@ class NormFreeResNet(nn.Module):
             dtype=self.dtype,
             name="stem_conv",
         )(images)
-        kind = NormFreeBlock
-        kind = nn.remat(kind, static_argnums=(2,)) if self.remat else kind
+        kind = recomputed(NormFreeBlock, self.remat)
         for name, arguments in self.blocks().items():
             x = kind(name=name, **arguments)(x, train)
         x = mean_over_positions(self.activation(name="act")(x))

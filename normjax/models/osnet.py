@@ -15,6 +15,7 @@ from normjax.models.base import MODELS
 from normjax.models.block import sites_of
 from normjax.models.conv_unit import ConvUnit, DepthwiseConv, he_fan_out
 from normjax.models.layers import Factory
+from normjax.models.remat import recomputed
 from normjax.norms import InstanceNorm, includes_activation
 
 STREAMS = 4
@@ -161,7 +162,8 @@ class OSNet(nn.Module):
       feature_dim: width of the features.
       norm, activation, stem: factories (see `models.build`, which takes keys).
       embed_norm: factory of the norm in the stem; None for `norm`.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: compute each block again in the backward pass instead of storing it; True,
+        or what is stored all the same: a key of `models.REMAT_POLICIES`.
       dtype: of the computation; parameters are float32.
 
     Example:
@@ -184,7 +186,7 @@ class OSNet(nn.Module):
     activation: Any = "relu"
     stem: Any = "conv_pool"
     embed_norm: Any = None
-    remat: bool = False
+    remat: bool | str = False
     dtype: Dtype | None = None
 
     @nn.nowrap
@@ -259,10 +261,10 @@ class OSNet(nn.Module):
 
     @nn.nowrap
     def _block(self, features: int, kind: str, width: int) -> Factory:
-        remat = nn.remat(OmniScaleBlock, static_argnums=(2,))
+        block = recomputed(OmniScaleBlock, self.remat)
 
         def made(**where):
-            return (remat if self.remat else OmniScaleBlock)(
+            return block(
                 features,
                 self.norm,
                 self.activation,

@@ -23,6 +23,7 @@ from normjax.models.layers import Factory
 from normjax.models.mlps import MLP
 from normjax.models.placement import Placement, placement_of
 from normjax.models.positions import INITIAL_TABLES
+from normjax.models.remat import recomputed
 
 POOLS = ("mean", "cls", "mean_first")
 
@@ -69,7 +70,8 @@ class Pyramid(nn.Module):
         and below; else it is refused. They keep the norms before them from folding.
       placement: where the norms sit; a key of `models.placement.PLACEMENTS`.
       drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: compute each block again in the backward pass instead of storing it; True,
+        or what is stored all the same: a key of `models.REMAT_POLICIES`.
       dtype: of the computation; parameters are float32.
 
     Example:
@@ -116,7 +118,7 @@ class Pyramid(nn.Module):
     pad: bool = False
     placement: str | Placement = "pre"
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Dtype | None = None
 
     @nn.nowrap
@@ -292,8 +294,7 @@ class Pyramid(nn.Module):
     def _block(self, stage: int, index: int, **where) -> Block:
         block = self._of_layer(self.branches, stage, index)
         branches = block().branches(self._layer(stage, index))
-        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        return kind(branches, **where)
+        return recomputed(Block, self.remat)(branches, **where)
 
     @nn.nowrap
     def _pooled_block(self, **where) -> Block:

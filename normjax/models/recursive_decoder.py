@@ -87,7 +87,8 @@ class RecursiveDecoder(Decoder):
       mask_norms: padding does not count in the statistics of norms.
       drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
       dropout_rate: on the embeddings.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: compute each block again in the backward pass instead of storing it; True,
+        or what is stored all the same: a key of `models.REMAT_POLICIES`.
       dtype: of the computation; parameters are float32.
       max_length: positions that there is a learned embedding of; None: there is none.
       scan_layers: unused: a loop is compiled once.

@@ -17,6 +17,7 @@ from normjax.models.base import MODELS, in_stages
 from normjax.models.block import sites_of
 from normjax.models.conv_unit import ConvUnit
 from normjax.models.layers import Factory, StochasticDepth
+from normjax.models.remat import recomputed
 from normjax.norms import includes_activation
 
 BLOCKS = {
@@ -192,7 +193,8 @@ class ResNet(nn.Module):
       attention: of each stage the blocks that have them, from 0.
       num_heads: of mixers that do not say theirs, one for all or one per stage.
       drop_path_rate: stochastic depth of the last block; rates rise linearly from 0.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: compute each block again in the backward pass instead of storing it; True,
+        or what is stored all the same: a key of `models.REMAT_POLICIES`.
       dtype: of the computation; parameters are float32.
 
     Example:
@@ -218,7 +220,7 @@ class ResNet(nn.Module):
     attention: tuple[tuple[int, ...], ...] = ()
     num_heads: int | tuple[int, ...] = 8
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Dtype | None = None
 
     @nn.nowrap
@@ -293,8 +295,7 @@ class ResNet(nn.Module):
     def _block(self, stage: int, index: int, **where) -> ResidualBlock:
         before = sum(self.depths[:stage]) + index
         same = index > 0 or (stage == 0 and BLOCKS[self.block][-1][1] == 1)
-        remat = nn.remat(ResidualBlock, static_argnums=(2,))
-        return (remat if self.remat else ResidualBlock)(
+        return recomputed(ResidualBlock, self.remat)(
             norm=self.norm,
             activation=self.activation,
             width=self.widths[stage],

@@ -19,6 +19,7 @@ from normjax.models.layers import Factory
 from normjax.models.mobilenet_v2 import InvertedResidual
 from normjax.models.placement import BranchPlacement
 from normjax.models.pyramid import Pyramid
+from normjax.models.remat import recomputed
 from normjax.models.stems import STEMS
 
 _TRAIN = (("train", "train"),)
@@ -135,7 +136,8 @@ class TinyViT(Pyramid):
       branches, pooled_block: as they are.
       layer_scale, position_conv, placement, pad: as they are.
       drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: compute each block again in the backward pass instead of storing it; True,
+        or what is stored all the same: a key of `models.REMAT_POLICIES`.
       dtype: of the computation; parameters are float32.
 
     Example:
@@ -177,8 +179,9 @@ class TinyViT(Pyramid):
         # What replaces the stream is not dropped.
         rates = [{} if b.replaces else {"drop_path": rate} for b in branches]
         pairs = zip(branches, rates, strict=True)
-        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        return kind(tuple(b._replace(**r) for b, r in pairs), **where)
+        return recomputed(Block, self.remat)(
+            tuple(b._replace(**r) for b, r in pairs), **where
+        )
 
     @nn.nowrap
     def _convolving(self, stage: int) -> tuple[Branch, ...]:

@@ -16,6 +16,7 @@ from normjax.models.base import patterns_of
 from normjax.models.block import Block, feeding, looking, mixing
 from normjax.models.layers import Factory
 from normjax.models.placement import Placement, placement_of
+from normjax.models.remat import recomputed
 
 TABLE_READS = "the output layer is the table of embeddings"
 """Why the last norm of a tied model cannot move."""
@@ -35,7 +36,8 @@ class TokenModel(nn.Module):
       mask_norms: padding does not count in the statistics of norms.
       drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
       dropout_rate: on the embeddings.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: compute each block again in the backward pass instead of storing it; True,
+        or what is stored all the same: a key of `models.REMAT_POLICIES`.
       dtype: of the computation; parameters are float32.
     """
 
@@ -54,7 +56,7 @@ class TokenModel(nn.Module):
     mask_norms: bool = True
     drop_path_rate: float = 0.0
     dropout_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Dtype | None = None
 
     @nn.nowrap
@@ -126,7 +128,7 @@ class TokenModel(nn.Module):
             cross = functools.partial(cross, **own)
             branches.append(looking(norm, cross, placement, **rate))
         branches.append(feeding(norm, mlp, last, **rate))
-        kind = nn.remat(Block, static_argnums=(2, 4)) if self.remat else Block
+        kind = recomputed(Block, self.remat, static_argnums=(2, 4))
         return kind(tuple(branches), self.mask_norms, **where)
 
     @nn.nowrap

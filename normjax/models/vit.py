@@ -26,6 +26,7 @@ from normjax.models.block import (
 )
 from normjax.models.layers import Factory
 from normjax.models.placement import Placement, placement_of, stream_obstacle
+from normjax.models.remat import recomputed
 from normjax.models.sinusoids import POSITIONS
 from normjax.models.tokenizers import SequencePooling
 
@@ -67,7 +68,8 @@ class ViT(nn.Module):
         own norms (WideNet; Xue et al., 2022).
       drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
       dropout_rate: on the embedding.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: compute each block again in the backward pass instead of storing it; True,
+        or what is stored all the same: a key of `models.REMAT_POLICIES`.
       dtype: of the computation; parameters are float32.
       scan_layers: compile one block and run it `depth` times, on variables `blocks`
         with a first axis of layers; of layers that are all alike and share nothing.
@@ -101,7 +103,7 @@ class ViT(nn.Module):
     share_layers: bool = False
     drop_path_rate: float = 0.0
     dropout_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Dtype | None = None
     scan_layers: bool = False
 
@@ -214,8 +216,7 @@ class ViT(nn.Module):
             mixing(norm, mixer, placement, **rate),
             feeding(norm, mlp or self._mlp(), last, **rate),
         )
-        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        return kind(branches, **where)
+        return recomputed(Block, self.remat)(branches, **where)
 
     def _embed(self, x: jax.Array, train: bool) -> jax.Array:
         """Add the tokens that are learned, if any, and the table of positions."""

@@ -34,7 +34,8 @@ class WideNet(ViT):
       share_layers: all layers have the weights of one mixer and one MLP.
       drop_path_rate: stochastic depth of the last layer; rates rise linearly from 0.
       dropout_rate: on the embedding.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: compute each block again in the backward pass instead of storing it; True,
+        or what is stored all the same: a key of `models.REMAT_POLICIES`.
       dtype: of the computation; parameters are float32.
       scan_layers: compile one block and run it `depth` times; without `share_layers`.
 

@@ -4,10 +4,11 @@ python -m normjax.plan --config=FILE[:ARGUMENTS] --topology=v5e:4x4
     [--mesh=data=4,fsdp=4] [--sweep=v5e:2x2,v5e:4x4] [--vocab_size=N]
     [--config.field=value ...]
 python -m normjax.plan --schedule --config=FILE[:ARGUMENTS] --topology=v5e:2x2
-    [--plot=schedule.png] [--mesh=...] [--config.field=value ...]
+    [--plot=schedule.png] [--remat] [--mesh=...] [--config.field=value ...]
 
 The second form says in which cycles the compiler's schedule puts the work of a TPU: by
-part of the model, by instruction, and as a chart.
+part of the model, by instruction, and as a chart. With --remat it compares, in one
+table and the chart, the training step with all that `config.model.remat` may be.
 
 Topologies: v4:2x2x4, v5e:4x4, v5p:2x2x2, v6e:4x4 (with libtpu, without a TPU), cpu:8,
 gpu. No data is read: TFDS sets are what TFDS says of them, and --vocab_size stands for
@@ -38,6 +39,7 @@ def plan_command(argv: Sequence[str]) -> int:
         flags.DEFINE_string("mesh", None, "such as data=4,fsdp=4", **known)
         sizes = {"lower_bound": 1, **known}
         flags.DEFINE_bool("schedule", False, "cycles of a TPU", **known)
+        flags.DEFINE_bool("remat", False, "compare what blocks keep", **known)
         flags.DEFINE_string("plot", "schedule.png", "chart of --schedule", **known)
         flags.DEFINE_integer("vocab_size", None, "tokens of the tokenizer", **sizes)
 
@@ -48,7 +50,7 @@ def plan_command(argv: Sequence[str]) -> int:
     if values.schedule and values.sweep:
         given.refuse(["sweep"], "with --schedule")
     if not values.schedule:
-        given.refuse(["plot"], "without --schedule")
+        given.refuse(["plot", "remat"], "without --schedule")
     if bool(values.topology) == bool(values.sweep):
         raise UserError("give --topology=v5e:4x4 or --sweep=v5e:2x2,v5e:4x4")
     from normjax.plan.topology import prepare
@@ -56,7 +58,8 @@ def plan_command(argv: Sequence[str]) -> int:
     prepare(values.sweep or [values.topology])
     config = _config(config, values)
     if values.schedule:
-        return _schedule(config, values.topology, Path(values.plot))
+        plot = Path(values.plot)
+        return _schedule(config, values.topology, plot, remat=values.remat)
     if values.sweep:
         return _sweep(config, values.sweep)
     return _plan(config, values.topology)
@@ -110,13 +113,15 @@ def _plan(config: Any, name: str) -> int:
     return EXIT_FAILED
 
 
-def _schedule(config: Any, name: str, chart: Path) -> int:
-    from normjax.plan.schedule_tables import save_chart, show_schedules, watched
-    from normjax.plan.scheduled_steps import step_programs
+def _schedule(config: Any, name: str, chart: Path, remat: bool) -> int:
+    from normjax.plan import schedule_tables
+    from normjax.plan.scheduled_steps import recomputing_programs, step_programs
 
-    found = watched(step_programs(config, name), name)
-    show_schedules(found)
-    save_chart(found, chart)
+    programs = (recomputing_programs if remat else step_programs)(config, name)
+    found = schedule_tables.watched(programs, name)
+    show = schedule_tables.show_costs if remat else schedule_tables.show_schedules
+    show(found)
+    schedule_tables.save_chart(found, chart)
     print(f"chart: {chart}")
     return 0
 

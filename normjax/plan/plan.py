@@ -173,7 +173,8 @@ def _train(experiment: Experiment, chip: Chip | None) -> Step:
     staged = experiment.mesh.shape[STAGE] > 1
     if staged or getattr(experiment.model, "remat", False):
         config = experiment.config.copy_and_resolve_references()
-        config.model.remat = False
+        with config.ignore_type():
+            config.model.remat = False
         if staged:
             config.mesh = {DATA: REST}
         devices = list(experiment.mesh.devices.flat)

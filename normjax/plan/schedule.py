@@ -73,12 +73,14 @@ class Schedule(NamedTuple):
       chip: that it was compiled for.  costs: of its instructions.
       flops: of matrix products and convolutions, of one device.
       unknown_loops: loops whose turns the compiler does not know; they count once.
+      temporaries: bytes of what lives within the program, such as activations.
     """
 
     chip: Chip
     costs: tuple[Cost, ...]
     flops: float
     unknown_loops: int
+    temporaries: int = 0
 
     @property
     def cycles(self) -> float:
@@ -186,7 +188,9 @@ def schedules(
         compiled = _compiled(folder, topology)
         for (name, program), path in zip(programs.items(), compiled, strict=True):
             text, kernels = path.with_suffix(tpu.HLO).read_text(), Kernels(path)
-            yield name, read_schedule(text, kernels, chip, program)
+            found = read_schedule(text, kernels, chip, program)
+            temporaries = int(path.with_suffix(tpu.BYTES).read_text())
+            yield name, found._replace(temporaries=temporaries)
             shutil.rmtree(path)
 
 

@@ -12,6 +12,7 @@ from normjax.core.files import whole_file
 from normjax.plan.bundles import UNITS
 from normjax.plan.parts import PARTS, scopes_of
 from normjax.plan.schedule import Cost, Program, Schedule, schedules
+from normjax.plan.tables import in_units
 from normjax.records.report import table
 
 LARGEST = 12
@@ -49,6 +50,23 @@ def show_schedules(found: Mapping[str, Schedule]) -> None:
                 f"warning: {each.unknown_loops} loops of {name} have an unknown number "
                 "of turns; each counts once, or as what it stores if that is more"
             )
+    print(NOTE)
+
+
+def show_costs(found: Mapping[str, Schedule]) -> None:
+    """Print the memory and the cycles of every program in one table."""
+    first = next(iter(found.values()))
+    rows = [
+        (
+            name,
+            in_units(each.temporaries),
+            _millions(each.cycles),
+            f"{each.cycles / first.cycles:.3f}",
+        )
+        for name, each in found.items()
+    ]
+    columns = ("", "activations, temporaries", "million cycles", "/ first")
+    table(f"of a device, {first.chip.name}", columns, rows)
     print(NOTE)
 
 

@@ -61,7 +61,7 @@ def show_sweep(rows: Sequence[tuple[str, Plan | str]]) -> None:
             (
                 name,
                 str(plan.count),
-                _bytes(step.memory.total),
+                in_units(step.memory.total),
                 _milliseconds(step.bound),
                 _percent(plan.mfu),
                 f"{rate:,.0f}" if rate else "",
@@ -95,8 +95,8 @@ def _misfit(step: Step) -> str:
         return ""
     need, have = step.memory.total, step.available or 0
     return (
-        f"needs {_bytes(need)} a device, {_bytes(step.excess)} more than the "
-        f"{_bytes(have)} that it may have"
+        f"needs {in_units(need)} a device, {in_units(step.excess)} more than the "
+        f"{in_units(have)} that it may have"
     )
 
 
@@ -109,18 +109,18 @@ def _rows(plan: Plan, steps: Sequence[Step]) -> list[tuple[str, ...]]:
 
     for field, title in MEMORY.items():
         sizes = [getattr(step.memory, field) for step in steps]
-        add(title, [_bytes(size) if size else "" for size in sizes])
-    add("memory of a device", [_bytes(step.memory.total) for step in steps])
+        add(title, [in_units(size) if size else "" for size in sizes])
+    add("memory of a device", [in_units(step.memory.total) for step in steps])
     have = [step.available for step in steps]
-    add("it may have", [_bytes(size) if size else "" for size in have])
+    add("it may have", [in_units(size) if size else "" for size in have])
     add("TFLOPs a step", [f"{step.flops / 1e12:.4g}" for step in steps])
     add("TFLOPs a device", [f"{s.flops / plan.count / 1e12:.4g}" for s in steps])
     moved = [step.traffic for step in steps]
-    add("through memory", [_bytes(m.memory) if m else "" for m in moved])
+    add("through memory", [in_units(m.memory) if m else "" for m in moved])
     kinds = sorted({kind for m in moved if m for kind in m.collectives})
     for kind in kinds:
         sizes = [m.collectives.get(kind, 0) if m else 0 for m in moved]
-        add(kind, [_bytes(size) if size else "" for size in sizes])
+        add(kind, [in_units(size) if size else "" for size in sizes])
     for field in Roofline._fields:
         times = [getattr(step.bound, field) if step.bound else None for step in steps]
         add(f"ms: {field}", ["" if t is None else _three(1e3 * t) for t in times])
@@ -131,8 +131,8 @@ def _rows(plan: Plan, steps: Sequence[Step]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _bytes(size: float) -> str:
-    """Three digits and a unit."""
+def in_units(size: float) -> str:
+    """Bytes in three digits and a unit."""
     units = [unit for unit in UNITS if size >= UNITS[unit]]
     unit = units[-1] if units else "B"
     return f"{_three(size / UNITS[unit])} {unit}"

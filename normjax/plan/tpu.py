@@ -3,8 +3,9 @@
 python -m normjax.plan.tpu FOLDER TOPOLOGY
 
 For every FOLDER/NAME.exported (`jax.export`) with its FOLDER/NAME.mesh (sizes by axis)
-it writes FOLDER/NAME.hlo, the optimized program, and FOLDER/NAME/, the bundles of its
-kernels, and prints NAME. libtpu reads where to write when
+it writes FOLDER/NAME.hlo, the optimized program, FOLDER/NAME.bytes, what its temporary
+arrays take of a device's memory, and FOLDER/NAME/, the bundles of its kernels, and
+prints NAME. libtpu reads where to write when
 it is loaded, therefore a process of its own.
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 
 STAGES = ("final_bundles", "final_hlo-static-per-bundle-utilization")
 MAP = "deduplication-map"
-EXPORTED, MESH, HLO = ".exported", ".mesh", ".hlo"
+EXPORTED, MESH, HLO, BYTES = ".exported", ".mesh", ".hlo", ".bytes"
 
 
 def main(folder: str, topology: str) -> None:
@@ -39,14 +40,16 @@ def main(folder: str, topology: str) -> None:
     devices = devices_of(topology)
     for path in sorted(Path(folder).glob(f"*{EXPORTED}")):
         axes = json.loads(path.with_suffix(MESH).read_text())
-        text = _compiled(path.read_bytes(), axes, devices)
+        compiled = _compiled(path.read_bytes(), axes, devices)
         dump.rename(path.with_suffix(""))
         dump.mkdir()
-        path.with_suffix(HLO).write_text(text)
+        path.with_suffix(HLO).write_text(compiled.as_text() or "")
+        temporaries = compiled.memory_analysis().temp_size_in_bytes
+        path.with_suffix(BYTES).write_text(str(temporaries))
         print(path.stem, flush=True)
 
 
-def _compiled(exported: bytes, axes: dict[str, int], devices: list[Any]) -> str:
+def _compiled(exported: bytes, axes: dict[str, int], devices: list[Any]) -> Any:
     import jax
     import jax.export
     import numpy as np
@@ -63,8 +66,7 @@ def _compiled(exported: bytes, axes: dict[str, int], devices: list[Any]) -> str:
         )
     ]
     args, kwargs = jax.tree.unflatten(program.in_tree, arguments)
-    compiled = jax.jit(program.call).lower(*args, **kwargs).compile()
-    return compiled.as_text() or ""
+    return jax.jit(program.call).lower(*args, **kwargs).compile()
 
 
 if __name__ == "__main__":

@@ -116,6 +116,12 @@ def test_a_component_by_its_name_has_the_schedule_that_recipes_give_it():
     assert model.norm.to_dict() == wanted.to_dict()
 
 
+def test_recomputation_by_name_or_not_at_all():
+    for text, value in {"products": "products", "true": True, "false": False}.items():
+        model = config_of(DIGITS, f"model.remat={text}").model
+        assert model.remat == value and type(model.remat) is type(value)
+
+
 def test_what_preset_and_class_leave_out():
     model = config_of(
         "imagenet_deit:variant=tiny",
@@ -125,7 +131,7 @@ def test_what_preset_and_class_leave_out():
         "model.activation.approximate=true",
         "model.mixer.qk_norm=rms_norm",
     ).model
-    assert model.remat and model.depth == 2
+    assert model.remat is True and model.depth == 2
     assert model.mlp == "gated_mlp"
     assert model.activation.to_dict() == {"name": "gelu", "approximate": True}
     assert model.mixer.to_dict() == {"name": "softmax", "qk_norm": {"name": "rms_norm"}}

@@ -62,8 +62,8 @@ def test_what_data_parallel_steps_send_and_compute(replicated):
 
 def test_sharded_parameters_and_recomputed_blocks(replicated):
     config = tiny(mesh__data=1, mesh__fsdp=4)
-    with config.unlocked():
-        config.model.remat = True
+    with config.unlocked(), config.ignore_type():
+        config.model.remat = "projections"
     step = make_plan(config, "cpu:4", jax.devices()[:4]).steps["train"]
     plain = replicated.steps["train"]
     assert step.memory.parameters < 0.35 * plain.memory.parameters
@@ -195,6 +195,8 @@ def test_the_bubble_of_stages(capfd):
         (["--topology=v9:4x4"], "unknown --topology 'v9'"),
         ([], "give --topology=v5e:4x4 or --sweep"),
         (["--topology=cpu", "--sweep=cpu:2"], "give --topology=v5e:4x4 or --sweep"),
+        (["--topology=cpu", "--remat"], "--remat has no effect without --schedule"),
+        (["--topology=cpu:4", "--config.model.remat=dots"], "unknown remat 'dots'"),
         (["--topology=cpu:4", "--mesh=fsdp=3"], "does not divide"),
         (["--topology=cpu:4", "--mesh=row=2"], "unknown axis"),
         (["--topology=cpu:4", "--config.data.name=no_set"], "cannot describe it"),
@@ -235,3 +237,16 @@ def test_a_tpu_that_is_not_there(capfd):
     printed = capfd.readouterr().out
     for word in ("v5e:2x2", "v4:2x2x1", "100 %", "MFU at most"):
         assert word in printed
+
+
+@pytest.mark.slow
+def test_what_blocks_keep_side_by_side(capfd, tmp_path):
+    pytest.importorskip("libtpu")
+    size = "--config.batch_size=32", "--config.model.depth=1"
+    chart = f"--plot={tmp_path / 'chart.png'}"
+    assert command("--topology=v5e:2x2", "--schedule", "--remat", chart, *size) == 0
+    printed = capfd.readouterr().out
+    rows = [line.split("│") for line in printed.splitlines() if "remat=" in line]
+    names = [row[1].split("=")[1].strip() for row in rows]
+    assert names == ["false", "products", "projections", "nothing"]
+    assert float(rows[0][4]) == 1 < float(rows[-1][4])
