@@ -15,28 +15,23 @@ def _convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive is jax.lax.conv_general_dilated_p
 
 
-def _and_convolutions(policy: Callable[..., bool]) -> Callable[..., bool]:
-    return jax.checkpoint_policies.save_from_both_policies(policy, _convolutions)
-
-
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "nothing": jax.checkpoint_policies.nothing_saveable,
-    "projections": _and_convolutions(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    "projections": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _convolutions
     ),
-    "products": _and_convolutions(jax.checkpoint_policies.dots_saveable),
 }
 """What the argument `remat` of a model keeps of a block, by its name.
 
-`nothing` but the input of the block, as `remat=True`; results of `projections`, which
-are products with weights, and of convolutions; those of all `products`, of attention
-too. Norms, activations and softmax are computed again by each.
+`nothing` but the input of the block, as `remat=True`; or the results of `projections`,
+products with weights and convolutions, so that norms, activations and attention between
+the tokens are computed again.
 
 Example:
   >>> from normjax import models
   >>> vit = models.build("deit_tiny", num_classes=10, remat="projections")
   >>> sorted(models.REMAT_POLICIES)
-  ['nothing', 'products', 'projections']
+  ['nothing', 'projections']
 """
 
 
@@ -52,9 +47,9 @@ def recomputed(
     Raises:
       UserError: no such policy.
     """
-    if remat is False:
+    if not isinstance(remat, str) and not remat:
         return kind
-    name = "nothing" if remat is True else remat
+    name = remat if isinstance(remat, str) else "nothing"
     if name not in REMAT_POLICIES:
         raise UserError(one_of("remat", name, REMAT_POLICIES))
     return nn.remat(kind, policy=REMAT_POLICIES[name], static_argnums=static_argnums)

@@ -96,6 +96,9 @@ def _loops(lines: list[re.Match[str]]) -> list[_Loop]:
         mark, depth = line[1], line[2].count(">")
         if not depth and line[3].startswith("}"):
             continue  # of empty bundles no depth is written
+        if mark == "LB" and not depth:  # nor of one that only names what turns change
+            later = (after[2].count(">") for after in lines[index + 1 :])
+            depth = next(filter(None, later), 1)
         while len(open_loops) > depth or (mark == "LB" and len(open_loops) == depth):
             begin = open_loops.pop()
             found.append(_Loop(begin, last, _trips(lines, begin, last)))

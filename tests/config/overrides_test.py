@@ -117,7 +117,8 @@ def test_a_component_by_its_name_has_the_schedule_that_recipes_give_it():
 
 
 def test_recomputation_by_name_or_not_at_all():
-    for text, value in {"products": "products", "true": True, "false": False}.items():
+    given = {"projections": "projections", "true": True, "false": False}
+    for text, value in given.items():
         model = config_of(DIGITS, f"model.remat={text}").model
         assert model.remat == value and type(model.remat) is type(value)
 

@@ -89,13 +89,15 @@ def test_policies_keep_what_they_say():
 
     again = products(lambda remat: tiny_vit(remat, "rela"), "dot_general")
     assert again[True] == again["nothing"] == 5 * 2 + 2
-    assert again["projections"] == 2 and again["products"] == 0
+    assert again["projections"] == 2
     again = products(small_resnet, "conv_general_dilated")
-    assert again["nothing"] > again["projections"] == again["products"] == 0
+    assert again["nothing"] > again["projections"] == 0
 
 
 def test_an_unknown_policy_is_refused_in_a_line():
-    with pytest.raises(UserError, match="unknown remat 'product'; did you mean 'prod"):
-        jax.eval_shape(tiny_vit("product").init, jax.random.key(0), images())
+    with pytest.raises(
+        UserError, match="unknown remat 'projection'; did you mean 'proj"
+    ):
+        jax.eval_shape(tiny_vit("projection").init, jax.random.key(0), images())
     with pytest.raises(UserError, match="remat takes True or False or a string"):
         tiny_vit(2)

@@ -38,8 +38,10 @@ OUTER = 3  # bundles 0x1, 0x2 and 0x6, 6 turns
 REST = 3
 
 
-def test_loops_run_by_their_trips():
-    kernel = read_kernel(NESTED.replace("BOUND", "11"), UTILIZATION)
+@pytest.mark.parametrize("written", ["LB: >>", "LB:"])
+def test_loops_run_by_their_trips(written):
+    text = NESTED.replace("BOUND", "11").replace("LB: >>", written)
+    kernel = read_kernel(text, UTILIZATION)
     inner = 6 * 3
     assert kernel.cycles == REST + 6 * OUTER + inner * INNER
     assert kernel.unknown_loops == 0

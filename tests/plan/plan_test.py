@@ -248,5 +248,5 @@ def test_what_blocks_keep_side_by_side(capfd, tmp_path):
     printed = capfd.readouterr().out
     rows = [line.split("│") for line in printed.splitlines() if "remat=" in line]
     names = [row[1].split("=")[1].strip() for row in rows]
-    assert names == ["false", "products", "projections", "nothing"]
+    assert names == ["false", "projections", "nothing"]
     assert float(rows[0][4]) == 1 < float(rows[-1][4])
