@@ -1,5 +1,6 @@
 """A kernel on TPUs in the place of a function that all platforms have."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,16 @@ Function = Callable[..., Any]
 
 
 def kernel_or_function(
-    kernel: Function, function: Function, batched: tuple[Any, ...], *rest: Any
+    kernel: Function,
+    function: Function,
+    batched: tuple[Any, ...],
+    *rest: Any,
+    pullback: Function | None = None,
 ) -> Any:
     """`function(*batched, *rest)`, which a TPU computes by `kernel`.
 
-    Derivatives and `jax.vmap` are those of `function`. A kernel cannot be divided among
+    Derivatives and `jax.vmap` are those of `function`, but for gradients where a TPU
+    has a kernel for them, too. A kernel cannot be divided among
     devices by the compiler: several have it inside of `shard_map`, and in the loop,
     which says how its batch is divided (`core.spmd.batch_divided`); elsewhere they have
     the function.
@@ -26,6 +32,8 @@ def kernel_or_function(
       kernel, function: of the same arguments, to the same tree of arrays [B, ...].
       batched: trees of arrays [B, ...].
       rest: trees of arrays that are the same for all examples.
+      pullback: (arguments, cotangents of the result) -> tuple of gradients, in the
+        types of the arguments: the kernel of the gradients.
     """
 
     def local(*trees):
@@ -35,9 +43,20 @@ def kernel_or_function(
             return lambda *a: jax.tree.leaves(apply(*jax.tree.unflatten(structure, a)))
 
         reference = jax.make_jaxpr(flat(function))(*arrays)
-        y = _kernel_p.bind(*arrays, reference=reference, kernel=flat(kernel))
-        made = jax.eval_shape(function, *trees)
-        return jax.tree.unflatten(jax.tree.structure(made), y)
+        result = jax.tree.structure(jax.eval_shape(function, *trees))
+
+        def pulled(*given):
+            primals = jax.tree.unflatten(structure, given[: len(arrays)])
+            cotangents = jax.tree.unflatten(result, given[len(arrays) :])
+            return jax.tree.leaves(pullback and pullback(primals, cotangents))
+
+        y = _kernel_p.bind(
+            *arrays,
+            reference=reference,
+            kernel=flat(kernel),
+            pullback=pulled if pullback else None,
+        )
+        return jax.tree.unflatten(result, y)
 
     return over_batch(local, batched, *rest)
 
@@ -69,14 +88,44 @@ _kernel_p = core.Primitive("kernel_or_function")
 _kernel_p.multiple_results = True
 
 
-def _reference(*arrays, reference, kernel):
-    del kernel
+_tangent_p = core.Primitive("kernel_or_function_tangent")
+_tangent_p.multiple_results = True
+
+
+def _reference(*arrays, reference, **_):
     return core.jaxpr_as_fun(reference)(*arrays)
 
 
 def _jvp(primals, tangents, **parameters):
     tangents = tuple(map(ad.instantiate_zeros, tangents))
-    return jax.jvp(lambda *p: _reference(*p, **parameters), primals, tangents)
+    if parameters["pullback"] is None:
+        return jax.jvp(lambda *p: _reference(*p, **parameters), primals, tangents)
+    y = _kernel_p.bind(*primals, **parameters)
+    given = {k: v for k, v in parameters.items() if k != "kernel"}
+    return y, _tangent_p.bind(*primals, *tangents, **given)
+
+
+def _tangent(*arrays, **parameters):
+    half = len(arrays) // 2
+    primals, tangents = arrays[:half], arrays[half:]
+    return jax.jvp(lambda *p: _reference(*p, **parameters), primals, tangents)[1]
+
+
+def _transposed(cotangents, *arrays, reference, pullback):
+    half = len(arrays) // 2
+    primals, tangents = arrays[:half], arrays[half:]
+    cotangents = tuple(map(ad.instantiate_zeros, cotangents))
+
+    def pulled(*arrays):
+        y, pull = jax.vjp(core.jaxpr_as_fun(reference), *arrays[:half])
+        return pull(type(y)(arrays[half:]))
+
+    given = *primals, *cotangents
+    traced = jax.make_jaxpr(pulled)(*given)
+    found = _kernel_p.bind(*given, reference=traced, kernel=pullback, pullback=None)
+    wanted = map(ad.is_undefined_primal, tangents)
+    gradients = (g if w else None for g, w in zip(found, wanted, strict=True))
+    return [*(None for _ in primals), *gradients]
 
 
 def _batch(operands, dims, **parameters):
@@ -85,8 +134,7 @@ def _batch(operands, dims, **parameters):
     return y, [0] * len(y)
 
 
-def _by_kernel(*arrays, reference, kernel):
-    del reference
+def _by_kernel(*arrays, kernel, **_):
     return kernel(*arrays)
 
 
@@ -94,8 +142,29 @@ def _evaluate(*arrays, **parameters):
     return jax.jit(lambda *p: _kernel_p.bind(*p, **parameters))(*arrays)
 
 
+def _of_reference(*_, reference, **__):
+    return list(reference.out_avals)
+
+
+def _tangents_jvp(primals, tangents, **parameters):
+    tangents = tuple(map(ad.instantiate_zeros, tangents))
+    return jax.jvp(lambda *p: _tangent(*p, **parameters), primals, tangents)
+
+
+def _batch_tangents(operands, dims, **parameters):
+    mapped = jax.vmap(lambda *p: _tangent(*p, **parameters), in_axes=tuple(dims))
+    y = mapped(*operands)
+    return y, [0] * len(y)
+
+
 _kernel_p.def_impl(_evaluate)
-_kernel_p.def_abstract_eval(lambda *_, reference, **__: list(reference.out_avals))
+_kernel_p.def_abstract_eval(_of_reference)
 ad.primitive_jvps[_kernel_p] = _jvp
 batching.primitive_batchers[_kernel_p] = _batch
 lower_by_platform(_kernel_p, _reference, _by_kernel)
+_tangent_p.def_impl(lambda *p, **k: jax.jit(functools.partial(_tangent, **k))(*p))
+_tangent_p.def_abstract_eval(_of_reference)
+ad.primitive_jvps[_tangent_p] = _tangents_jvp
+ad.primitive_transposes[_tangent_p] = _transposed
+batching.primitive_batchers[_tangent_p] = _batch_tangents
+lower_by_platform(_tangent_p, _tangent, _tangent)

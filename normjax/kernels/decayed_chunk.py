@@ -8,9 +8,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 from normjax.kernels.attention import LANES, SUBLANES, round_up
-
-CHUNK = 64
-"""Positions whose weights two heads of 64 channels fill a register's lanes with."""
+from normjax.kernels.chunk_sizes import CHUNK
 
 
 class Group(NamedTuple):
@@ -74,6 +72,7 @@ class Tile(NamedTuple):
       group: which.
       q, k, v: bfloat16 [CHUNK, lanes].
       decays: of its kind.
+      reverse: it goes from the last position to the first.
     """
 
     group: Group
@@ -81,6 +80,7 @@ class Tile(NamedTuple):
     k: jax.Array
     v: jax.Array
     decays: Any
+    reverse: bool
 
 
 class Chunk(NamedTuple):
@@ -90,7 +90,7 @@ class Chunk(NamedTuple):
       o: [CHUNK, lanes of values], of its own keys and values.
       q: that the state is asked with.
       factor: of what it answers; None: 1.
-      kept: of the state, the factor [1, lanes of keys]; None: 1.
+      kept: of the state, [1, lanes of keys] or [lanes of values, 1]; None: 1.
       added: to the state.
     """
 
@@ -102,7 +102,7 @@ class Chunk(NamedTuple):
 
 
 def _no_decay(tiles: Sequence[Tile]) -> list[Chunk]:
-    weights = [jnp.where(_causal(t.group), _scores(t.q, t), 0) for t in tiles]
+    weights = [jnp.where(_seen(t), _scores(t.q, t), 0) for t in tiles]
     made = []
     for t, weight in zip(tiles, weights, strict=True):
         added = _product(_turned(t.v.astype(jnp.float32)), t.k, _MATRICES)
@@ -116,50 +116,104 @@ def _one_decay(tiles: Sequence[Tile]) -> list[Chunk]:
     for t, score in zip(tiles, scores, strict=True):
         columns, row = t.decays
         pairs = [slice(i * CHUNK, (i + 1) * CHUNK) for i in range(t.group.count)]
-        decay = jnp.exp(_on_lanes(columns, pairs, row.shape[1]) - row)
-        weights.append(jnp.where(_causal(t.group), score * decay, 0))
+        between = _on_lanes(columns, pairs, row.shape[1]) - row
+        decay = jnp.exp(-between if t.reverse else between)
+        weights.append(jnp.where(_seen(t), score * decay, 0))
     made = []
     for t, weight in zip(tiles, weights, strict=True):
         columns, _ = t.decays
         heads = range(t.group.count)
         values, keys = map(t.group.of_values, heads), map(t.group.of_keys, heads)
         total = _on_lanes(columns, list(values), t.v.shape[1])
-        left = t.v.astype(jnp.float32) * jnp.exp(total[-1:] - total)
+        since, until = jnp.exp(total), jnp.exp(total[-1:] - total)
+        asked, told = (until, since) if t.reverse else (since, until)
+        left = t.v.astype(jnp.float32) * told
         added = _product(_turned(left), t.k, _MATRICES)
         ends = [column[-1:] for column in columns]
         kept = jnp.exp(_on_lanes(ends, list(keys), t.k.shape[1]))
-        made.append(Chunk(_values(weight, t), t.q, jnp.exp(total), kept, added))
+        made.append(Chunk(_values(weight, t), t.q, asked, kept, added))
     return made
 
 
-def _many_decays(tiles: Sequence[Tile]) -> list[Chunk]:
-    """A decay a channel: pairs of neighbouring halves, then of quarters, and so on.
+class _Decays(NamedTuple):
+    """Of channels, in blocks of a chunk: [CHUNK, lanes].
 
-    Of a pair of blocks the queries of the second one see the keys of the first: q has
-    the decays since the start of its block, k those until the end of its own.
+    Attributes:
+      since: products since the start of the block, its own among them.
+      until: those until the end, without its own.
+      total: of the block.
     """
-    position = jax.lax.broadcasted_iota(jnp.int32, (CHUNK, 1), 0)
-    q = [t.q.astype(jnp.float32) * t.decays for t in tiles]
-    k = [t.k.astype(jnp.float32) for t in tiles]
-    total = [t.decays for t in tiles]
-    weights = [jnp.where(_pairs(t.group, 0), _scores(t.q, t), 0) for t in tiles]
+
+    since: jax.Array
+    until: jax.Array
+    total: jax.Array
+
+    def asked_and_told(self, reverse: bool) -> tuple[jax.Array, jax.Array]:
+        """Of queries and of keys, which lie in the block before, or behind."""
+        return (self.until, self.since) if reverse else (self.since, self.until)
+
+    def doubled(self, half: int) -> "_Decays":
+        """Of pairs of blocks."""
+        second = _position() & half != 0
+        other = _of_other_half(self.total, half, second)
+        since = jnp.where(second, self.since * other, self.since)
+        until = jnp.where(second, self.until, self.until * other)
+        return _Decays(since, until, self.total * other)
+
+
+def _position() -> jax.Array:
+    return jax.lax.broadcasted_iota(jnp.int32, (CHUNK, 1), 0)
+
+
+def _of_keys(tiles: Sequence[Tile]) -> list[Chunk]:
+    """A decay a channel of keys: pairs of neighbouring halves, quarters, and so on.
+
+    Of a pair of blocks the queries of the second one see the keys of the first.
+    """
+    q, k = ([t[1 + i].astype(jnp.float32) for t in tiles] for i in (0, 1))
+    decays = [_Decays(t.decays, jnp.ones_like(t.decays), t.decays) for t in tiles]
+    weights = [jnp.where(_pairs(t, 0), _scores(t.q, t), 0) for t in tiles]
     half = 1
     while half < CHUNK:
-        second = position & half != 0
         for i, t in enumerate(tiles):
-            scores = _scores(q[i].astype(jnp.bfloat16), t._replace(k=k[i]))
-            weights[i] = jnp.where(_pairs(t.group, half), scores, weights[i])
-            other = _of_other_half(total[i], half, second)
-            q[i] = jnp.where(second, q[i] * other, q[i])
-            k[i] = jnp.where(second, k[i], k[i] * other)
-            total[i] = total[i] * other
+            asked, told = decays[i].asked_and_told(t.reverse)
+            scores = _scores(_narrow(q[i] * asked), t._replace(k=_narrow(k[i] * told)))
+            weights[i] = jnp.where(_pairs(t, half), scores, weights[i])
+            decays[i] = decays[i].doubled(half)
         half *= 2
     made = []
     for i, t in enumerate(tiles):
-        turned, left = _turned(t.v.astype(jnp.float32)), k[i].astype(jnp.bfloat16)
-        added = _product(turned, left, _MATRICES)
-        asking, kept = q[i].astype(jnp.bfloat16), total[i][:1]
-        made.append(Chunk(_values(weights[i], t), asking, None, kept, added))
+        asked, told = decays[i].asked_and_told(t.reverse)
+        turned, left = _turned(t.v.astype(jnp.float32)), _narrow(k[i] * told)
+        added, kept = _product(turned, left, _MATRICES), decays[i].total[:1]
+        o = _values(weights[i], t)
+        made.append(Chunk(o, _narrow(q[i] * asked), None, kept, added))
+    return made
+
+
+def _of_values(tiles: Sequence[Tile]) -> list[Chunk]:
+    """A decay a channel of values, by the same pairs."""
+    v = [t.v.astype(jnp.float32) for t in tiles]
+    decays = [_Decays(t.decays, jnp.ones_like(t.decays), t.decays) for t in tiles]
+    scores = [_scores(t.q, t) for t in tiles]
+    o = [
+        _values(jnp.where(_pairs(t, 0), score, 0), t)
+        for t, score in zip(tiles, scores, strict=True)
+    ]
+    half = 1
+    while half < CHUNK:
+        for i, t in enumerate(tiles):
+            asked, told = decays[i].asked_and_told(t.reverse)
+            weights = jnp.where(_pairs(t, half), scores[i], 0)
+            o[i] += asked * _values(weights, t._replace(v=_narrow(v[i] * told)))
+            decays[i] = decays[i].doubled(half)
+        half *= 2
+    made = []
+    for i, t in enumerate(tiles):
+        asked, told = decays[i].asked_and_told(t.reverse)
+        added = _product(_turned(v[i] * told), t.k, _MATRICES)
+        kept = jnp.transpose(decays[i].total[:SUBLANES])[:, :1]
+        made.append(Chunk(o[i], t.q, asked, kept, added))
     return made
 
 
@@ -189,9 +243,14 @@ def _decays_of_heads(index, rows, sums):
     return of_tile
 
 
-def _decays_of_channels(index, rows, log_decay):
+def _decays_of_keys(index, rows, log_decay):
     del index
     return lambda _, group: jnp.exp(log_decay[0, rows, group.keys])
+
+
+def _decays_of_values(index, rows, log_decay):
+    del index
+    return lambda _, group: jnp.exp(log_decay[0, rows, group.values])
 
 
 _ROWS, _MATRICES = ((1,), (1,)), ((1,), (0,))
@@ -207,15 +266,15 @@ def _product(a: jax.Array, b: jax.Array, contracted: tuple) -> jax.Array:
 def _scores(q: jax.Array, tile: Tile) -> jax.Array:
     """q_i . k_j, [CHUNK, heads * CHUNK]."""
     lanes = map(tile.group.of_keys, range(tile.group.count))
-    k = tile.k.astype(jnp.bfloat16)
-    return _product(q, jnp.concatenate([_only(k, own) for own in lanes], 0), _ROWS)
+    k = jnp.concatenate([_only(tile.k, own) for own in lanes], 0)
+    return _product(q, k, _ROWS)
 
 
 def _values(weights: jax.Array, tile: Tile) -> jax.Array:
     """sum_j weights_ij v_j, [CHUNK, lanes of values]."""
     lanes = map(tile.group.of_values, range(tile.group.count))
     v = jnp.concatenate([_only(tile.v, own) for own in lanes], 0)
-    return _product(weights.astype(jnp.bfloat16), v, _MATRICES)
+    return _product(_narrow(weights), v, _MATRICES)
 
 
 def _of_heads(state: jax.Array, group: Group) -> jax.Array:
@@ -245,8 +304,12 @@ def _on_lanes(columns: Sequence[jax.Array], lanes: Sequence[slice], width: int):
     return found
 
 
+def _narrow(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.bfloat16)
+
+
 def _turned(x: jax.Array) -> jax.Array:
-    return jnp.transpose(x).astype(jnp.bfloat16)
+    return _narrow(jnp.transpose(x))
 
 
 def _places(group: Group) -> tuple[jax.Array, jax.Array]:
@@ -256,16 +319,18 @@ def _places(group: Group) -> tuple[jax.Array, jax.Array]:
     return i, j & (CHUNK - 1)
 
 
-def _causal(group: Group) -> jax.Array:
-    i, j = _places(group)
-    return j <= i
+def _seen(tile: Tile) -> jax.Array:
+    """Keys that queries see."""
+    i, j = _places(tile.group)
+    return j >= i if tile.reverse else j <= i
 
 
-def _pairs(group: Group, half: int) -> jax.Array:
+def _pairs(tile: Tile, half: int) -> jax.Array:
     """Queries in the second and keys in the first half of the same block; 0: equal."""
-    i, j = _places(group)
+    i, j = _places(tile.group)
     if not half:
         return i == j
+    i, j = (j, i) if tile.reverse else (i, j)
     same = (i ^ j) < 2 * half
     return same & (i & half > 0) & (j & half == 0)
 
@@ -286,12 +351,14 @@ def hand_on(states, tile: Tile, chunk: Chunk) -> jax.Array:
 DECAYS: dict[str, Callable] = {
     "none": lambda *_: lambda *_: None,
     "head": _decays_of_heads,
-    "channel": _decays_of_channels,
+    "keys": _decays_of_keys,
+    "values": _decays_of_values,
 }
 CHUNKS: dict[str, Callable[[Sequence[Tile]], list[Chunk]]] = {
     "none": _no_decay,
     "head": _one_decay,
-    "channel": _many_decays,
+    "keys": _of_keys,
+    "values": _of_values,
 }
-TILES = {"none": 8, "head": 8, "channel": 4}
+TILES = {"none": 8, "head": 8, "keys": 4, "values": 4}
 """Chunks of groups that are worked through together."""

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from normjax.kernels.attention import LANES, SUBLANES, TOGETHER, round_up
+from normjax.kernels.attention import SUBLANES, TOGETHER, round_up
+from normjax.kernels.chunk_sizes import CHUNK, MOST, Step, kind_of, step_of
 from normjax.kernels.decayed_chunk import (
-    CHUNK,
     CHUNKS,
     DECAYS,
     TILES,
@@ -22,71 +22,8 @@ from normjax.kernels.decayed_chunk import (
     sides,
 )
 
-_MOST = 8  # chunks of a step
-_MEMORY = 14 * 2**20  # a TPU v4 has 16 MiB
-_WIDTHS = (32, 64, 128, 256)  # of heads
 _ORDER = "parallel", "parallel", "arbitrary"
 _GONE = -120.0  # exp of it is 0 in float32
-
-
-class _Step(NamedTuple):
-    """What a step of the grid works through, of one example.
-
-    Attributes:
-      heads: heads side by side.  chunks: one after the other.
-    """
-
-    heads: int
-    chunks: int
-
-
-def _step(length: int, heads: int, keys: int, values: int, by_channel: bool) -> _Step:
-    """The largest one that the memory has room for; 0 chunks: there is none.
-
-    Blocks of memory are whole registers, or all heads. They come twice, for the next
-    ones come while these are worked through.
-    """
-    chunks = -(-length // CHUNK)
-    best = _Step(heads, 0)
-    for part in range(heads, 0, -1):
-        whole = part * keys % LANES == 0 and part * values % LANES == 0
-        if heads % part or not (whole or part == heads):
-            continue
-        wide = round_up(part * keys, LANES), round_up(part * values, LANES)
-        position = 2 * 2 * wide[0] + (2 + 4) * wide[1] + 4 * wide[0] * by_channel
-        state = part * round_up(keys, LANES) * values * 4
-        room = (_MEMORY - 5 * state) // (2 * CHUNK * position)
-        steps = -(-chunks // max(1, min(room, _MOST)))
-        best = max(best, _Step(part, -(-chunks // steps) if room > 0 else 0), key=_size)
-    return best
-
-
-def _size(step: _Step) -> int:
-    return step.heads * step.chunks
-
-
-def fits(
-    q: jax.Array, v: jax.Array, log_decay: jax.Array | None, state: jax.Array
-) -> bool:
-    """Whether `gated_linear_attention` computes it: types, sizes and memory.
-
-    A chunk at least, heads of 32, 64, 128 or 256 channels, which lie in whole registers
-    that the memory has room for.
-
-    Args:
-      q, v, log_decay, state: as of `gated_linear_attention`.
-    """
-    if not all(isinstance(size, int) for size in q.shape):
-        return False  # an exported batch size is no number
-    _, length, heads, keys = q.shape
-    values, kind = v.shape[-1], _kind(log_decay)
-    return (
-        length >= CHUNK
-        and state.dtype == jnp.float32
-        and keys in _WIDTHS
-        and values in _WIDTHS
-        and _step(length, heads, keys, values, kind == "channel").chunks > 0
-    )
 
 
 def gated_linear_attention(
@@ -96,6 +33,9 @@ def gated_linear_attention(
     log_decay: jax.Array | None,
     state: jax.Array,
     *,
+    of_values: bool = False,
+    reverse: bool = False,
+    each: bool = False,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """S_t = diag(d_t) S_{t-1} + k_t v_t^T, o_t = S_t^T q_t (Yang et al., 2024).
@@ -109,48 +49,43 @@ def gated_linear_attention(
       q, k: [B, L, H, K].  v: [B, L, H, V].
       log_decay: at most 0: [B, L, H, K], [B, L, H, 1], or None.
       state: float32 [B, H, K, V] before the first position.
+      of_values: the decays are [B, L, H, V], S_t = S_{t-1} diag(d_t) + k_t v_t^T.
+      reverse: from the last position to the first, as gradients go: with T_L = `state`,
+        o_t = (T_t + k_t v_t^T)^T q_t and T_{t-1} = diag(d_t) (T_t + k_t v_t^T).
+      each: the state behind every block of positions, and not only the last one.
       interpret: compute it by JAX, on any platform.
 
     Returns:
-      o [B, L, H, V] and the last state, in float32.
+      o [B, L, H, V] and the last state, in float32; with `each` [B, blocks, H, K, V].
     """
     batch, length, heads, keys = q.shape
-    values, kind = v.shape[-1], _kind(log_decay)
-    step = _step(length, heads, keys, values, kind == "channel")
+    values, kind = v.shape[-1], "values" if of_values else kind_of(log_decay)
+    width = 0 if log_decay is None else log_decay.shape[-1]
+    step = step_of(length, heads, keys, values, width, 2 if each else MOST)
     block = step.chunks * CHUNK
     padded = round_up(length, block)
+    grid = (batch, heads // step.heads, padded // block)
     groups = groups_of(step.heads, keys, values)
+    at = _Places(step, grid[2], reverse)
     given = [_rows(t, padded, jnp.bfloat16) for t in (q, k, v)]
-    asked, told = (_positions(step, n) for n in (keys, values))
-    specs = [asked, asked, told]
-    if kind == "channel":
-        given.append(_rows(log_decay, padded, jnp.float32))
-        specs.append(asked)
-    elif kind == "head":
-        given.append(_sums(_rows(log_decay, padded, jnp.float32), step.heads, groups))
-        specs.append(_sums_of_chunks(step, given[-1]))
-    turned = jnp.swapaxes(state, -1, -2)
-    whole, result = _whole(step, turned), (batch, padded, heads * values)
-    largest = tuple(max(both) for both in zip(*map(sides, groups), strict=True))
+    decays = _decays(log_decay, padded, step, groups, kind)
+    turned = jnp.swapaxes(state, -1, -2)[:, None]
+    kept = (batch, grid[2] if each else 1, *turned.shape[2:])
+    results = (batch, padded, heads * values), kept
+    largest = map(max, *map(sides, groups)) if len(groups) > 1 else sides(groups[0])
     o, last = pl.pallas_call(
-        functools.partial(_kernel, groups=groups, kind=kind),
-        [jax.ShapeDtypeStruct(s, jnp.float32) for s in (result, turned.shape)],
-        grid=(batch, heads // step.heads, padded // block),
-        in_specs=[*specs, whole],
-        out_specs=[told, whole],
+        functools.partial(_kernel, groups, kind, reverse, each),
+        [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results],
+        grid=grid,
+        in_specs=at.inputs(keys, values, kind, decays, turned.shape),
+        out_specs=[at.positions(values), at.states(turned.shape, each)],
         scratch_shapes=[pltpu.VMEM((len(groups), *largest), jnp.float32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=_ORDER),
         interpret=interpret,
         name="gated_linear_attention",
-    )(*given, turned)
-    o = o[:, :length].reshape(batch, length, heads, values)
-    return o, jnp.swapaxes(last, -1, -2)
-
-
-def _kind(log_decay: jax.Array | None) -> str:
-    if log_decay is None:
-        return "none"
-    return "head" if log_decay.shape[-1] == 1 else "channel"
+    )(*given, *decays, turned)
+    last = jnp.swapaxes(last if each else last[:, 0], -1, -2)
+    return o[:, :length].reshape(batch, length, heads, values), last
 
 
 def _rows(t: Any, length: int, dtype: Any) -> jax.Array:
@@ -159,22 +94,63 @@ def _rows(t: Any, length: int, dtype: Any) -> jax.Array:
     return jnp.pad(t, ((0, 0), (0, length - t.shape[1]), (0, 0)))
 
 
-def _positions(step: _Step, width: int) -> pl.BlockSpec:
-    """Of arrays by `_rows`, of heads of that width."""
-    shape = (1, step.chunks * CHUNK, step.heads * width)
-    return pl.BlockSpec(shape, lambda b, h, i: (b, i, h))
+class _Places(NamedTuple):
+    """Blocks of arrays that a step of the grid has.
+
+    Attributes:
+      step: how large.  blocks: of positions.  reverse: from the last one on.
+    """
+
+    step: Step
+    blocks: int
+    reverse: bool
+
+    def block(self, i):
+        """Of positions, the i-th that is worked through."""
+        return self.blocks - 1 - i if self.reverse else i
+
+    def positions(self, width: int) -> pl.BlockSpec:
+        """Of arrays by `_rows`, of heads of that width."""
+        shape = (1, self.step.chunks * CHUNK, self.step.heads * width)
+        return pl.BlockSpec(shape, lambda b, h, i: (b, self.block(i), h))
+
+    def inputs(
+        self,
+        keys: int,
+        values: int,
+        kind: str,
+        decays: list[jax.Array],
+        states: tuple[int, ...],
+    ) -> list[pl.BlockSpec]:
+        """Of q, k, v, what `_decays` made, and states of that shape."""
+        asked, told = self.positions(keys), self.positions(values)
+        if kind == "head":
+            own = [self.sums(decays[0].shape)]
+        else:
+            own = {"none": [], "keys": [asked], "values": [told]}[kind]
+        return [asked, asked, told, *own, self.states(states, False)]
+
+    def states(self, shape: tuple[int, ...], each: bool) -> pl.BlockSpec:
+        """Of [B, blocks or 1, H, V, K]."""
+        shape = (1, 1, self.step.heads, *shape[3:])
+        return pl.BlockSpec(
+            shape, lambda b, h, i: (b, self.block(i) if each else 0, h, 0, 0)
+        )
+
+    def sums(self, shape: tuple[int, ...]) -> pl.BlockSpec:
+        """Of arrays by `_sums`."""
+        shape = (1, 1, self.step.chunks, *shape[3:])
+        return pl.BlockSpec(shape, lambda b, h, i: (b, h, self.block(i), 0, 0))
 
 
-def _whole(step: _Step, states: jax.Array) -> pl.BlockSpec:
-    """Of states [B, H, V, K]."""
-    shape = (1, step.heads, *states.shape[2:])
-    return pl.BlockSpec(shape, lambda b, h, i: (b, h, 0, 0))
-
-
-def _sums_of_chunks(step: _Step, sums: jax.Array) -> pl.BlockSpec:
-    """Of arrays by `_sums`."""
-    shape = (1, 1, step.chunks, *sums.shape[3:])
-    return pl.BlockSpec(shape, lambda b, h, i: (b, h, i, 0, 0))
+def _decays(
+    log_decay: Any, length: int, step: Step, groups: Sequence[Group], kind: str
+) -> list[jax.Array]:
+    """As the kernel takes them: none, sums of a head's, or those of channels."""
+    if log_decay is None:
+        return []
+    rows = _rows(log_decay, length, jnp.float32)
+    return [_sums(rows, step.heads, groups) if kind == "head" else rows]
 
 
 def _sums(log_decay: jax.Array, part: int, groups: Sequence[Group]) -> jax.Array:
@@ -197,7 +173,9 @@ def _sums(log_decay: jax.Array, part: int, groups: Sequence[Group]) -> jax.Array
     return total.reshape(*total.shape[:4], -1)
 
 
-def _kernel(*refs: Any, groups: Sequence[Group], kind: str):
+def _kernel(
+    groups: Sequence[Group], kind: str, reverse: bool, each: bool, *refs: Any
+) -> None:
     q, k, v, *decays, first, o, last, states = refs
     chunks, parts = q.shape[1] // CHUNK, -(-len(groups) // TOGETHER)
     per = -(-len(groups) // parts)
@@ -211,6 +189,7 @@ def _kernel(*refs: Any, groups: Sequence[Group], kind: str):
 
     def some_chunks(index, _):
         numbers = [index * turns + i for i in range(turns)]
+        numbers = [chunks - 1 - n for n in numbers] if reverse else numbers
         rows = [pl.ds(pl.multiple_of(n * CHUNK, CHUNK), CHUNK) for n in numbers]
         places = zip(numbers, rows, strict=True)
         found = [DECAYS[kind](n, r, *decays) for n, r in places]
@@ -221,18 +200,18 @@ def _kernel(*refs: Any, groups: Sequence[Group], kind: str):
                 for number, group in part:
                     keys, values = (0, row, group.keys), (0, row, group.values)
                     given = q[keys], k[keys], v[values], decay(number, group)
-                    tiles.append(Tile(group, *given))
+                    tiles.append(Tile(group, *given, reverse))
             made = iter(zip(tiles, CHUNKS[kind](tiles), strict=True))
             for row in rows:
                 for number, _ in part:
                     tile, chunk = next(made)
-                    each = hand_on(states.at[number], tile, chunk)
-                    _put(o, each, row, tile.group)
+                    found_here = hand_on(states.at[number], tile, chunk)
+                    _put(o, found_here, row, tile.group)
         return 0
 
     jax.lax.fori_loop(0, chunks // turns, some_chunks, 0)
 
-    @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+    @pl.when(each | (pl.program_id(2) == pl.num_programs(2) - 1))
     def _():
         for number, group in enumerate(groups):
             _scatter(states.at[number], last, group)
@@ -244,7 +223,7 @@ def _gather(source, to, group: Group) -> None:
     rows = []
     for head in range(group.count):
         own = group.of_keys(head)
-        state = source[0, group.heads[0] + head]
+        state = source[0, 0, group.heads[0] + head]
         rows.append(jnp.pad(state, ((0, 0), (own.start, width - own.stop))))
     inside = slice(group.of_values(0).start, group.of_values(group.count - 1).stop)
     around = (inside.start, height - inside.stop), (0, 0)
@@ -255,7 +234,7 @@ def _scatter(source, to, group: Group) -> None:
     """The inverse of `_gather`."""
     for head in range(group.count):
         rows, lanes = group.of_values(head), group.of_keys(head)
-        to[0, group.heads[0] + head] = source[rows, lanes]
+        to[0, 0, group.heads[0] + head] = source[rows, lanes]
 
 
 def _put(o, made: jax.Array, rows, group: Group) -> None:

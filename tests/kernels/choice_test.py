@@ -29,12 +29,17 @@ def chosen(x, w):
     return kernel_or_function(never, doubled, (x,), w)
 
 
+def with_pullback(x, w):
+    return kernel_or_function(never, doubled, (x,), w, pullback=never)
+
+
 def test_other_platforms_have_the_function():
     np.testing.assert_array_equal(chosen(X, W), doubled(X, W))
     np.testing.assert_array_equal(jax.jit(chosen)(X, W), jax.jit(doubled)(X, W))
 
 
-def test_derivatives_are_those_of_the_function():
+@pytest.mark.parametrize("chosen", [chosen, with_pullback])
+def test_derivatives_are_those_of_the_function(chosen):
     def gradient(function):
         return jax.grad(lambda x, w: jnp.sum(function(x, w) ** 2), (0, 1))(X, W)
 
@@ -47,14 +52,43 @@ def test_derivatives_are_those_of_the_function():
     np.testing.assert_allclose(second, np.diag(2 * np.sum(np.sin(X) ** 2, 0)), 1e-5)
 
 
-def test_it_is_mapped_over_any_axis():
+@pytest.mark.parametrize("chosen", [chosen, with_pullback])
+def test_it_is_mapped_over_any_axis(chosen):
     several = jnp.stack([X, X + 1], 1)
     found = jax.vmap(chosen, in_axes=(1, None), out_axes=1)(several, W)
     expected = jnp.stack([doubled(X, W), doubled(X + 1, W)], 1)
     np.testing.assert_allclose(found, expected, 1e-6)
+    gradient = jax.grad(lambda x, w: jnp.sum(chosen(x, w) ** 2))
+    found = jax.vmap(gradient, in_axes=(1, None))(several, W)
+    plain = jax.grad(lambda x, w: jnp.sum(doubled(x, w) ** 2))
+    np.testing.assert_allclose(found, jnp.stack([plain(X, W), plain(X + 1, W)]), 1e-5)
 
 
-def test_each_device_has_a_part_of_the_batch():
+def test_the_gradient_has_a_kernel_of_its_own():
+    """For a TPU it is the pullback that is traced, of primals and cotangents."""
+    seen = []
+
+    def kernel(x, w):
+        return 2 * doubled(x, w)
+
+    def pullback(primals, cotangents):
+        seen.append((primals, cotangents))
+        return tuple(jnp.zeros_like(p) for p in primals)
+
+    def function(*p):
+        given = p[:1], *p[1:]
+        return kernel_or_function(kernel, doubled, *given, pullback=pullback)
+
+    def gradient(x, w):
+        return jax.grad(lambda x: jnp.sum(function(x, w)))(x)
+
+    jax.jit(gradient).trace(X, W).lower(lowering_platforms=("tpu",))
+    ((x, w), cotangent), *_ = seen
+    assert x.shape == cotangent.shape == X.shape and w.shape == W.shape
+
+
+@pytest.mark.parametrize("chosen", [chosen, with_pullback])
+def test_each_device_has_a_part_of_the_batch(chosen):
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
     split = NamedSharding(mesh, PartitionSpec("data"))
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from normjax.kernels.gated_linear_attention import fits, gated_linear_attention
+from normjax.kernels.chunk_sizes import fits
+from normjax.kernels.gated_linear_attention import gated_linear_attention
 from normjax.mixers import decay
 from normjax.plan.topology import devices_of, prepare
 
@@ -91,7 +92,7 @@ def test_what_does_not_fit():
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", ["v4:2x2x1", "v5e:2x2", "v6e:2x2"])
 def test_a_tpu_has_it(chip):
-    """In `decay.chunked` of bfloat16, without gradients, of all its sizes."""
+    """In `decay.chunked` of bfloat16, of all its sizes, and for gradients."""
     prepare([chip])
     where = jax.sharding.SingleDeviceSharding(devices_of(chip)[0])
 
@@ -112,5 +113,6 @@ def test_a_tpu_has_it(chip):
         ("channel", 8, 256, 256),
     ):
         assert CALL in text(decay.chunked, kind, *sizes)
-    gradient = jax.grad(lambda *t: jnp.sum(decay.chunked(*t)[0]))
-    assert CALL not in text(gradient, "head", 1, 64, 64)
+    both = jax.value_and_grad(lambda *t: jnp.sum(decay.chunked(*t)[0] ** 2), (0, 2, 3))
+    compiled = text(both, "channel", 2, 64, 64)
+    assert compiled.count(f'custom_call_target="{CALL}"') == 4

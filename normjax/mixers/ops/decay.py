@@ -170,8 +170,8 @@ def chunked(
     on: every decay that is applied is a product of given ones, so that nothing
     overflows or is divided, however strong the decay, and a decay of exactly 0 (a
     logarithm of -inf) starts anew. Everything in at least float32, but for products of
-    what was bfloat16. Where nothing is differentiated, it goes as `recurrent` if the
-    states fit the cache of a CPU; `kernels.gated_linear_attention` does it on a TPU.
+    what was bfloat16, which a TPU does by `kernels.gated_linear_attention`. Where nothing
+    is differentiated and the states fit the cache of a CPU, it goes as `recurrent`.
 
     Args:
       q, k: [B, L, H, K].  v: [B, L, H, V].
@@ -199,9 +199,7 @@ def chunked(
 def _chunked(q, k, v, log_decay, state, chunk):
     precision = precision_of(q, k, v)
     operands = _prepared(q, k, v, log_decay, state)
-    default = functools.partial(_blocks, chunk, precision)
     size = min(_power_of_two(chunk), _power_of_two(q.shape[1]))
-    narrow = functools.partial(decay_narrow.blocks_or_kernel, size)
 
     def on_cpu(*operands) -> tuple[jax.Array, jax.Array]:
         # An exported batch size is no number.
@@ -209,8 +207,13 @@ def _chunked(q, k, v, log_decay, state, chunk):
         steps = known and operands[-1].size <= _CACHED
         return (_steps_in_inference if steps else _blocks)(chunk, precision, *operands)
 
-    elsewhere = default if precision is EXACT else narrow
-    return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=elsewhere)
+    elsewhere = {"default": functools.partial(_blocks, chunk, precision)}
+    if precision is not EXACT:
+        elsewhere = {
+            "default": functools.partial(decay_narrow.blocks, chunk=size),
+            "tpu": functools.partial(decay_narrow.on_a_tpu, size),
+        }
+    return jax.lax.platform_dependent(*operands, cpu=on_cpu, **elsewhere)
 
 
 def _blocks(chunk, precision, q, k, v, decay, state):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from normjax.core.accumulate import EXACT
 from normjax.kernels.choice import kernel_or_function
+from normjax.kernels.chunk_sizes import fits
 
 CHUNK, PART = 64, 16
 _GONE = -120.0  # exp of it is 0 in float32
@@ -20,19 +21,33 @@ _GONE = -120.0  # exp of it is 0 in float32
 Pair = tuple[jax.Array, jax.Array]
 
 
-def blocks_or_kernel(chunk: int, *operands: jax.Array | None) -> Pair:
-    """`blocks`, on a TPU by a kernel, whose chunks are of its own size."""
-    function = functools.partial(blocks, chunk=chunk)
+def on_a_tpu(
+    chunk: int,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array | None,
+    state: jax.Array,
+) -> Pair:
+    """`blocks` by a kernel, whose chunks are of its own size, with its gradients."""
+    function, operands = functools.partial(blocks, chunk=chunk), (q, k, v, log_decay)
+    if not fits(q, v, log_decay, state):
+        return function(*operands, state)
+    given = *operands, state
+    return kernel_or_function(_kernel, function, given, pullback=_pullback)
 
-    def kernel(q, k, v, log_decay, state):
-        # Here, for Pallas takes longer to import than all mixers.
-        from normjax.kernels import gated_linear_attention as gated
 
-        if not gated.fits(q, v, log_decay, state):
-            return function(q, k, v, log_decay, state)
-        return gated.gated_linear_attention(q, k, v, log_decay, state)
+def _kernel(*operands):
+    # Here, for Pallas takes longer to import than all mixers.
+    from normjax.kernels.gated_linear_attention import gated_linear_attention
 
-    return kernel_or_function(kernel, function, operands)
+    return gated_linear_attention(*operands)
+
+
+def _pullback(operands, cotangents):
+    from normjax.kernels.gated_linear_attention_gradient import gradients
+
+    return gradients(*operands, *cotangents)
 
 
 def blocks(
