@@ -170,8 +170,9 @@ def chunked(
     on: every decay that is applied is a product of given ones, so that nothing
     overflows or is divided, however strong the decay, and a decay of exactly 0 (a
     logarithm of -inf) starts anew. Everything in at least float32, but for products of
-    what was bfloat16, which a TPU does by `kernels.gated_linear_attention`. Where nothing
-    is differentiated and the states fit the cache of a CPU, it goes as `recurrent`.
+    what was bfloat16: a TPU does that by `kernels.gated_linear_attention`. Where
+    nothing is differentiated and the states fit the cache of a CPU, it goes as
+    `recurrent`.
 
     Args:
       q, k: [B, L, H, K].  v: [B, L, H, V].
