@@ -30,6 +30,7 @@ _EXIT = re.compile(r"%p\w+ = scmp\.ge\.s32\.totalorder (%s\d+)_s\d+, ([^ ;}]+)")
 _STEP = re.compile(r"(%s\d+)_s\d+ = sadd\.s32 (\d+), %s")
 _PHI = re.compile(r"= sphi (%s\d+)_s\d+, (%s\d+)_s\d+")
 _COPY = re.compile(r"(%s\d+)_s\d+ = smov (%s\d+)_s\d+")
+_STAGE = re.compile(r"iteration index, stage = (\d+)")
 _GRID = re.compile(r"^iteration_bounds: \(([\d, ]+)\)", re.MULTILINE)
 _MOVE = re.compile(r"(%s\d+)_s\d+ = smov (?:\([^)]*\), )?(\d+)")
 
@@ -66,7 +67,8 @@ def read_kernel(
       utilization: the file `final_hlo-static-per-bundle-utilization`; "": not known.
       turns: what the outer loop computes in. It runs one to two trips more, in which
         it only moves the first operands and the last results; None: what its copies
-        say of the grid, and if there are none, all its trips.
+        say of the grid, and if there are none, so many less as it has stages that are
+        behind the first.
       rows: that a matrix unit takes a cycle.
     """
     lines = [found for line in bundles.splitlines() if (found := _BUNDLE.match(line))]
@@ -80,6 +82,8 @@ def read_kernel(
             outer = loop.end
             if turns is not None and turns < trips <= turns + 2:
                 trips = turns
+            elif turns is None:
+                trips = max(trips - _stages(lines, loop), 1)
         for index in range(loop.begin, loop.end + 1):
             times[index] *= trips
     cycles = max(float(sum(times)), _product_cycles(lines, times) / rows)
@@ -113,6 +117,11 @@ def _loops(lines: list[re.Match[str]]) -> list[_Loop]:
 def _grid(bundles: str) -> int | None:
     found = _GRID.search(bundles)
     return math.prod(map(int, found[1].split(","))) if found else None
+
+
+def _stages(lines: list[re.Match[str]], loop: _Loop) -> int:
+    body = "\n".join(line[3] for line in lines[loop.begin : loop.end + 1])
+    return max(map(int, _STAGE.findall(body)), default=0)
 
 
 def _trips(lines: list[re.Match[str]], begin: int, end: int) -> int | None:

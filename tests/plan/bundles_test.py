@@ -66,6 +66,13 @@ def test_copies_say_the_grid_of_a_pipelined_loop(grid, trips):
     assert kernel.cycles == REST + 1 + trips * (OUTER + 3 * INNER)
 
 
+def test_stages_say_how_many_trips_only_move_blocks():
+    stage = "{ %s1_s3 = sadd.s32 %s8_s1, 1 /* iteration index, stage = 2 */ }"
+    line = f"   0x2   : > {stage}\n   0x2   : >"
+    bundles = NESTED.replace("   0x2   : >", line, 1).replace("BOUND", "11")
+    assert read_kernel(bundles, "").cycles == REST + 4 * (OUTER + 1 + 3 * INNER)
+
+
 def test_loops_whose_bound_is_a_register_count_once():
     kernel = read_kernel(NESTED.replace("BOUND", "%s6_s7"), UTILIZATION)
     assert kernel.unknown_loops == 1
