@@ -10,6 +10,7 @@ from flax.typing import Dtype
 from normjax.core.dense import Dense, trunc_normal
 from normjax.core.errors import UserError
 from normjax.core.folding import FoldSite
+from normjax.core.materialize import materialized
 from normjax.core.patches import patch_convolution
 from normjax.core.registry import Registry
 from normjax.mixers.ops.partition import padded
@@ -224,7 +225,7 @@ class ConvNorm(nn.Module):
           UserError: H or W is no multiple of `stride`, without `padding` and `pad`.
         """
         x = strided_conv(self, "conv_norm", x)
-        return self.norm(name="norm", dtype=self.dtype)(x, train=train)
+        return materialized(self.norm(name="norm", dtype=self.dtype)(x, train=train))
 
     @nn.nowrap
     def fold_sites(self) -> list[FoldSite]:

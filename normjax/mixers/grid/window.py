@@ -8,6 +8,7 @@ import jax
 
 from normjax.core.dense import Dense
 from normjax.core.errors import UserError
+from normjax.core.materialize import materialized
 from normjax.core.registry import Part, Spec
 from normjax.mixers.base import CORES, MIXERS, Mixer
 from normjax.mixers.ops.partition import Windows, padded
@@ -93,7 +94,7 @@ class WindowAttention(Mixer):
         proj = Dense(x.shape[-1], name="proj", **dense_of(self))
         whole = getattr(core, "takes_windows", False) and self.qk_norm is None
         if whole and not train:  # a kernel has no gradient, maps are best cut for it
-            y = proj(core(*project(self, _made_once(x)), mask=mask, windows=windows))
+            y = proj(core(*project(self, materialized(x)), mask=mask, windows=windows))
         else:
             inside = None if mask is None else windows.cut(mask)
             q, k, v = project(self, windows.cut(x))
@@ -117,12 +118,6 @@ class WindowAttention(Mixer):
                 f"and {side - 1}"
             )
         return (height, width), shift
-
-
-def _made_once(x: jax.Array) -> jax.Array:
-    """x. XLA on TPUs would compute the norm before it in each of three products."""
-    kept = jax.lax.optimization_barrier
-    return jax.lax.platform_dependent(x, tpu=kept, default=lambda x: x)
 
 
 @MIXERS.register("window_sla", "grid", "mask")
