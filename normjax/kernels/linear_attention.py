@@ -11,11 +11,11 @@ from jax.experimental.pallas import tpu as pltpu
 from normjax.kernels.attention import LANES, SUBLANES
 from normjax.kernels.strips import Strips, convolve, flatten, surround
 
-_MEMORY = 15 * 2**20  # a TPU v4 has 16 MiB
+MEMORY = 15 * 2**20  # a TPU v4 has 16 MiB
 _TOGETHER = 4  # images of a strip whose steps alternate
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
     strips: Strips
     channels: int
     head_width: int
@@ -37,7 +37,7 @@ def _strips(height: int, width: int, size: int) -> Strips | None:
     """The highest ones, beyond whose neighbours no tap sees; None: too large."""
     for rows in range(height, max(size // 2, 1) - 1, -1):
         strips = Strips(height, width, size, rows)
-        if height % rows == 0 and _memory(strips) <= _MEMORY:
+        if height % rows == 0 and _memory(strips) <= MEMORY:
             return strips
     return None
 
@@ -99,7 +99,7 @@ def linear_attention(
     batch, height, width, channels = q.shape
     strips = _strips(height, width, kernel.shape[0])
     assert strips is not None, "it does not fit"
-    layer = _Layer(strips, channels, channels // num_heads, epsilon)
+    layer = Layer(strips, channels, channels // num_heads, epsilon)
     taps = jnp.concatenate([kernel.reshape(-1, kernel.shape[-1]), bias[None]])
     taps = jnp.tile(taps.astype(jnp.float32), (1, num_heads))
     maps = [jnp.moveaxis(t, 0, 2) for t in (q, k, v)]
@@ -121,7 +121,7 @@ def linear_attention(
     return jnp.moveaxis(o, 2, 0)
 
 
-def _at_once(maps, taps, answer, layer: _Layer):
+def _at_once(maps, taps, answer, layer: Layer):
     lines, scratch = _lines_of(layer.strips), _scratch(layer.strips)
     return answer(
         functools.partial(_whole, layer=layer),
@@ -130,7 +130,7 @@ def _at_once(maps, taps, answer, layer: _Layer):
     )(*maps, taps)
 
 
-def _summed(k, v, call, layer: _Layer):
+def _summed(k, v, call, layer: Layer):
     lines, scratch = _lines_of(layer.strips), _scratch(layer.strips)
     batch, channels = k.shape[2:]
     lead = batch, -(-channels // LANES)
@@ -147,7 +147,7 @@ def _summed(k, v, call, layer: _Layer):
     )(k, v)
 
 
-def _by_strips(q, v, sums, taps, answer, layer: _Layer):
+def _by_strips(q, v, sums, taps, answer, layer: Layer):
     lines, scratch = _lines_of(layer.strips), _scratch(layer.strips)
     around = _surroundings(layer)
     return answer(
@@ -180,7 +180,7 @@ def _sums_of_images() -> list[pl.BlockSpec]:
     return [pl.BlockSpec(shape, lambda b, t, s: (b, t, 0, 0)) for shape in shapes]
 
 
-def _surroundings(layer: _Layer) -> pl.BlockSpec:
+def _surroundings(layer: Layer) -> pl.BlockSpec:
     """The rows of a strip and those around it."""
     strips, beyond = layer.strips, -layer.channels % LANES
     sides = (strips.given, strips.width, SUBLANES)
@@ -190,13 +190,13 @@ def _surroundings(layer: _Layer) -> pl.BlockSpec:
     )
 
 
-def _whole(q, k, v, taps, o, *scratch, layer: _Layer):
+def _whole(q, k, v, taps, o, *scratch, layer: Layer):
     """A whole map."""
     keys, queries, answers, near, values = scratch
     flatten(k, keys, layer.strips)
     flatten(q, queries, layer.strips)
     surround(v, values, layer.strips)
-    same, used = _same_head(layer), _used(layer)
+    same, there = same_head(layer), used(layer, pl.program_id(1))
     images = range(SUBLANES)
     own = [keys[layer.strips.of_image(image), :] for image in images]
     seen = [
@@ -206,14 +206,14 @@ def _whole(q, k, v, taps, o, *scratch, layer: _Layer):
     pairs = [_within_heads(t, same) for t in _products(own, seen)]
     totals = [jnp.sum(t, 0, keepdims=True) for t in own]
     asking = [queries[layer.strips.of_image(image), :] for image in images]
-    made = _quotients(asking, pairs, totals, same, used, layer.epsilon)
+    made = _quotients(asking, pairs, totals, same, there, layer.epsilon)
     for image, each in zip(images, made, strict=True):
         answers[layer.strips.of_image(image), :] = each
     convolve(values, taps, near, layer.strips)
     _add(answers, near, o, layer.strips)
 
 
-def _sums(k, v, pairs, totals, keys, values, products, *, layer: _Layer):
+def _sums(k, v, pairs, totals, keys, values, products, *, layer: Layer):
     """The sums over strips of a map, of which the last one writes them."""
     strip = pl.program_id(2)
 
@@ -237,21 +237,21 @@ def _sums(k, v, pairs, totals, keys, values, products, *, layer: _Layer):
 
     @pl.when(strip == layer.strips.count - 1)
     def _():
-        pairs[...] = _within_heads(products[...], _same_head(layer))
+        pairs[...] = _within_heads(products[...], same_head(layer))
 
 
-def _strip(q, v, pairs, totals, taps, o, *scratch, layer: _Layer):
+def _strip(q, v, pairs, totals, taps, o, *scratch, layer: Layer):
     """A strip, after the sums of its map."""
     queries, answers, near, values = scratch
     flatten(q, queries, layer.strips)
     surround(v, values, layer.strips)
-    same, used = _same_head(layer), _used(layer)
+    same, there = same_head(layer), used(layer, pl.program_id(1))
 
     def some(images):
         asking = [queries[layer.strips.of_image(image), :] for image in images]
         summed = [totals[image] for image in images]
         given = [pairs[image] for image in images]
-        made = _quotients(asking, given, summed, same, used, layer.epsilon)
+        made = _quotients(asking, given, summed, same, there, layer.epsilon)
         for image, each in zip(images, made, strict=True):
             answers[layer.strips.of_image(image), :] = each
 
@@ -273,32 +273,32 @@ def _some_by_some(function) -> None:
 def _products(keys: list, values: list) -> list:
     """k^T v [128, 128] of each image."""
     turned = [jnp.transpose(t.astype(jnp.bfloat16)) for t in keys]
-    return [_dot(k, v) for k, v in zip(turned, values, strict=True)]
+    return [dot(k, v) for k, v in zip(turned, values, strict=True)]
 
 
 def _within_heads(product: jax.Array, same: jax.Array) -> jax.Array:
     return jnp.where(same, product, 0).astype(jnp.bfloat16)
 
 
-def _quotients(queries, pairs, totals, same, used, epsilon: float) -> list:
+def _quotients(queries, pairs, totals, same, there, epsilon: float) -> list:
     """q (k^T v) / (q . sum k + epsilon) of each image."""
-    if used is not None:  # whatever lies behind the channels, NaN too
-        queries = [jnp.where(used, t, 0) for t in queries]
-        totals = [jnp.where(used, t, 0) for t in totals]
+    if there is not None:  # whatever lies behind the channels, NaN too
+        queries = [jnp.where(there, t, 0) for t in queries]
+        totals = [jnp.where(there, t, 0) for t in totals]
     ones = jnp.where(same, 1.0, 0.0)
     weighted = [t * total for t, total in zip(queries, totals, strict=True)]
-    above = [_dot(t, pair) for t, pair in zip(queries, pairs, strict=True)]
-    below = [_dot(t, ones) + epsilon for t in weighted]
-    return [x * _inverse(divisor) for x, divisor in zip(above, below, strict=True)]
+    above = [dot(t, pair) for t, pair in zip(queries, pairs, strict=True)]
+    below = [dot(t, ones) + epsilon for t in weighted]
+    return [x * inverse(divisor) for x, divisor in zip(above, below, strict=True)]
 
 
-def _inverse(x: jax.Array) -> jax.Array:
+def inverse(x: jax.Array) -> jax.Array:
     """1 / x by one step of Newton's method from what the chip estimates."""
     guess = pl.reciprocal(x, approx=True)
     return guess * (2 - x * guess)
 
 
-def _same_head(layer: _Layer) -> jax.Array:
+def same_head(layer: Layer) -> jax.Array:
     bits = layer.head_width.bit_length() - 1  # of a power of two
 
     def head(axis):
@@ -308,12 +308,12 @@ def _same_head(layer: _Layer) -> jax.Array:
     return head(0) == head(1)
 
 
-def _used(layer: _Layer) -> jax.Array | None:
+def used(layer: Layer, tile: Any) -> jax.Array | None:
     """Which of the 128 channels there are; None: always all."""
     if layer.channels % LANES == 0:
         return None
     channel = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
-    return channel < layer.channels - pl.program_id(1) * LANES
+    return channel < layer.channels - tile * LANES
 
 
 def _add(answers, near, o, strips: Strips) -> None:
@@ -323,6 +323,6 @@ def _add(answers, near, o, strips: Strips) -> None:
         o[row] = total.astype(o.dtype)
 
 
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
     a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
     return jnp.dot(a, b, preferred_element_type=jnp.float32)

@@ -118,16 +118,14 @@ def test_every_tpu_has_it_for_small_and_for_large_maps(chip):
 def test_a_layer_gives_it_its_parameters(monkeypatch):
     """The layer with the kernel in place, interpreted, beside itself in float32."""
 
-    def chosen(kernel, function, batched, *rest):
-        return kernel(*batched, *rest)
+    def in_place(apart, *given, **settings):
+        return linear_attention(*given, **settings, interpret=True)
 
     layer = SimplifiedLinearAttention(3, epsilon=EPSILON)
     x = jax.random.normal(jax.random.key(0), (8, 6, 6, 48))
     variables = layer.init(jax.random.key(1), x)
     exact = layer.apply(variables, x)
-    in_place = functools.partial(linear_attention, interpret=True)
-    monkeypatch.setattr(module, "linear_attention", in_place)
-    monkeypatch.setattr(sla, "kernel_or_function", chosen)
+    monkeypatch.setattr(sla, "_by_kernels", in_place)
     found = jax.jit(layer.clone(dtype=jnp.bfloat16).apply)(variables, x)
     assert found.dtype == jnp.bfloat16
     limit = 2**-5 * np.abs(exact).max()

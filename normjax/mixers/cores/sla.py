@@ -109,15 +109,37 @@ def summed(
         near = convolved(stretched(v, q.shape[1:3]), kernel, bias, module.dtype)
         return (o + near).astype(q.dtype)
 
-    def kernel_of_both(q, k, v, kernel, bias):
-        # Here, for Pallas takes longer to import than all mixers.
-        from normjax.kernels import linear_attention as both
-
-        if not both.fits(q, k, v, heads, kernel.shape[:2]):
-            return apart(q, k, v, kernel, bias)
-        return both.linear_attention(
-            q, k, v, kernel, bias, num_heads=heads, epsilon=epsilon
-        )
-
     weights = depthwise_parameters(module, "dwc", shape)
-    return kernel_or_function(kernel_of_both, apart, (q, k, v), *weights)
+    if q.dtype != jnp.bfloat16:
+        return apart(q, k, v, *weights)
+    return _by_kernels(apart, q, k, v, *weights, num_heads=heads, epsilon=epsilon)
+
+
+def _by_kernels(apart, q, k, v, taps, bias, **settings) -> jax.Array:
+    """`apart(q, k, v, taps, bias)`; on TPUs by kernels, if they compute it."""
+    # Here, for Pallas takes longer to import than all mixers.
+    from normjax.kernels import linear_attention as forward
+    from normjax.kernels import linear_attention_gradient as gradient
+
+    heads, size = settings["num_heads"], taps.shape[:2]
+
+    def kernel(q, k, v, taps, bias):
+        if not forward.fits(q, k, v, heads, size):
+            return apart(q, k, v, taps, bias)
+        return forward.linear_attention(q, k, v, taps, bias, **settings)
+
+    def pullback(primals, do):
+        q, k, v, taps, _ = primals
+        if not gradient.fits(q, k, v, heads, size):
+            return jax.vjp(apart, *primals)[1](do)
+        found = gradient.pullback(q, k, v, taps, do, **settings)
+        return tuple(g.astype(p.dtype) for g, p in zip(found, primals, strict=True))
+
+    def chosen(q, k, v, taps, bias):
+        pulled = pullback if gradient.fits(q, k, v, heads, size) else None
+        given = (q, k, v), taps, bias
+        return kernel_or_function(kernel, apart, *given, pullback=pulled)
+
+    # Not elsewhere, where gradients by `pullback` would compute forward once more.
+    given = q, k, v, taps, bias
+    return jax.lax.platform_dependent(*given, tpu=chosen, default=apart)
