@@ -13,6 +13,7 @@ from normjax.kernels.strips import Strips, convolve, flatten, surround
 
 MEMORY = 15 * 2**20  # a TPU v4 has 16 MiB
 _TOGETHER = 4  # images of a strip whose steps alternate
+_reciprocal = getattr(pltpu, "reciprocal", None) or pl.reciprocal  # JAX 0.12 moved it
 
 
 class Layer(NamedTuple):
@@ -294,7 +295,7 @@ def _quotients(queries, pairs, totals, same, there, epsilon: float) -> list:
 
 def inverse(x: jax.Array) -> jax.Array:
     """1 / x by one step of Newton's method from what the chip estimates."""
-    guess = pl.reciprocal(x, approx=True)
+    guess = _reciprocal(x, approx=True)
     return guess * (2 - x * guess)
 
 
