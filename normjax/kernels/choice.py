@@ -23,10 +23,9 @@ def kernel_or_function(
     """`function(*batched, *rest)`, which a TPU computes by `kernel`.
 
     Derivatives and `jax.vmap` are those of `function`, but for gradients where a TPU
-    has a kernel for them, too. A kernel cannot be divided among
-    devices by the compiler: several have it inside of `shard_map`, and in the loop,
-    which says how its batch is divided (`core.spmd.batch_divided`); elsewhere they have
-    the function.
+    has a kernel for them, too. A kernel cannot be divided among devices by the
+    compiler: several have it inside of `shard_map`, and in the loop, which says how its
+    batch is divided (`core.spmd.batch_divided`); elsewhere they have the function.
 
     Args:
       kernel, function: of the same arguments, to the same tree of arrays [B, ...].
@@ -86,8 +85,6 @@ def lower_by_platform(
 
 _kernel_p = core.Primitive("kernel_or_function")
 _kernel_p.multiple_results = True
-
-
 _tangent_p = core.Primitive("kernel_or_function_tangent")
 _tangent_p.multiple_results = True
 
