@@ -6,8 +6,8 @@ import jax
 def materialized(x: jax.Array) -> jax.Array:
     """x, which a TPU computes once: x itself.
 
-    XLA there would rather repeat a norm or an activation in each product that reads it
-    than write it, and both take longer than that.
+    XLA there repeats a norm or an activation in every product that reads it, which may
+    take longer than to write it once and read it again.
 
     Args:
       x: [...].

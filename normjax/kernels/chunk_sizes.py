@@ -10,6 +10,9 @@ from normjax.kernels.attention import LANES, round_up
 CHUNK = 64
 """Positions whose weights two heads of 64 channels fill a register's lanes with."""
 
+GONE = -120.0
+"""Logarithm of a decay of which float32 leaves nothing."""
+
 MOST = 8
 """Chunks of a step."""
 

@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from normjax.kernels.attention import SUBLANES, TOGETHER, round_up
-from normjax.kernels.chunk_sizes import CHUNK, MOST, Step, kind_of, step_of
+from normjax.kernels.chunk_sizes import CHUNK, GONE, MOST, Step, kind_of, step_of
 from normjax.kernels.decayed_chunk import (
     CHUNKS,
     DECAYS,
@@ -23,7 +23,6 @@ from normjax.kernels.decayed_chunk import (
 )
 
 _ORDER = "parallel", "parallel", "arbitrary"
-_GONE = -120.0  # exp of it is 0 in float32
 
 
 def gated_linear_attention(
@@ -161,7 +160,7 @@ def _sums(log_decay: jax.Array, part: int, groups: Sequence[Group]) -> jax.Array
     """
     batch, _, heads = log_decay.shape
     count = groups[0].count
-    gone = jnp.maximum(log_decay, _GONE)
+    gone = jnp.maximum(log_decay, GONE)
     gone = gone.reshape(batch, -1, CHUNK, heads // part, part)
     fill = round_up(len(groups), SUBLANES) * count - part
     gone = jnp.pad(gone, (*[(0, 0)] * 4, (0, fill)))

@@ -4,10 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from normjax.core.accumulate import EXACT
-from normjax.kernels.chunk_sizes import CHUNK, kind_of
+from normjax.kernels.chunk_sizes import CHUNK, GONE, kind_of
 from normjax.kernels.gated_linear_attention import gated_linear_attention
-
-_GONE = -120.0  # nothing is left
 
 
 def gradients(
@@ -57,7 +55,7 @@ def gradients(
         rest, change = (jnp.sum(t, -1, keepdims=True) for t in (rest, change))
     change = _sums_to_the_end(change, rest.shape[1])
     dg = (change + rest[:, :, None]).reshape(change.shape[0], -1, *change.shape[3:])
-    dg = jnp.where(log_decay > _GONE, dg[:, : q.shape[1]], 0)
+    dg = jnp.where(log_decay > GONE, dg[:, : q.shape[1]], 0)
     return dq, dk, dv, dg, dstate
 
 

@@ -9,7 +9,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from normjax.kernels.attention import LANES, SUBLANES
-from normjax.kernels.strips import Strips, convolve, flatten, surround
+from normjax.kernels.strips import (
+    Strips,
+    convolve,
+    flatten,
+    images_inside,
+    surround,
+)
 
 MEMORY = 15 * 2**20  # a TPU v4 has 16 MiB
 _TOGETHER = 4  # images of a strip whose steps alternate
@@ -54,7 +60,8 @@ def fits(
     batch, height, width, channels = q.shape
     head_width = channels // num_heads
     return (
-        q.dtype == k.dtype == v.dtype == jnp.bfloat16
+        isinstance(batch, int)  # an exported one is no number
+        and q.dtype == k.dtype == v.dtype == jnp.bfloat16
         and q.shape == k.shape
         and batch % SUBLANES == 0
         and head_width % SUBLANES == 0
@@ -103,9 +110,7 @@ def linear_attention(
     layer = Layer(strips, channels, channels // num_heads, epsilon)
     taps = jnp.concatenate([kernel.reshape(-1, kernel.shape[-1]), bias[None]])
     taps = jnp.tile(taps.astype(jnp.float32), (1, num_heads))
-    maps = [jnp.moveaxis(t, 0, 2) for t in (q, k, v)]
-    if not interpret:  # or XLA keeps some where they are copied by loads and stores
-        maps = [pltpu.with_memory_space_constraint(t, pltpu.HBM) for t in maps]
+    maps = [images_inside(t, interpret) for t in (q, k, v)]
     grid = (batch // SUBLANES, -(-channels // LANES), strips.count)
     call = functools.partial(pl.pallas_call, grid=grid, interpret=interpret)
     answer = functools.partial(
@@ -204,7 +209,7 @@ def _whole(q, k, v, taps, o, *scratch, layer: Layer):
         values[layer.strips.of_image(image, 2 * layer.strips.rim), :]
         for image in images
     ]
-    pairs = [_within_heads(t, same) for t in _products(own, seen)]
+    pairs = [within_heads(t, same) for t in _products(own, seen)]
     totals = [jnp.sum(t, 0, keepdims=True) for t in own]
     asking = [queries[layer.strips.of_image(image), :] for image in images]
     made = _quotients(asking, pairs, totals, same, there, layer.epsilon)
@@ -234,11 +239,11 @@ def _sums(k, v, pairs, totals, keys, values, products, *, layer: Layer):
             products[image] += product
             totals[image] += jnp.sum(each, 0, keepdims=True)
 
-    _some_by_some(some)
+    some_by_some(some)
 
     @pl.when(strip == layer.strips.count - 1)
     def _():
-        pairs[...] = _within_heads(products[...], same_head(layer))
+        pairs[...] = within_heads(products[...], same_head(layer))
 
 
 def _strip(q, v, pairs, totals, taps, o, *scratch, layer: Layer):
@@ -256,12 +261,12 @@ def _strip(q, v, pairs, totals, taps, o, *scratch, layer: Layer):
         for image, each in zip(images, made, strict=True):
             answers[layer.strips.of_image(image), :] = each
 
-    _some_by_some(some)
+    some_by_some(some)
     convolve(values, taps, near, layer.strips)
     _add(answers, near, o, layer.strips)
 
 
-def _some_by_some(function) -> None:
+def some_by_some(function) -> None:
     """`function` of so many of the eight images as registers and memory allow."""
 
     def body(part, _):
@@ -277,7 +282,8 @@ def _products(keys: list, values: list) -> list:
     return [dot(k, v) for k, v in zip(turned, values, strict=True)]
 
 
-def _within_heads(product: jax.Array, same: jax.Array) -> jax.Array:
+def within_heads(product: jax.Array, same: jax.Array) -> jax.Array:
+    """0 between two heads."""
     return jnp.where(same, product, 0).astype(jnp.bfloat16)
 
 
@@ -300,6 +306,7 @@ def inverse(x: jax.Array) -> jax.Array:
 
 
 def same_head(layer: Layer) -> jax.Array:
+    """bool [128, 128]: channels of one head."""
     bits = layer.head_width.bit_length() - 1  # of a power of two
 
     def head(axis):
@@ -325,5 +332,6 @@ def _add(answers, near, o, strips: Strips) -> None:
 
 
 def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a b of bfloat16 numbers, in float32."""
     a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
     return jnp.dot(a, b, preferred_element_type=jnp.float32)

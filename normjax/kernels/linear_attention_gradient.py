@@ -10,10 +10,22 @@ from jax.experimental.pallas import tpu as pltpu
 
 from normjax.kernels import linear_attention as forward
 from normjax.kernels.attention import LANES, SUBLANES
-from normjax.kernels.linear_attention import Layer, dot, inverse, same_head, used
-from normjax.kernels.strips import Strips, convolve, flatten, surround
-
-_TOGETHER = 4  # images whose steps alternate
+from normjax.kernels.linear_attention import (
+    Layer,
+    dot,
+    inverse,
+    same_head,
+    some_by_some,
+    used,
+    within_heads,
+)
+from normjax.kernels.strips import (
+    Strips,
+    convolve,
+    flatten,
+    images_inside,
+    surround,
+)
 
 
 def _memory(strips: Strips) -> int:
@@ -68,9 +80,7 @@ def pullback(
     layer = Layer(strips, channels, head_width, epsilon)
     taps = jnp.tile(kernel[::-1, ::-1].reshape(-1, head_width), (1, num_heads))
     taps = jnp.pad(taps.astype(jnp.float32), ((0, 1), (0, 0)))  # there is no bias
-    maps = [jnp.moveaxis(t, 0, 2) for t in (q, k, v, do)]
-    if not interpret:
-        maps = [pltpu.with_memory_space_constraint(t, pltpu.HBM) for t in maps]
+    maps = [images_inside(t, interpret) for t in (q, k, v, do)]
     dq, dk, dv, dtaps = _call(maps, taps, layer, interpret)
     dtaps = dtaps.reshape(-1, num_heads, head_width).sum(1)
     found = [jnp.moveaxis(t, 2, 0) for t in (dq, dk, dv)]
@@ -110,8 +120,7 @@ def _kernel(q, k, v, do, taps, dq, dk, dv, dtaps, *scratch, layer: Layer):
     surround(do, given, strips)
     same, there = same_head(layer), used(layer, pl.program_id(0))
 
-    def some(part, _):
-        images = [part * _TOGETHER + i for i in range(_TOGETHER)]
+    def some(images):
         arrays = []
         for to, first in ((queries, 0), (keys, 0), (values, row), (given, row)):
             own = [to[strips.of_image(image, first), :] for image in images]
@@ -122,9 +131,8 @@ def _kernel(q, k, v, do, taps, dq, dk, dv, dtaps, *scratch, layer: Layer):
         for to, own in zip((by_query, by_key, by_value), found, strict=True):
             for image, each in zip(images, own, strict=True):
                 to[strips.of_image(image), :] = each
-        return 0
 
-    jax.lax.fori_loop(0, SUBLANES // _TOGETHER, some, 0)
+    some_by_some(some)
     convolve(given, taps, near, strips)
     for number in range(strips.rows):
         line = strips.line(number)
@@ -144,7 +152,7 @@ def _of_images(arrays: list, same, epsilon: float) -> tuple[list, ...]:
     """The gradients of each image, step by step of all."""
     q, k, v, do = arrays
     ones = jnp.where(same, 1.0, 0.0)
-    pair = _each(lambda k, v: _within(_turned(k, v), same), k, v)
+    pair = _each(lambda k, v: within_heads(_turned(k, v), same), k, v)
     total = _each(lambda k: jnp.sum(k, 0, keepdims=True), k)
     below = _each(lambda q, total: dot(q * total, ones) + epsilon, q, total)
     above = _each(dot, q, pair)
@@ -152,7 +160,7 @@ def _of_images(arrays: list, same, epsilon: float) -> tuple[list, ...]:
     g = _each(jnp.multiply, do, factor)
     o = _each(jnp.multiply, above, factor)
     e = _each(lambda g, o: -_exactly(g * o, ones), g, o)
-    by_pair = _each(lambda q, g: _within(_turned(q, g), same), q, g)
+    by_pair = _each(lambda q, g: within_heads(_turned(q, g), same), q, g)
     by_total = _each(lambda q, e: jnp.sum(q * e, 0, keepdims=True), q, e)
     along = _each(_against, g, pair)
     dq = _each(lambda x, e, total: x + e * total, along, e, total)
@@ -162,10 +170,6 @@ def _of_images(arrays: list, same, epsilon: float) -> tuple[list, ...]:
 
 def _each(function, *lists: list) -> list:
     return [function(*given) for given in zip(*lists, strict=True)]
-
-
-def _within(product: jax.Array, same: jax.Array) -> jax.Array:
-    return jnp.where(same, product, 0)
 
 
 def _turned(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from normjax.kernels.attention import LANES, SUBLANES, round_up
 
@@ -69,6 +70,15 @@ class Strips(NamedTuple):
         """Where the tokens of an image lie, from that row."""
         first = row * self.width * SUBLANES
         return pl.ds(first + image, self.tokens, stride=SUBLANES)
+
+
+def images_inside(x: jax.Array, interpret: bool) -> jax.Array:
+    """[B, H, W, D] -> [H, W, B, D], as XLA lays maps out, in the main memory.
+
+    Elsewhere XLA would let the kernel copy its blocks by loads and stores.
+    """
+    x = jnp.moveaxis(x, 0, 2)
+    return x if interpret else pltpu.with_memory_space_constraint(x, pltpu.HBM)
 
 
 def flatten(source, to, strips: Strips) -> None:

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 
 from normjax.core.accumulate import EXACT
 from normjax.kernels.choice import kernel_or_function
-from normjax.kernels.chunk_sizes import fits
+from normjax.kernels.chunk_sizes import GONE, fits
 
 CHUNK, PART = 64, 16
-_GONE = -120.0  # exp of it is 0 in float32
 
 Pair = tuple[jax.Array, jax.Array]
 
@@ -72,7 +71,7 @@ def blocks(
         log_decay = jnp.zeros((1, length, 1, 1), wide)
     product = functools.partial(jnp.einsum, preferred_element_type=wide)
     q, k, v = (_split(t.astype(dtype), chunk) for t in (q, k, v))
-    gone = jnp.maximum(_split(log_decay.astype(wide), chunk), _GONE)
+    gone = jnp.maximum(_split(log_decay.astype(wide), chunk), GONE)
     # A product: XLA sums over windows, which takes a TPU ten times as long.
     before = jnp.tri(chunk, dtype=wide)
     total = jnp.einsum("ij,bhnjx->bhnix", before, gone, precision=EXACT)

@@ -97,6 +97,9 @@ def _backward_transposed(cotangent, a, b):
 
 
 def _made(name: str, function: Any, reverse: bool, jvp: Any, transposed: Any):
+    def mapped(arrays, axes):
+        return jax.vmap(function, axes)(*arrays), 0
+
     primitive = core.Primitive(name)
     primitive.def_impl(jax.jit(lambda *arrays: primitive.bind(*arrays)))
     primitive.def_abstract_eval(lambda a, b, *_: b)
@@ -105,7 +108,6 @@ def _made(name: str, function: Any, reverse: bool, jvp: Any, transposed: Any):
     )
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transposed
-    mapped = lambda args, dims: (jax.vmap(function, dims)(*args), 0)  # noqa: E731
     batching.primitive_batchers[primitive] = mapped
     return primitive
 
