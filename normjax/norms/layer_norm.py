@@ -12,6 +12,7 @@ from normjax.core.dtypes import result_dtype
 from normjax.core.moments import at_least_float32
 from normjax.core.spmd import match_varying
 from normjax.core.tracing import traced_once
+from normjax.kernels.choice import kernel_or_function
 from normjax.norms.base import NORMS, affine_gradients, affine_parameters, apply_affine
 
 
@@ -130,5 +131,40 @@ class LayerNorm(nn.Module):
         """x: [..., C] -> [..., C]. `mask`, `train` unused: one token, one rule."""
         del mask, train
         affine = affine_parameters(self, x.shape[-1], use_bias=self.use_bias)
-        y = layer_normalize(x, *affine, epsilon=self.epsilon)
-        return y.astype(result_dtype(x, *affine, dtype=self.dtype))
+        dtype = result_dtype(x, *affine, dtype=self.dtype)
+
+        def function(x, scale, bias):
+            return layer_normalize(x, scale, bias, epsilon=self.epsilon).astype(dtype)
+
+        if not dtype == x.dtype == jnp.bfloat16 or not _narrow_map(x):
+            return function(x, *affine)
+        return _by_kernel(function, x, *affine, self.epsilon)
+
+
+def _narrow_map(x: jax.Array) -> bool:
+    """Whether a TPU has a kernel for it: tokens of 65 to 127 channels.
+
+    Wider ones XLA normalizes beside the products before and behind them. Up to 64 it
+    lays out with the images across the lanes, where sums over channels cost little.
+    """
+    known = all(isinstance(size, int) for size in x.shape)  # not so when exported
+    return known and x.ndim == 4 and 64 < x.shape[-1] < 128 and x.shape[0] % 8 == 0
+
+
+def _by_kernel(function, x, scale, bias, epsilon: float) -> jax.Array:
+    # Here, for Pallas takes longer to import than all norms.
+    from normjax.kernels import layer_norm as kernels
+
+    def kernel(x, scale, bias):
+        return kernels.layer_norm(x, scale, bias, epsilon=epsilon)
+
+    def pullback(given, dy):
+        x, scale, bias = given
+        dx, dscale, dbias = kernels.pullback(x, scale, dy, epsilon=epsilon)
+        return (
+            dx,
+            None if scale is None else dscale.astype(scale.dtype),
+            None if bias is None else dbias.astype(bias.dtype),
+        )
+
+    return kernel_or_function(kernel, function, (x,), scale, bias, pullback=pullback)
