@@ -26,8 +26,10 @@ PACKED_ROWS = 16
 
 _PRODUCT = re.compile(r"vmatmul(?:\.mubr|\.subr)?\.(\w+)[\w.]*\.mxu(\d)")
 _BUNDLE = re.compile(r"^ *(?:0x[0-9a-f]+|0) +(?:(\w\w):|:) *((?:> ?)*)\{(.*)")
-_EXIT = re.compile(r"%p\w+ = scmp\.ge\.s32\.totalorder (%s\d+)_s\d+, ([^ ;}]+)")
-_STEP = re.compile(r"(%s\d+)_s\d+ = sadd\.s32 (\d+), %s")
+_EXIT = re.compile(
+    r"%p\w+ = scmp\.ge\.s32\.totalorder (?:\([^)]*\), )?(%s\d+)_s\d+, ([^ ;}]+)"
+)
+_STEP = re.compile(r"(%s\d+)_s\d+ = sadd\.s32 (?:\([^)]*\), )?(\d+), %s")
 _PHI = re.compile(r"= sphi (%s\d+)_s\d+, (%s\d+)_s\d+")
 _COPY = re.compile(r"(%s\d+)_s\d+ = smov (%s\d+)_s\d+")
 _STAGE = re.compile(r"iteration index, stage = (\d+)")
@@ -93,9 +95,8 @@ def read_kernel(
 
 def _loops(lines: list[re.Match[str]]) -> list[_Loop]:
     """All loops in the order in which they begin."""
-    found: list[_Loop] = []
-    open_loops: list[int] = []
-    last = 0
+    found: list[tuple[int, int]] = []
+    around: list[list[int]] = []  # first and last bundle of loops that may go on
     for index, line in enumerate(lines):
         mark, depth = line[1], line[2].count(">")
         if not depth and line[3].startswith("}"):
@@ -103,15 +104,15 @@ def _loops(lines: list[re.Match[str]]) -> list[_Loop]:
         if mark == "LB" and not depth:  # nor of one that only names what turns change
             later = (after[2].count(">") for after in lines[index + 1 :])
             depth = next(filter(None, later), 1)
-        while len(open_loops) > depth or (mark == "LB" and len(open_loops) == depth):
-            begin = open_loops.pop()
-            found.append(_Loop(begin, last, _trips(lines, begin, last)))
         if mark == "LB":
-            open_loops.append(index)
-        last = index
-    for begin in reversed(open_loops):
-        found.append(_Loop(begin, last, _trips(lines, begin, last)))
-    return sorted(found, key=lambda loop: (loop.begin, -loop.end))
+            found.extend((begin, end) for begin, end in around[depth - 1 :])
+            around[depth - 1 :] = [[index, index]]
+        # A bundle may have an operation of the loop around alone, amid those of a loop.
+        for loop in around[:depth]:
+            loop[1] = index
+    found.extend((begin, end) for begin, end in around)
+    found.sort(key=lambda loop: (loop[0], -loop[1]))
+    return [_Loop(*loop, _trips(lines, *loop)) for loop in found]
 
 
 def _grid(bundles: str) -> int | None:

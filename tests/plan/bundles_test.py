@@ -89,3 +89,16 @@ def test_products_take_the_time_of_their_rows():
     )
     assert read_kernel(bundles, "").cycles == 32
     assert read_kernel(bundles, "", rows=2).cycles == 16
+
+
+def test_an_operation_of_the_loop_around_ends_no_loop():
+    """It may issue amid the bundles of the inner one, of which it counts as one."""
+    line = "   0x4   :  {}\n   0x4   : > { %s6_s1 = smov (%p2_p1), %s9_s2 }\n"
+    text = NESTED.replace("BOUND", "11").replace("   0x4   :  {}\n", line)
+    assert read_kernel(text, "").cycles == REST + 6 * (OUTER + 3 * (INNER + 1))
+
+
+def test_predicates_of_the_loop_around_hide_no_trips():
+    text = NESTED.replace("BOUND", "11").replace("sadd.s32 1", "sadd.s32 (%p2_p1), 1")
+    text = text.replace("totalorder %s9_s2", "totalorder (%p2_p1), %s9_s2")
+    assert read_kernel(text, "").cycles == REST + 6 * (OUTER + 3 * INNER)

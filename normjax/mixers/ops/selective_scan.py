@@ -18,12 +18,16 @@ Example:
   ((1, 6, 4), (1, 4, 3), True)
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from normjax.core.moments import at_least_float32
+from normjax.core.tracing import traced_once
+from normjax.kernels.choice import kernel_or_function
+from normjax.kernels.scan_layout import fits
 from normjax.mixers.ops.decay import diagonal
 
 __all__ = ["associative", "chunked", "sequential"]
@@ -127,7 +131,9 @@ def chunked(
     """The same in chunks: side by side inside, states from one chunk to the next.
 
     The backward pass computes a chunk again, so that the states of one chunk and those
-    between chunks are all that is kept.
+    between chunks are all that is kept. A TPU does it by `kernels.selective_scan`, from
+    64 positions, 32 channels a group and 4 states on, whose states are in fast memory
+    alone.
 
     Args:
       u, delta, a, b, c, skip, state: as of `sequential`.
@@ -145,6 +151,51 @@ def chunked(
       >>> print(y.ravel())
       [1. 2. 3.]
     """
+    return _chosen(chunk, u, delta, a, b, c, skip, state)
+
+
+@traced_once("chunk")
+def _chosen(chunk, *given):
+    function = functools.partial(_in_chunks, chunk)
+    if not fits(*given):
+        return function(*given)
+    # Not elsewhere, where gradients by a pullback would compute forward once more.
+    by_kernel = functools.partial(_by_kernel, function)
+    return jax.lax.platform_dependent(*given, tpu=by_kernel, default=function)
+
+
+def _by_kernel(function, u, delta, a, b, c, skip, state):
+    zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+    skip = zeros(u.shape[2:]) if skip is None else skip
+    state = zeros((u.shape[0], *a.shape)) if state is None else state
+
+    def by_function(u, delta, b, c, state, a, skip):
+        return function(u, delta, a, b, c, skip, state)
+
+    given = u, delta, b, c, state
+    return kernel_or_function(_kernel, by_function, given, a, skip, pullback=_pullback)
+
+
+def _kernel(u, delta, b, c, state, a, skip):
+    # Here, for Pallas takes longer to import than all mixers.
+    from normjax.kernels.selective_scan import selective_scan
+
+    return selective_scan(u, delta, a, b, c, skip, state)
+
+
+def _pullback(primals, cotangents):
+    from normjax.kernels.selective_scan import selective_scan
+    from normjax.kernels.selective_scan_gradient import gradients
+
+    u, delta, b, c, state, a, skip = primals
+    given = u, delta, a, b, c, skip
+    *_, kept = selective_scan(*given, state, each=True)
+    du, ddelta, da, db, dc, dskip, dstate = gradients(*given, kept, *cotangents)
+    found = du, ddelta, db, dc, dstate, da, dskip
+    return tuple(g.astype(p.dtype) for g, p in zip(found, primals, strict=True))
+
+
+def _in_chunks(chunk, u, delta, a, b, c, skip, state):
     a, steps, first = _prepared(u, delta, a, b, c, state)
     length = u.shape[1]
     count = -(-length // chunk)

@@ -1,0 +1,140 @@
+"""How the kernels of the selective scan lay out their arrays: in whole registers."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from normjax.kernels.attention import LANES, LOG2_E, SUBLANES, TOGETHER, round_up
+
+STEPS = 16
+"""Positions of a turn: the rows of a register of bfloat16."""
+
+_STATES = range(SUBLANES // 2, 64 + 1)
+_TYPES = (jnp.float32, jnp.bfloat16)
+
+
+def fits(
+    u: jax.Array,
+    delta: jax.Array,
+    a: jax.Array,
+    b: jax.Array,
+    c: jax.Array,
+    *others: jax.Array | None,
+) -> bool:
+    """Whether the kernels compute it: types, and registers that are not mostly empty.
+
+    64 positions at least, groups of 32 channels, and 4 to 64 states, of which the
+    memory has room for those of 128 positions.
+
+    Args:
+      u, delta, a, b, c: as of `selective_scan`.  others: its skip and state, or None.
+    """
+    if not all(isinstance(size, int) for size in u.shape):
+        return False  # an exported batch size is no number
+    given = u, delta, a, b, c, *others
+    known = all(t is None or t.dtype in _TYPES for t in given)
+    wide = u.shape[2] >= b.shape[2] * LANES // 4
+    return known and wide and u.shape[1] >= LANES // 2 and b.shape[3] in _STATES
+
+
+class Layout(NamedTuple):
+    """Sizes as given, and in whole registers.
+
+    Channels of a group and states are filled up by zeros; positions, too, for a step of
+    size 0 leaves the states as they are.
+
+    Attributes:
+      batch, length, channels, groups, states: B, L, D, G, N.
+      span: positions side by side in a register.
+      spans: of a block, which is what a step of the grid works through.
+      blocks: of positions.
+      rows: of registers that hold the states.
+      width: channels of a block.  parts: such widths of a group.
+      reverse: block by block from the end.
+    """
+
+    batch: int
+    length: int
+    channels: int
+    groups: int
+    states: int
+    span: int
+    spans: int
+    blocks: int
+    rows: int
+    width: int
+    parts: int
+    reverse: bool = False
+
+    @classmethod
+    def of(cls, u: jax.Array, b: jax.Array) -> "Layout":
+        """For u [B, L, D] and b [B, L, G, N]: from the beginning, two spans a block."""
+        length, groups, states = b.shape[1:]
+        spans = min(2, -(-length // LANES))
+        blocks = -(-length // (LANES * spans))
+        span = round_up(-(-length // (blocks * spans)), STEPS)
+        rows = round_up(states, SUBLANES)
+        tiles = -(-u.shape[2] // (groups * LANES))
+        together = max(1, min(TOGETHER, 2 * SUBLANES * TOGETHER // rows))
+        parts = -(-tiles // together)
+        width = -(-tiles // parts) * LANES
+        return cls(*u.shape, groups, states, span, spans, blocks, rows, width, parts)
+
+    def backwards(self) -> "Layout":
+        """The same, span by span from the end."""
+        blocks = self.blocks * self.spans
+        return self._replace(spans=1, blocks=blocks, reverse=True)
+
+    def positions(self, t: jax.Array) -> jax.Array:
+        """[B, L, D], filled up."""
+        end = self.blocks * self.spans * self.span - self.length
+        return self._filled(jnp.pad(t, ((0, 0), (0, end), (0, 0))))
+
+    def tables(self, t: jax.Array, rows: int) -> jax.Array:
+        """[..., D, N] -> float32 [..., rows, D], filled up."""
+        t = jnp.swapaxes(t.astype(jnp.float32), -1, -2)
+        end = (0, rows - t.shape[-2]), (0, 0)
+        return self._filled(jnp.pad(t, (*[(0, 0)] * (t.ndim - 2), *end)))
+
+    def rates(self, a: jax.Array) -> jax.Array:
+        """A as exponents of 2."""
+        return self.tables(a, self.rows) * LOG2_E
+
+    def columns(self, t: jax.Array) -> jax.Array:
+        """[B, L, G, N] -> float32 [B, G, L / span, rows, LANES], filled up."""
+        end = self.blocks * self.spans * self.span - self.length
+        fill = (0, 0), (0, end), (0, 0), (0, self.rows - self.states)
+        t = jnp.pad(t.astype(jnp.float32), fill)
+        t = t.reshape(self.batch, -1, self.span, self.groups, self.rows)
+        t = jnp.transpose(t, (0, 3, 1, 4, 2))
+        return jnp.pad(t, (*[(0, 0)] * 4, (0, LANES - self.span)))
+
+    def from_positions(self, t: jax.Array) -> jax.Array:
+        """The inverse of `positions`."""
+        return self._given(t[:, : self.length])
+
+    def from_tables(self, t: jax.Array) -> jax.Array:
+        """The inverse of `tables`, of the states or less."""
+        return jnp.swapaxes(self._given(t), -1, -2)[..., : self.states]
+
+    def from_columns(self, t: jax.Array) -> jax.Array:
+        """[B, G * parts, L / span, rows, LANES] -> [B, L, G, N], parts added up."""
+        t = t.reshape(self.batch, self.groups, self.parts, *t.shape[2:])
+        t = jnp.sum(t[..., : self.span], 2)
+        t = jnp.transpose(t, (0, 2, 4, 1, 3))
+        t = t.reshape(self.batch, -1, self.groups, self.rows)
+        return t[:, : self.length, :, : self.states]
+
+    def _filled(self, t: jax.Array) -> jax.Array:
+        """Channels of groups to whole widths."""
+        t = t.reshape(*t.shape[:-1], self.groups, -1)
+        end = self.parts * self.width - t.shape[-1]
+        t = jnp.pad(t, (*[(0, 0)] * (t.ndim - 1), (0, end)))
+        return t.reshape(*t.shape[:-2], -1)
+
+    def _given(self, t: jax.Array) -> jax.Array:
+        """The inverse of `_filled`."""
+        t = t.reshape(*t.shape[:-1], self.groups, -1)
+        t = t[..., : self.channels // self.groups]
+        return t.reshape(*t.shape[:-2], -1)
