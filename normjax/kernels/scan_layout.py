@@ -10,6 +10,7 @@ from normjax.kernels.attention import LANES, LOG2_E, SUBLANES, TOGETHER, round_u
 STEPS = 16
 """Positions of a turn: the rows of a register of bfloat16."""
 
+_POSITIONS = 128  # of a block at most, of 16 states
 _STATES = range(SUBLANES // 2, 64 + 1)
 _TYPES = (jnp.float32, jnp.bfloat16)
 
@@ -24,8 +25,7 @@ def fits(
 ) -> bool:
     """Whether the kernels compute it: types, and registers that are not mostly empty.
 
-    64 positions at least, groups of 32 channels, and 4 to 64 states, of which the
-    memory has room for those of 128 positions.
+    64 positions at least, groups of 32 channels, and 4 to 64 states.
 
     Args:
       u, delta, a, b, c: as of `selective_scan`.  others: its skip and state, or None.
@@ -46,12 +46,10 @@ class Layout(NamedTuple):
 
     Attributes:
       batch, length, channels, groups, states: B, L, D, G, N.
-      span: positions side by side in a register.
-      spans: of a block, which is what a step of the grid works through.
-      blocks: of positions.
+      span: positions of a block.  blocks: of positions.
       rows: of registers that hold the states.
+      together: channels whose steps alternate.
       width: channels of a block.  parts: such widths of a group.
-      reverse: block by block from the end.
     """
 
     batch: int
@@ -60,35 +58,31 @@ class Layout(NamedTuple):
     groups: int
     states: int
     span: int
-    spans: int
     blocks: int
     rows: int
+    together: int
     width: int
     parts: int
-    reverse: bool = False
 
     @classmethod
     def of(cls, u: jax.Array, b: jax.Array) -> "Layout":
-        """For u [B, L, D] and b [B, L, G, N]: from the beginning, two spans a block."""
+        """For u [B, L, D] and b [B, L, G, N]."""
         length, groups, states = b.shape[1:]
-        spans = min(2, -(-length // LANES))
-        blocks = -(-length // (LANES * spans))
-        span = round_up(-(-length // (blocks * spans)), STEPS)
         rows = round_up(states, SUBLANES)
+        blocks = -(-length // min(_POSITIONS, _POSITIONS * 16 // rows))
+        span = round_up(-(-length // blocks), STEPS)
+        blocks = -(-length // span)
         tiles = -(-u.shape[2] // (groups * LANES))
-        together = max(1, min(TOGETHER, 2 * SUBLANES * TOGETHER // rows))
-        parts = -(-tiles // together)
-        width = -(-tiles // parts) * LANES
-        return cls(*u.shape, groups, states, span, spans, blocks, rows, width, parts)
-
-    def backwards(self) -> "Layout":
-        """The same, span by span from the end."""
-        blocks = self.blocks * self.spans
-        return self._replace(spans=1, blocks=blocks, reverse=True)
+        most = max(1, min(TOGETHER, TOGETHER * 16 // rows))
+        parts = -(-tiles // (2 * most))
+        width = -(-tiles // parts)
+        together = -(-width // -(-width // most)) * LANES
+        given = *u.shape, groups, states
+        return cls(*given, span, blocks, rows, together, width * LANES, parts)
 
     def positions(self, t: jax.Array) -> jax.Array:
         """[B, L, D], filled up."""
-        end = self.blocks * self.spans * self.span - self.length
+        end = self.blocks * self.span - self.length
         return self._filled(jnp.pad(t, ((0, 0), (0, end), (0, 0))))
 
     def tables(self, t: jax.Array, rows: int) -> jax.Array:
@@ -102,13 +96,11 @@ class Layout(NamedTuple):
         return self.tables(a, self.rows) * LOG2_E
 
     def columns(self, t: jax.Array) -> jax.Array:
-        """[B, L, G, N] -> float32 [B, G, L / span, rows, LANES], filled up."""
-        end = self.blocks * self.spans * self.span - self.length
+        """[B, L, G, N] -> float32 [B, G, L * rows / LANES, LANES], filled up."""
+        end = self.blocks * self.span - self.length
         fill = (0, 0), (0, end), (0, 0), (0, self.rows - self.states)
-        t = jnp.pad(t.astype(jnp.float32), fill)
-        t = t.reshape(self.batch, -1, self.span, self.groups, self.rows)
-        t = jnp.transpose(t, (0, 3, 1, 4, 2))
-        return jnp.pad(t, (*[(0, 0)] * 4, (0, LANES - self.span)))
+        t = jnp.swapaxes(jnp.pad(t.astype(jnp.float32), fill), 1, 2)
+        return t.reshape(self.batch, self.groups, -1, LANES)
 
     def from_positions(self, t: jax.Array) -> jax.Array:
         """The inverse of `positions`."""
@@ -119,11 +111,9 @@ class Layout(NamedTuple):
         return jnp.swapaxes(self._given(t), -1, -2)[..., : self.states]
 
     def from_columns(self, t: jax.Array) -> jax.Array:
-        """[B, G * parts, L / span, rows, LANES] -> [B, L, G, N], parts added up."""
-        t = t.reshape(self.batch, self.groups, self.parts, *t.shape[2:])
-        t = jnp.sum(t[..., : self.span], 2)
-        t = jnp.transpose(t, (0, 2, 4, 1, 3))
-        t = t.reshape(self.batch, -1, self.groups, self.rows)
+        """[B, G * parts, L * rows / LANES, LANES] -> [B, L, G, N], parts added up."""
+        t = t.reshape(self.batch, self.groups, self.parts, -1, self.rows)
+        t = jnp.swapaxes(jnp.sum(t, 2), 1, 2)
         return t[:, : self.length, :, : self.states]
 
     def _filled(self, t: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
 """The selective scan, whose states are nowhere but in fast memory."""
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,13 +30,13 @@ def selective_scan(
 ) -> tuple[jax.Array, ...]:
     """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t, y_t = C_t . h_t + D u_t.
 
-    Channels are the lanes and states the rows of registers; B_t and C_t are put in all
-    lanes while the turn before is computed. All in float32 (Gu and Dao, 2024).
+    Channels are the lanes and states the rows of registers; B_t and C_t of a block are
+    put in all lanes first. All in float32 (Gu and Dao, 2024).
 
     Args:
       u, delta: float32 or bfloat16 [B, L, D].  a: [D, N].  b, c: [B, L, G, N].
       skip: [D].  state: [B, D, N], h before the first position.
-      each: also the states before every span of positions, which gradients start from.
+      each: also the states before every block of positions, as gradients need them.
       interpret: compute it by JAX, on any platform.
 
     Returns:
@@ -48,10 +49,10 @@ def selective_scan(
     given = [layout.positions(u), layout.positions(delta), rates]
     given += [layout.columns(b), layout.columns(c)]
     given += [layout.tables(skip[:, None], 1), first]
-    spans = layout.batch, layout.blocks * layout.spans, *first.shape[1:]
-    shapes = [given[0].shape, first.shape] + [spans] * each
+    blocks = layout.batch, layout.blocks, *first.shape[1:]
+    shapes = [given[0].shape, first.shape] + [blocks] * each
     found = pl.pallas_call(
-        functools.partial(_kernel, span=layout.span),
+        _kernel,
         [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
         grid=places.grid,
         in_specs=[
@@ -61,9 +62,10 @@ def selective_scan(
             places.table(1),
             places.states(),
         ],
-        out_specs=[places.positions(), places.states()] + [places.spans()] * each,
+        out_specs=[places.positions(), places.states()] + [places.before()] * each,
         scratch_shapes=[
             pltpu.VMEM((layout.rows, layout.width), jnp.float32),
+            places.wide(),
             *places.of_a_turn(numbers=3, sums=1),
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=ORDER),
@@ -77,15 +79,15 @@ def selective_scan(
 class Places:
     """Blocks of arrays that a step of the grid has, and what it works with."""
 
-    def __init__(self, layout: Layout):
-        self.layout = layout
+    def __init__(self, layout: Layout, reverse: bool = False):
+        self.layout, self.reverse = layout, reverse
         self.grid = layout.batch, layout.groups * layout.parts, layout.blocks
 
     def _block(self, i):
-        return self.layout.blocks - 1 - i if self.layout.reverse else i
+        return self.layout.blocks - 1 - i if self.reverse else i
 
     def positions(self) -> pl.BlockSpec:
-        shape = 1, self.layout.spans * self.layout.span, self.layout.width
+        shape = 1, self.layout.span, self.layout.width
         return pl.BlockSpec(shape, lambda n, d, i: (n, self._block(i), d))
 
     def table(self, rows: int) -> pl.BlockSpec:
@@ -94,105 +96,139 @@ class Places:
 
     def columns(self) -> pl.BlockSpec:
         """Of a group, for each of its parts."""
-        shape = 1, 1, self.layout.spans, self.layout.rows, LANES
+        shape = 1, 1, self.layout.span * self.layout.rows // LANES, LANES
         parts = self.layout.parts
 
         def index(n, d, i):
-            return n, jax.lax.div(d, jnp.int32(parts)), self._block(i), 0, 0
+            return n, jax.lax.div(d, jnp.int32(parts)), self._block(i), 0
 
         return pl.BlockSpec(shape, index)
 
     def sums(self) -> pl.BlockSpec:
         """The same of each part."""
-        shape = 1, 1, self.layout.spans, self.layout.rows, LANES
-        return pl.BlockSpec(shape, lambda n, d, i: (n, d, self._block(i), 0, 0))
+        shape = 1, 1, self.layout.span * self.layout.rows // LANES, LANES
+        return pl.BlockSpec(shape, lambda n, d, i: (n, d, self._block(i), 0))
 
     def states(self, rows: int | None = None) -> pl.BlockSpec:
         """Of an example."""
         shape = 1, rows or self.layout.rows, self.layout.width
         return pl.BlockSpec(shape, lambda n, d, i: (n, 0, d))
 
-    def spans(self) -> pl.BlockSpec:
-        """States before each span."""
-        shape = 1, self.layout.spans, self.layout.rows, self.layout.width
+    def before(self) -> pl.BlockSpec:
+        """States before each block."""
+        shape = 1, 1, self.layout.rows, self.layout.width
         return pl.BlockSpec(shape, lambda n, d, i: (n, self._block(i), 0, d))
 
+    def wide(self) -> Any:
+        """Scratch for two arrays of columns, in all lanes."""
+        shape = 2, self.layout.span * self.layout.rows, LANES
+        return pltpu.VMEM(shape, jnp.float32)
+
     def of_a_turn(self, numbers: int, sums: int) -> list[Any]:
-        """Scratch for columns, rows of channels, and `SumOverRows` of each register."""
-        tiles, wide = self.layout.width // LANES, jnp.float32
+        """Scratch for rows of channels, and `SumOverRows` of their registers."""
+        tiles, wide = self.layout.together // LANES, jnp.float32
         return [
-            pltpu.VMEM((2, STEPS, self.layout.rows, LANES), wide),
-            pltpu.VMEM((numbers, STEPS, self.layout.width), wide),
+            pltpu.VMEM((numbers, STEPS, self.layout.together), wide),
             pltpu.VMEM((sums, tiles, STEPS * SUBLANES // 2, LANES), wide),
         ]
 
 
-def _kernel(u, delta, a, b, c, skip, first, y, last, *rest, span: int):
+def _kernel(u, delta, a, b, c, skip, first, y, last, *rest):
     *kept, states, columns, rows, parts = rest
-    tiles, turns = lane_tiles(u.shape[2]), span // STEPS
-    total = u.shape[1] // STEPS
 
     @pl.when(pl.program_id(2) == 0)
     def _():
         states[...] = first[0]
 
-    def one_turn(turn):
-        here = pl.ds(pl.multiple_of(turn * STEPS, STEPS), STEPS)
-        for tile in tiles:
-            own, step = (t[0, here, tile].astype(jnp.float32) for t in (u, delta))
-            rows[0, :, tile], rows[1, :, tile] = step, step * own
-            rows[2, :, tile] = skip[:, tile] * own
-        following = columns_of((b, c), jnp.minimum(turn + 1, total - 1), turns)
-        sums = [SumOverRows(parts.at[0, k]) for k in range(len(tiles))]
-        h = [states[:, tile] for tile in tiles]
-        for t in range(STEPS):
-            for k, tile in enumerate(tiles):
-                decay = jnp.exp2(rows[0, t : t + 1, tile] * a[:, tile])
-                h[k] = decay * h[k] + rows[1, t : t + 1, tile] * columns[0, t]
-                sums[k].add(t, h[k] * columns[1, t])
-            columns[0, t], columns[1, t] = following(t)
-            if (t + 1) % SUBLANES == 0:
-                own = slice(t + 1 - SUBLANES, t + 1)
-                some = pl.ds(here.start + own.start, SUBLANES)
-                for k, tile in enumerate(tiles):
-                    y[0, some, tile] = sums[k].read(own.start) + rows[2, own, tile]
-        for k, tile in enumerate(tiles):
-            states[:, tile] = h[k]
-
-    def one_span(number, _):
-        if kept:
-            kept[0][0, number] = states[...]
-
-        def some_steps(turn, _):
-            one_turn(number * turns + turn)
-            return 0
-
-        return jax.lax.fori_loop(0, turns, some_steps, 0)
-
-    begin = columns_of((b, c), 0, turns)
-    for t in range(STEPS):
-        columns[0, t], columns[1, t] = begin(t)
-    jax.lax.fori_loop(0, total // turns, one_span, 0)
+    if kept:
+        kept[0][0, 0] = states[...]
+    spread((b, c), columns)
+    for tiles in some_tiles(u.shape[2], rows.shape[2]):
+        given = u, delta, a, skip, columns, y, states, rows, parts
+        turn = functools.partial(_some_steps, tiles, given)
+        jax.lax.fori_loop(0, u.shape[1] // STEPS, turn, 0)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
         last[0] = states[...]
 
 
-def columns_of(
-    sources: Sequence[Any], turn: Any, turns: int
-) -> Callable[[int], list[jax.Array]]:
-    """(step of the turn) -> its number of each row in all lanes, of each source.
+def _some_steps(tiles: Sequence[slice], given: tuple, turn: Any, carry: Any) -> Any:
+    u, delta, a, skip, columns, y, states, rows, parts = given
+    here = pl.ds(pl.multiple_of(turn * STEPS, STEPS), STEPS)
+    for k, tile in enumerate(tiles):
+        own, step = (t[0, here, tile].astype(jnp.float32) for t in (u, delta))
+        for i, t in enumerate((step, step * own, skip[:, tile] * own)):
+            rows[i, :, lanes(k)] = t
+    sums = [SumOverRows(parts.at[0, k]) for k in range(len(tiles))]
+    h = [states[:, tile] for tile in tiles]
+    for t in range(STEPS):
+        b, c = (columns[i, at_step(turn, t, len(a))] for i in range(2))
+        for k, tile in enumerate(tiles):
+            step, added = (rows[i, t : t + 1, lanes(k)] for i in range(2))
+            h[k] = jnp.exp2(step * a[:, tile]) * h[k] + added * b
+            sums[k].add(t, h[k] * c)
+        if (t + 1) % SUBLANES == 0:
+            own = slice(t + 1 - SUBLANES, t + 1)
+            some = pl.ds(here.start + own.start, SUBLANES)
+            for k, tile in enumerate(tiles):
+                y[0, some, tile] = sums[k].read(own.start) + rows[2, own, lanes(k)]
+    for k, tile in enumerate(tiles):
+        states[:, tile] = h[k]
+    return carry
 
-    Args:
-      sources: [1, 1, spans, rows, LANES], positions of a span side by side.
-      turn: which of the block.  turns: of a span.
+
+def some_tiles(width: int, together: int) -> list[list[slice]]:
+    """The channels of registers, those together whose steps alternate."""
+    tiles, most = lane_tiles(width), together // LANES
+    return [tiles[i : i + most] for i in range(0, len(tiles), most)]
+
+
+def lanes(number: int) -> slice:
+    """Of the register of that number."""
+    return slice(number * LANES, (number + 1) * LANES)
+
+
+def at_step(turn: Any, t: int, rows: int) -> Any:
+    """Rows of a step, of `Places.wide`."""
+    start = pl.multiple_of(turn * STEPS * rows, STEPS * rows)
+    return pl.ds(start + t * rows, rows)
+
+
+def spread(sources: Sequence[Any], to: Any) -> None:
+    """[1, 1, X, LANES] of each source, one below the other and in all lanes.
+
+    Rows of a register transposed: that takes a fourth of as many broadcasts of lanes.
     """
-    span = jax.lax.div(turn, jnp.int32(turns))
-    start = (turn - span * turns) * STEPS
-    shift = jax.lax.rem(LANES - start, LANES)
-    moved = [pltpu.roll(source[0, 0, span], shift, 1) for source in sources]
-    return lambda t: [jnp.broadcast_to(m[:, t : t + 1], m.shape) for m in moved]
+
+    count = sources[0].shape[2]
+    several = math.gcd(count, 4)
+
+    def some(number, _):
+        for row in (number * several + i for i in range(several)):
+            place = pl.ds(pl.multiple_of(row * LANES, LANES), LANES)
+            for i, source in enumerate(sources):
+                own = source[0, 0, pl.ds(row, 1)]
+                to[i, place] = jnp.transpose(jnp.broadcast_to(own, (LANES, LANES)))
+        return 0
+
+    jax.lax.fori_loop(0, count // several, some, 0)
+
+
+def gather(source: Any, sums: Sequence[Any]) -> None:
+    """The sums over lanes of [2, X * LANES, LANES] -> [1, 1, X, LANES] of each."""
+    count = sums[0].shape[2]
+    several = math.gcd(count, 4)
+
+    def some(number, _):
+        for row in (number * several + i for i in range(several)):
+            place = pl.ds(pl.multiple_of(row * LANES, LANES), LANES)
+            for i, to in enumerate(sums):
+                total = jnp.sum(jnp.transpose(source[i, place]), 0, keepdims=True)
+                to[0, 0, pl.ds(row, 1)] = total
+        return 0
+
+    jax.lax.fori_loop(0, count // several, some, 0)
 
 
 class SumOverRows:

@@ -1,15 +1,27 @@
 """Gradients of the selective scan, from the last position to the first."""
 
+import functools
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from normjax.kernels.attention import SUBLANES, lane_tiles
+from normjax.kernels.attention import SUBLANES
 from normjax.kernels.scan_layout import STEPS, Layout
-from normjax.kernels.selective_scan import ORDER, Places, SumOverRows, columns_of
+from normjax.kernels.selective_scan import (
+    ORDER,
+    Places,
+    SumOverRows,
+    at_step,
+    gather,
+    lanes,
+    some_tiles,
+    spread,
+)
 
 
 def gradients(
@@ -48,8 +60,8 @@ def gradients(
       Gradients of u and delta in their types; of A, B, C, D and the first state in
       float32.
     """
-    layout = Layout.of(u, b).backwards()
-    places, rows = Places(layout), layout.rows
+    layout = Layout.of(u, b)
+    places, rows = Places(layout, reverse=True), layout.rows
     sequences = [layout.positions(t) for t in (u, delta, dy)]
     columns = [layout.columns(t) for t in (b, c)]
     tables = layout.rates(a), layout.tables(skip[:, None], 1)
@@ -69,7 +81,7 @@ def gradients(
             places.table(rows),
             *[places.columns()] * 2,
             places.table(1),
-            places.spans(),
+            places.before(),
             places.states(),
         ],
         out_specs=[
@@ -80,8 +92,9 @@ def gradients(
             places.states(),
         ],
         scratch_shapes=[
-            pltpu.VMEM((rows, layout.width), jnp.float32),
-            pltpu.VMEM((layout.span + 1, rows, layout.width), jnp.float32),
+            pltpu.VMEM((layout.rows, layout.width), jnp.float32),
+            pltpu.VMEM((layout.span + 1, rows, layout.together), jnp.float32),
+            *[places.wide()] * 2,
             *places.of_a_turn(numbers=4, sums=2),
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=ORDER),
@@ -99,9 +112,36 @@ def gradients(
     )
 
 
+class _Turn(NamedTuple):
+    """What the steps of a turn read and write.
+
+    Attributes:
+      u, delta, dy, a, skip: of the call.  du, ddelta, da, dskip: its results.
+      behind: a_{t+1} g_{t+1} of the step after.  states: h before each step, and last.
+      columns: B and C by `spread`.  sums: their gradients before the sum over lanes.
+      rows: delta, delta u, dy, u.  parts: of two `SumOverRows`.
+    """
+
+    u: Any
+    delta: Any
+    dy: Any
+    a: Any
+    skip: Any
+    du: Any
+    ddelta: Any
+    da: Any
+    dskip: Any
+    behind: Any
+    states: Any
+    columns: Any
+    sums: Any
+    rows: Any
+    parts: Any
+
+
 def _kernel(u, delta, dy, a, b, c, skip, kept, dlast, *rest):
-    du, ddelta, db, dc, da, dskip, dstate, behind, states, columns, rows, parts = rest
-    tiles, turns = lane_tiles(u.shape[2]), u.shape[1] // STEPS
+    du, ddelta, db, dc, da, dskip, dstate, behind, *scratch = rest
+    given = _Turn(u, delta, dy, a, skip, du, ddelta, da, dskip, behind, *scratch)
 
     @pl.when(pl.program_id(2) == 0)
     def _():
@@ -109,87 +149,91 @@ def _kernel(u, delta, dy, a, b, c, skip, kept, dlast, *rest):
         da[...] = jnp.zeros_like(da)
         dskip[...] = jnp.zeros_like(dskip)
 
-    def prepare(here, number, own):
-        for tile in tiles:
-            read = [t[0, here, tile].astype(jnp.float32) for t in own]
-            rows[0, :, tile] = read[1]
-            rows[1, :, tile] = read[0] * read[1]
-            for i, t in enumerate((read[2:] + read[:1])[:number]):
-                rows[2 + i, :, tile] = t
-
-    def there(turn, _):
-        here = pl.ds(pl.multiple_of(turn * STEPS, STEPS), STEPS)
-        prepare(here, 0, (u, delta))
-        column = columns_of((b,), jnp.minimum(turn + 1, turns - 1), turns)
-        h = [states[here.start, :, tile] for tile in tiles]
-        for t in range(STEPS):
-            for k, tile in enumerate(tiles):
-                decay = jnp.exp2(rows[0, t : t + 1, tile] * a[:, tile])
-                h[k] = decay * h[k] + rows[1, t : t + 1, tile] * columns[0, t]
-                states[here.start + t + 1, :, tile] = h[k]
-            (columns[0, t],) = column(t)
-        return 0
-
-    states[0] = kept[0, 0]
-    column = columns_of((b,), 0, turns)
-    for t in range(STEPS):
-        (columns[0, t],) = column(t)
-    jax.lax.fori_loop(0, turns, there, 0)
-
-    lane = jax.lax.broadcasted_iota(jnp.int32, columns.shape[2:], 1)
-
-    def back(index, sums):
-        turn = turns - 1 - index
-        here = pl.ds(pl.multiple_of(turn * STEPS, STEPS), STEPS)
-        prepare(here, 2, (u, delta, dy))
-        column = columns_of((b, c), jnp.maximum(turn - 1, 0), turns)
-        by_given = [SumOverRows(parts.at[0, k]) for k in range(len(tiles))]
-        by_step = [SumOverRows(parts.at[1, k]) for k in range(len(tiles))]
-        r = [behind[:, tile] for tile in tiles]
-        rates = [da[0, :, tile] for tile in tiles]
-        h = [states[here.start + STEPS, :, tile] for tile in tiles]
-        found = [jnp.zeros_like(columns[0, 0])] * 2
-        for t in reversed(range(STEPS)):
-            told, given = [], []
-            for k, tile in enumerate(tiles):
-                step, added, asked = (rows[i, t : t + 1, tile] for i in range(3))
-                before = states[here.start + t, :, tile]
-                told.append(h[k] * asked)
-                g = r[k] + columns[1, t] * asked
-                given.append(g * added)
-                by_given[k].add(t, g * columns[0, t])
-                r[k] = jnp.exp2(step * a[:, tile]) * g
-                both = r[k] * before
-                by_step[k].add(t, both * a[:, tile])
-                rates[k] += both * step
-                h[k] = before
-            for i, each in enumerate((given, told)):
-                total = jnp.sum(sum(each[1:], each[0]), 1, keepdims=True)
-                found[i] = jnp.where(lane == t, total, found[i])
-            columns[0, t], columns[1, t] = column(t)
+    spread((b, c), given.columns)
+    given.sums[...] = jnp.zeros_like(given.sums)
+    turns = u.shape[1] // STEPS
+    for tiles in some_tiles(u.shape[2], given.rows.shape[2]):
         for k, tile in enumerate(tiles):
-            behind[:, tile], da[0, :, tile] = r[k], rates[k]
-            step, _, asked, own = (rows[i, :, tile] for i in range(4))
-            x, along = (
-                jnp.concatenate([each.read(i) for i in range(0, STEPS, SUBLANES)], 0)
-                for each in (by_given[k], by_step[k])
-            )
-            du[0, here, tile] = (x * step + skip[:, tile] * asked).astype(du.dtype)
-            changed = x * own + math.log(2) * along
-            ddelta[0, here, tile] = changed.astype(ddelta.dtype)
-            both = asked * own
-            dskip[0, :, tile] += both[:SUBLANES] + both[SUBLANES:]
-        return [
-            total + pltpu.roll(each, here.start, 1)
-            for total, each in zip(sums, found, strict=True)
-        ]
-
-    column = columns_of((b, c), turns - 1, turns)
-    for t in range(STEPS):
-        columns[0, t], columns[1, t] = column(t)
-    zeros = [jnp.zeros_like(columns[0, 0])] * 2
-    db[0, 0, 0], dc[0, 0, 0] = jax.lax.fori_loop(0, turns, back, zeros)
+            given.states[0, :, lanes(k)] = kept[0, 0, :, tile]
+        jax.lax.fori_loop(0, turns, functools.partial(_there, tiles, given), 0)
+        back = functools.partial(_back, tiles, given, turns)
+        jax.lax.fori_loop(0, turns, back, 0)
+    gather(given.sums, (db, dc))
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
         dstate[0] = behind[...]
+
+
+def _there(tiles: Sequence[slice], given: _Turn, turn: Any, carry: Any) -> Any:
+    """States of the steps of a turn."""
+    rows, states, count = given.rows, given.states, len(given.a)
+    start = pl.multiple_of(turn * STEPS, STEPS)
+    here = pl.ds(start, STEPS)
+    for k, tile in enumerate(tiles):
+        own, step = (
+            t[0, here, tile].astype(jnp.float32) for t in (given.u, given.delta)
+        )
+        rows[0, :, lanes(k)], rows[1, :, lanes(k)] = step, step * own
+    h = [states[start, :, lanes(k)] for k in range(len(tiles))]
+    for t in range(STEPS):
+        b = given.columns[0, at_step(turn, t, count)]
+        for k, tile in enumerate(tiles):
+            step, added = (rows[i, t : t + 1, lanes(k)] for i in range(2))
+            h[k] = jnp.exp2(step * given.a[:, tile]) * h[k] + added * b
+            states[start + t + 1, :, lanes(k)] = h[k]
+    return carry
+
+
+def _back(
+    tiles: Sequence[slice], given: _Turn, turns: int, index: Any, carry: Any
+) -> Any:
+    """Gradients of the steps of a turn, the last one first."""
+    u, delta, dy, a, skip, du, ddelta, da, dskip, behind, states, *_ = given
+    *_, columns, sums, rows, parts = given
+    turn, count = turns - 1 - index, len(a)
+    start = pl.multiple_of(turn * STEPS, STEPS)
+    here = pl.ds(start, STEPS)
+    for k, tile in enumerate(tiles):
+        own, step, asked = (
+            t[0, here, tile].astype(jnp.float32) for t in (u, delta, dy)
+        )
+        for i, t in enumerate((step, step * own, asked, own)):
+            rows[i, :, lanes(k)] = t
+    by_added, by_step = (
+        [SumOverRows(parts.at[i, k]) for k in range(len(tiles))] for i in range(2)
+    )
+    r = [behind[:, tile] for tile in tiles]
+    rates = [da[0, :, tile] for tile in tiles]
+    h = [states[start + STEPS, :, lanes(k)] for k in range(len(tiles))]
+    for t in reversed(range(STEPS)):
+        place = at_step(turn, t, count)
+        b, c = (columns[i, place] for i in range(2))
+        told, given_here = [], []
+        for k, tile in enumerate(tiles):
+            step, added, asked = (rows[i, t : t + 1, lanes(k)] for i in range(3))
+            before = states[start + t, :, lanes(k)]
+            told.append(h[k] * asked)
+            g = r[k] + c * asked
+            given_here.append(g * added)
+            by_added[k].add(t, g * b)
+            r[k] = jnp.exp2(step * a[:, tile]) * g
+            both = r[k] * before
+            by_step[k].add(t, both * a[:, tile])
+            rates[k] += both * step
+            h[k] = before
+        for i, each in enumerate((given_here, told)):
+            sums[i, place] += sum(each[1:], each[0])
+    for k, tile in enumerate(tiles):
+        behind[:, tile], da[0, :, tile] = r[k], rates[k]
+        step, _, asked, own = (rows[i, :, lanes(k)] for i in range(4))
+        x, along = (
+            jnp.concatenate([each.read(i) for i in range(0, STEPS, SUBLANES)], 0)
+            for each in (by_added[k], by_step[k])
+        )
+        du[0, here, tile] = (x * step + skip[:, tile] * asked).astype(du.dtype)
+        changed = x * own + math.log(2) * along
+        ddelta[0, here, tile] = changed.astype(ddelta.dtype)
+        both = asked * own
+        dskip[0, :, tile] += both[:SUBLANES] + both[SUBLANES:]
+    return carry
