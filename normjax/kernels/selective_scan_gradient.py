@@ -61,46 +61,11 @@ def gradients(
       float32.
     """
     layout = Layout.of(u, b)
-    places, rows = Places(layout, reverse=True), layout.rows
     sequences = [layout.positions(t) for t in (u, delta, dy)]
     columns = [layout.columns(t) for t in (b, c)]
-    tables = layout.rates(a), layout.tables(skip[:, None], 1)
-    end = layout.tables(dlast, rows)
-    sums = layout.batch, places.grid[1], *columns[0].shape[2:]
-    partial = layout.batch, SUBLANES, end.shape[2]
-    wide = [sums, sums, end.shape, partial, end.shape]
-    du, ddelta, db, dc, da, dskip, dstate = pl.pallas_call(
-        _kernel,
-        [
-            *[jax.ShapeDtypeStruct(t.shape, t.dtype) for t in sequences[:2]],
-            *[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in wide],
-        ],
-        grid=places.grid,
-        in_specs=[
-            *[places.positions()] * 3,
-            places.table(rows),
-            *[places.columns()] * 2,
-            places.table(1),
-            places.before(),
-            places.states(),
-        ],
-        out_specs=[
-            *[places.positions()] * 2,
-            *[places.sums()] * 2,
-            places.states(),
-            places.states(SUBLANES),
-            places.states(),
-        ],
-        scratch_shapes=[
-            pltpu.VMEM((layout.rows, layout.width), jnp.float32),
-            pltpu.VMEM((layout.span + 1, rows, layout.together), jnp.float32),
-            *[places.wide()] * 2,
-            *places.of_a_turn(numbers=4, sums=2),
-        ],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=ORDER),
-        interpret=interpret,
-        name="selective_scan_gradient",
-    )(*sequences, tables[0], *columns, tables[1], kept, end)
+    given = [*sequences, layout.rates(a), *columns, layout.tables(skip[:, None], 1)]
+    given += [kept, layout.tables(dlast, layout.rows)]
+    du, ddelta, db, dc, da, dskip, dstate = _call(given, layout, interpret)
     return (
         layout.from_positions(du),
         layout.from_positions(ddelta),
@@ -110,6 +75,47 @@ def gradients(
         layout.from_tables(jnp.sum(dskip, (0, 1))[None])[:, 0],
         layout.from_tables(dstate),
     )
+
+
+def _call(given: Sequence[jax.Array], layout: Layout, interpret: bool) -> list:
+    u, delta, *_, c, _, _, end = given
+    places, rows = Places(layout, reverse=True), layout.rows
+    sums = layout.batch, places.grid[1], *c.shape[2:]
+    partial = layout.batch, SUBLANES, end.shape[2]
+    wide = [sums, sums, end.shape, partial, end.shape]
+    positions, columns, states = places.positions(), places.columns(), places.states()
+    return pl.pallas_call(
+        _kernel,
+        [
+            *[jax.ShapeDtypeStruct(t.shape, t.dtype) for t in (u, delta)],
+            *[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in wide],
+        ],
+        grid=places.grid,
+        in_specs=[
+            *[positions] * 3,
+            places.table(rows),
+            *[columns] * 2,
+            places.table(1),
+            places.before(),
+            states,
+        ],
+        out_specs=[
+            *[positions] * 2,
+            *[places.sums()] * 2,
+            states,
+            places.states(SUBLANES),
+            states,
+        ],
+        scratch_shapes=[
+            pltpu.VMEM((rows, layout.width), jnp.float32),
+            pltpu.VMEM((layout.span + 1, rows, layout.together), jnp.float32),
+            *[places.wide()] * 2,
+            *places.of_a_turn(numbers=4, sums=2),
+        ],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=ORDER),
+        interpret=interpret,
+        name="selective_scan_gradient",
+    )(*given)
 
 
 class _Turn(NamedTuple):
@@ -150,13 +156,12 @@ def _kernel(u, delta, dy, a, b, c, skip, kept, dlast, *rest):
         dskip[...] = jnp.zeros_like(dskip)
 
     spread((b, c), given.columns)
-    given.sums[...] = jnp.zeros_like(given.sums)
     turns = u.shape[1] // STEPS
-    for tiles in some_tiles(u.shape[2], given.rows.shape[2]):
+    for number, tiles in enumerate(some_tiles(u.shape[2], given.rows.shape[2])):
         for k, tile in enumerate(tiles):
             given.states[0, :, lanes(k)] = kept[0, 0, :, tile]
         jax.lax.fori_loop(0, turns, functools.partial(_there, tiles, given), 0)
-        back = functools.partial(_back, tiles, given, turns)
+        back = functools.partial(_back, tiles, given, number > 0)
         jax.lax.fori_loop(0, turns, back, 0)
     gather(given.sums, (db, dc))
 
@@ -171,9 +176,8 @@ def _there(tiles: Sequence[slice], given: _Turn, turn: Any, carry: Any) -> Any:
     start = pl.multiple_of(turn * STEPS, STEPS)
     here = pl.ds(start, STEPS)
     for k, tile in enumerate(tiles):
-        own, step = (
-            t[0, here, tile].astype(jnp.float32) for t in (given.u, given.delta)
-        )
+        read = (t[0, here, tile].astype(jnp.float32) for t in (given.u, given.delta))
+        own, step = read
         rows[0, :, lanes(k)], rows[1, :, lanes(k)] = step, step * own
     h = [states[start, :, lanes(k)] for k in range(len(tiles))]
     for t in range(STEPS):
@@ -186,18 +190,17 @@ def _there(tiles: Sequence[slice], given: _Turn, turn: Any, carry: Any) -> Any:
 
 
 def _back(
-    tiles: Sequence[slice], given: _Turn, turns: int, index: Any, carry: Any
+    tiles: Sequence[slice], given: _Turn, more: bool, index: Any, carry: Any
 ) -> Any:
     """Gradients of the steps of a turn, the last one first."""
-    u, delta, dy, a, skip, du, ddelta, da, dskip, behind, states, *_ = given
-    *_, columns, sums, rows, parts = given
-    turn, count = turns - 1 - index, len(a)
+    u, delta, dy, a, _, _, _, da, _, behind, states, *scratch = given
+    columns, sums, rows, parts = scratch
+    turn, count = u.shape[1] // STEPS - 1 - index, len(a)
     start = pl.multiple_of(turn * STEPS, STEPS)
     here = pl.ds(start, STEPS)
     for k, tile in enumerate(tiles):
-        own, step, asked = (
-            t[0, here, tile].astype(jnp.float32) for t in (u, delta, dy)
-        )
+        read = (t[0, here, tile].astype(jnp.float32) for t in (u, delta, dy))
+        own, step, asked = read
         for i, t in enumerate((step, step * own, asked, own)):
             rows[i, :, lanes(k)] = t
     by_added, by_step = (
@@ -209,31 +212,40 @@ def _back(
     for t in reversed(range(STEPS)):
         place = at_step(turn, t, count)
         b, c = (columns[i, place] for i in range(2))
-        told, given_here = [], []
+        told, brought = [], []
         for k, tile in enumerate(tiles):
             step, added, asked = (rows[i, t : t + 1, lanes(k)] for i in range(3))
             before = states[start + t, :, lanes(k)]
             told.append(h[k] * asked)
             g = r[k] + c * asked
-            given_here.append(g * added)
+            brought.append(g * added)
             by_added[k].add(t, g * b)
             r[k] = jnp.exp2(step * a[:, tile]) * g
             both = r[k] * before
             by_step[k].add(t, both * a[:, tile])
             rates[k] += both * step
             h[k] = before
-        for i, each in enumerate((given_here, told)):
-            sums[i, place] += sum(each[1:], each[0])
+        for i, each in enumerate((brought, told)):
+            total = sum(each[1:], each[0])
+            sums[i, place] = sums[i, place] + total if more else total
     for k, tile in enumerate(tiles):
         behind[:, tile], da[0, :, tile] = r[k], rates[k]
-        step, _, asked, own = (rows[i, :, lanes(k)] for i in range(4))
-        x, along = (
+        found = (
             jnp.concatenate([each.read(i) for i in range(0, STEPS, SUBLANES)], 0)
             for each in (by_added[k], by_step[k])
         )
-        du[0, here, tile] = (x * step + skip[:, tile] * asked).astype(du.dtype)
-        changed = x * own + math.log(2) * along
-        ddelta[0, here, tile] = changed.astype(ddelta.dtype)
-        both = asked * own
-        dskip[0, :, tile] += both[:SUBLANES] + both[SUBLANES:]
+        _write(*found, [rows[i, :, lanes(k)] for i in range(4)], here, tile, given)
     return carry
+
+
+def _write(
+    x: jax.Array, along: jax.Array, rows: Sequence[jax.Array], here, tile, given: _Turn
+) -> None:
+    """Gradients of u, delta and D by those of delta u and by A . s, over log(2)."""
+    step, _, asked, own = rows
+    change = x * step + given.skip[:, tile] * asked
+    given.du[0, here, tile] = change.astype(given.du.dtype)
+    change = x * own + math.log(2) * along
+    given.ddelta[0, here, tile] = change.astype(given.ddelta.dtype)
+    both = asked * own
+    given.dskip[0, :, tile] += both[:SUBLANES] + both[SUBLANES:]
