@@ -67,18 +67,28 @@ class Layout(NamedTuple):
     @classmethod
     def of(cls, u: jax.Array, b: jax.Array) -> "Layout":
         """For u [B, L, D] and b [B, L, G, N]."""
-        length, groups, states = b.shape[1:]
+        batch, length, channels = u.shape
+        groups, states = b.shape[2:]
         rows = round_up(states, SUBLANES)
         blocks = -(-length // min(_POSITIONS, _POSITIONS * 16 // rows))
         span = round_up(-(-length // blocks), STEPS)
-        blocks = -(-length // span)
-        tiles = -(-u.shape[2] // (groups * LANES))
+        tiles = -(-channels // (groups * LANES))
         most = max(1, min(TOGETHER, TOGETHER * 16 // rows))
         parts = -(-tiles // (2 * most))
         width = -(-tiles // parts)
-        together = -(-width // -(-width // most)) * LANES
-        given = *u.shape, groups, states
-        return cls(*given, span, blocks, rows, together, width * LANES, parts)
+        return cls(
+            batch=batch,
+            length=length,
+            channels=channels,
+            groups=groups,
+            states=states,
+            span=span,
+            blocks=-(-length // span),
+            rows=rows,
+            together=-(-width // -(-width // most)) * LANES,
+            width=width * LANES,
+            parts=parts,
+        )
 
     def positions(self, t: jax.Array) -> jax.Array:
         """[B, L, D], filled up."""

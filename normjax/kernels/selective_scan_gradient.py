@@ -230,11 +230,11 @@ def _back(
             sums[i, place] = sums[i, place] + total if more else total
     for k, tile in enumerate(tiles):
         behind[:, tile], da[0, :, tile] = r[k], rates[k]
-        found = (
+        x, along = (
             jnp.concatenate([each.read(i) for i in range(0, STEPS, SUBLANES)], 0)
             for each in (by_added[k], by_step[k])
         )
-        _write(*found, [rows[i, :, lanes(k)] for i in range(4)], here, tile, given)
+        _write(x, along, [rows[i, :, lanes(k)] for i in range(4)], here, tile, given)
     return carry
 
 
