@@ -19,6 +19,7 @@ def kernel_or_function(
     batched: tuple[Any, ...],
     *rest: Any,
     pullback: Function | None = None,
+    with_residuals: tuple[Function, Function] | None = None,
 ) -> Any:
     """`function(*batched, *rest)`, which a TPU computes by `kernel`.
 
@@ -33,6 +34,9 @@ def kernel_or_function(
       rest: trees of arrays that are the same for all examples.
       pullback: (arguments, cotangents of the result) -> tuple of gradients, in the
         types of the arguments: the kernel of the gradients.
+      with_residuals: what takes the places of kernel and function where gradients are
+        asked for, to (result, residuals): the latter are a third argument of
+        `pullback`. Those of the function are read by nobody.
     """
 
     def local(*trees):
@@ -41,19 +45,29 @@ def kernel_or_function(
         def flat(apply):
             return lambda *a: jax.tree.leaves(apply(*jax.tree.unflatten(structure, a)))
 
-        reference = jax.make_jaxpr(flat(function))(*arrays)
+        def traced(apply):
+            return jax.make_jaxpr(flat(apply))(*arrays)
+
         result = jax.tree.structure(jax.eval_shape(function, *trees))
+        reference, kept, residuals = traced(function), (), None
+        if with_residuals:
+            kept = flat(with_residuals[0]), traced(with_residuals[1])
+            _, shapes = jax.eval_shape(with_residuals[1], *trees)
+            residuals = jax.tree.structure(shapes)
 
         def pulled(*given):
-            primals = jax.tree.unflatten(structure, given[: len(arrays)])
-            cotangents = jax.tree.unflatten(result, given[len(arrays) :])
-            return jax.tree.leaves(pullback and pullback(primals, cotangents))
+            count, end = len(arrays), len(given) - result.num_leaves
+            primals = jax.tree.unflatten(structure, given[:count])
+            cotangents = jax.tree.unflatten(result, given[end:])
+            more = [jax.tree.unflatten(residuals, given[count:end])] if kept else []
+            return jax.tree.leaves(pullback and pullback(primals, cotangents, *more))
 
         y = _kernel_p.bind(
             *arrays,
             reference=reference,
             kernel=flat(kernel),
             pullback=pulled if pullback else None,
+            kept=kept,
         )
         return jax.tree.unflatten(result, y)
 
@@ -93,36 +107,47 @@ def _reference(*arrays, reference, **_):
     return core.jaxpr_as_fun(reference)(*arrays)
 
 
-def _jvp(primals, tangents, **parameters):
+def _jvp(primals, tangents, *, kernel, kept, **given):
     tangents = tuple(map(ad.instantiate_zeros, tangents))
-    if parameters["pullback"] is None:
-        return jax.jvp(lambda *p: _reference(*p, **parameters), primals, tangents)
-    y = _kernel_p.bind(*primals, **parameters)
-    given = {k: v for k, v in parameters.items() if k != "kernel"}
-    return y, _tangent_p.bind(*primals, *tangents, **given)
+    reference, pullback = given["reference"], given["pullback"]
+    if pullback is None:
+        return jax.jvp(lambda *p: _reference(*p, **given), primals, tangents)
+    kernel, traced = kept or (kernel, reference)
+    found = _kernel_p.bind(
+        *primals, reference=traced, kernel=kernel, pullback=None, kept=()
+    )
+    count = len(reference.out_avals)
+    y, residuals = found[:count], found[count:]
+    return y, _tangent_p.bind(*primals, *residuals, *tangents, **given)
 
 
-def _tangent(*arrays, **parameters):
-    half = len(arrays) // 2
-    primals, tangents = arrays[:half], arrays[half:]
-    return jax.jvp(lambda *p: _reference(*p, **parameters), primals, tangents)[1]
+def _split(arrays, reference):
+    """(primals, residuals, tangents)."""
+    count = len(reference.in_avals)
+    return arrays[:count], arrays[count:-count], arrays[-count:]
+
+
+def _tangent(*arrays, reference, **_):
+    primals, _, tangents = _split(arrays, reference)
+    return jax.jvp(core.jaxpr_as_fun(reference), primals, tangents)[1]
 
 
 def _transposed(cotangents, *arrays, reference, pullback):
-    half = len(arrays) // 2
-    primals, tangents = arrays[:half], arrays[half:]
+    primals, residuals, tangents = _split(arrays, reference)
     cotangents = tuple(map(ad.instantiate_zeros, cotangents))
 
-    def pulled(*arrays):
-        y, pull = jax.vjp(core.jaxpr_as_fun(reference), *arrays[:half])
-        return pull(type(y)(arrays[half:]))
+    def pulled(*given):
+        y, pull = jax.vjp(core.jaxpr_as_fun(reference), *given[: len(primals)])
+        return pull(type(y)(given[-len(y) :]))
 
-    given = *primals, *cotangents
+    given = *primals, *residuals, *cotangents
     traced = jax.make_jaxpr(pulled)(*given)
-    found = _kernel_p.bind(*given, reference=traced, kernel=pullback, pullback=None)
+    found = _kernel_p.bind(
+        *given, reference=traced, kernel=pullback, pullback=None, kept=()
+    )
     wanted = map(ad.is_undefined_primal, tangents)
     gradients = (g if w else None for g, w in zip(found, wanted, strict=True))
-    return [*(None for _ in primals), *gradients]
+    return [*(None for _ in (*primals, *residuals)), *gradients]
 
 
 def _batch(operands, dims, **parameters):

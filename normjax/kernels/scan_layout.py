@@ -90,6 +90,12 @@ class Layout(NamedTuple):
             parts=parts,
         )
 
+    @property
+    def before(self) -> tuple[int, ...]:
+        """Shape of the states before every block."""
+        channels = self.groups * self.parts * self.width
+        return self.batch, self.blocks, self.rows, channels
+
     def positions(self, t: jax.Array) -> jax.Array:
         """[B, L, D], filled up."""
         end = self.blocks * self.span - self.length

@@ -57,8 +57,7 @@ def _call(
     u, *_, first = given
     places, wide = Places(layout), jnp.float32
     positions, columns, states = places.positions(), places.columns(), places.states()
-    before = layout.batch, layout.blocks, *first.shape[1:]
-    shapes = [u.shape, first.shape] + [before] * each
+    shapes = [u.shape, first.shape] + [layout.before] * each
     return pl.pallas_call(
         _kernel,
         [jax.ShapeDtypeStruct(shape, wide) for shape in shapes],

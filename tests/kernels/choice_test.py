@@ -33,12 +33,23 @@ def with_pullback(x, w):
     return kernel_or_function(never, doubled, (x,), w, pullback=never)
 
 
+def with_residuals(x, w):
+    def kept(x, w):
+        return doubled(x, w), {"kept": jnp.zeros((2, 5))}
+
+    options = {"pullback": never, "with_residuals": (never, kept)}
+    return kernel_or_function(never, doubled, (x,), w, **options)
+
+
+ALL = [chosen, with_pullback, with_residuals]
+
+
 def test_other_platforms_have_the_function():
     np.testing.assert_array_equal(chosen(X, W), doubled(X, W))
     np.testing.assert_array_equal(jax.jit(chosen)(X, W), jax.jit(doubled)(X, W))
 
 
-@pytest.mark.parametrize("chosen", [chosen, with_pullback])
+@pytest.mark.parametrize("chosen", ALL)
 def test_derivatives_are_those_of_the_function(chosen):
     def gradient(function):
         return jax.grad(lambda x, w: jnp.sum(function(x, w) ** 2), (0, 1))(X, W)
@@ -52,7 +63,7 @@ def test_derivatives_are_those_of_the_function(chosen):
     np.testing.assert_allclose(second, np.diag(2 * np.sum(np.sin(X) ** 2, 0)), 1e-5)
 
 
-@pytest.mark.parametrize("chosen", [chosen, with_pullback])
+@pytest.mark.parametrize("chosen", ALL)
 def test_it_is_mapped_over_any_axis(chosen):
     several = jnp.stack([X, X + 1], 1)
     found = jax.vmap(chosen, in_axes=(1, None), out_axes=1)(several, W)
@@ -64,30 +75,37 @@ def test_it_is_mapped_over_any_axis(chosen):
     np.testing.assert_allclose(found, jnp.stack([plain(X, W), plain(X + 1, W)]), 1e-5)
 
 
-def test_the_gradient_has_a_kernel_of_its_own():
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_gradient_has_a_kernel_of_its_own(kept):
     """For a TPU it is the pullback that is traced, of primals and cotangents."""
     seen = []
 
     def kernel(x, w):
         return 2 * doubled(x, w)
 
-    def pullback(primals, cotangents):
-        seen.append((primals, cotangents))
+    def more(x, w):
+        return doubled(x, w), {"kept": jnp.zeros((2, 5))}
+
+    def pullback(primals, cotangents, *residuals):
+        seen.append((primals, cotangents, residuals))
         return tuple(jnp.zeros_like(p) for p in primals)
 
-    def function(*p):
-        given = p[:1], *p[1:]
-        return kernel_or_function(kernel, doubled, *given, pullback=pullback)
+    options = {"with_residuals": (more, more)} if kept else {}
+
+    def function(x, w):
+        given = kernel, doubled, (x,), w
+        return kernel_or_function(*given, pullback=pullback, **options)
 
     def gradient(x, w):
         return jax.grad(lambda x: jnp.sum(function(x, w)))(x)
 
     jax.jit(gradient).trace(X, W).lower(lowering_platforms=("tpu",))
-    ((x, w), cotangent), *_ = seen
+    ((x, w), cotangent, residuals), *_ = seen
     assert x.shape == cotangent.shape == X.shape and w.shape == W.shape
+    assert [each["kept"].shape for each in residuals] == [(2, 5)] * kept
 
 
-@pytest.mark.parametrize("chosen", [chosen, with_pullback])
+@pytest.mark.parametrize("chosen", ALL)
 def test_each_device_has_a_part_of_the_batch(chosen):
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
     split = NamedSharding(mesh, PartitionSpec("data"))

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from normjax.core.moments import at_least_float32
 from normjax.core.tracing import traced_once
 from normjax.kernels.choice import kernel_or_function
-from normjax.kernels.scan_layout import fits
+from normjax.kernels.scan_layout import Layout, fits
 from normjax.mixers.ops.decay import diagonal
 
 __all__ = ["associative", "chunked", "sequential"]
@@ -172,25 +172,34 @@ def _by_kernel(function, u, delta, a, b, c, skip, state):
     def by_function(u, delta, b, c, state, a, skip):
         return function(u, delta, a, b, c, skip, state)
 
-    given = u, delta, b, c, state
-    return kernel_or_function(_kernel, by_function, given, a, skip, pullback=_pullback)
+    def with_zeros(*given):
+        return by_function(*given), zeros(Layout.of(given[0], given[2]).before)
+
+    return kernel_or_function(
+        _kernel,
+        by_function,
+        (u, delta, b, c, state),
+        a,
+        skip,
+        pullback=_pullback,
+        with_residuals=(functools.partial(_kernel, each=True), with_zeros),
+    )
 
 
-def _kernel(u, delta, b, c, state, a, skip):
+def _kernel(u, delta, b, c, state, a, skip, *, each=False):
     # Here, for Pallas takes longer to import than all mixers.
     from normjax.kernels.selective_scan import selective_scan
 
-    return selective_scan(u, delta, a, b, c, skip, state)
+    y, last, *kept = selective_scan(u, delta, a, b, c, skip, state, each=each)
+    return ((y, last), *kept) if each else (y, last)
 
 
-def _pullback(primals, cotangents):
-    from normjax.kernels.selective_scan import selective_scan
+def _pullback(primals, cotangents, kept):
     from normjax.kernels.selective_scan_gradient import gradients
 
-    u, delta, b, c, state, a, skip = primals
-    given = u, delta, a, b, c, skip
-    *_, kept = selective_scan(*given, state, each=True)
-    du, ddelta, da, db, dc, dskip, dstate = gradients(*given, kept, *cotangents)
+    u, delta, b, c, _, a, skip = primals
+    found = gradients(u, delta, a, b, c, skip, kept, *cotangents)
+    du, ddelta, da, db, dc, dskip, dstate = found
     found = du, ddelta, db, dc, dstate, da, dskip
     return tuple(g.astype(p.dtype) for g, p in zip(found, primals, strict=True))
 
