@@ -41,6 +41,11 @@ def batch_divided(mesh: Mesh, axes: tuple[str, ...]) -> Iterator[None]:
         _DIVIDED.reset(token)
 
 
+def division() -> _Division | None:
+    """(mesh, axes) of the `batch_divided` around, if there is one."""
+    return _DIVIDED.get()
+
+
 def over_batch(
     function: Callable[..., Any], batched: tuple[Any, ...], *rest: Any
 ) -> Any:
@@ -54,7 +59,7 @@ def over_batch(
       batched: trees of arrays [B, ...].
       rest: trees of arrays that are the same for all examples.
     """
-    divided = _DIVIDED.get()
+    divided = division()
     if divided is None or jax.sharding.get_abstract_mesh().manual_axes:
         return function(*batched, *rest)
     mesh, axes = divided

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from normjax.core.spmd import division
+
 
 def traced_once(*static: str) -> Callable[[Callable[..., Any]], Any]:
     """A decorator of functions whose operations JAX keeps per types of the arguments.
@@ -15,7 +17,25 @@ def traced_once(*static: str) -> Callable[[Callable[..., Any]], Any]:
     through Python again, both ways of a function that has one for CPUs and one for
     accelerators: a decoder is traced in two thirds of the time.
 
+    What `core.spmd.batch_divided` says is part of the key, for kernels ask for it.
+
     Args:
       static: names of arguments that are no arrays; hashable.
     """
-    return functools.partial(jax.jit, static_argnames=static, inline=True)
+
+    def decorated(function):
+        @functools.cache
+        def traced(_):
+            return jax.jit(
+                functools.wraps(function)(lambda *a, **k: function(*a, **k)),
+                static_argnames=static,
+                inline=True,
+            )
+
+        @functools.wraps(function)
+        def called(*arguments, **named):
+            return traced(division())(*arguments, **named)
+
+        return called
+
+    return decorated

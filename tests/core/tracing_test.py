@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from normjax.core.spmd import batch_divided, division
 from normjax.core.tracing import traced_once
 
 
@@ -26,3 +28,19 @@ def test_traced_once_per_shape_and_the_program_stays():
     assert len(seen) == 2
     assert program.as_text() == jax.jit(layers(plain)).lower(x).as_text()
     np.testing.assert_array_equal(jax.jit(layers(once))(x), x**4 + x**3)
+
+
+def test_a_divided_batch_is_traced_anew():
+    seen = []
+
+    @traced_once()
+    def seeing(x):
+        seen.append(division())
+        return x + 1
+
+    x, mesh = np.arange(3.0, dtype=np.float32), Mesh(np.array(jax.devices()), ("data",))
+    for _ in range(2):
+        jax.make_jaxpr(seeing)(x)
+        with batch_divided(mesh, ("data",)):
+            jax.make_jaxpr(seeing)(x)
+    assert seen == [None, (mesh, ("data",))]
