@@ -40,7 +40,7 @@ def test_a_divided_batch_is_traced_anew():
 
     x, mesh = np.arange(3.0, dtype=np.float32), Mesh(np.array(jax.devices()), ("data",))
     for _ in range(2):
-        jax.make_jaxpr(seeing)(x)
+        jax.make_jaxpr(lambda x: seeing(x))(x)
         with batch_divided(mesh, ("data",)):
-            jax.make_jaxpr(seeing)(x)
+            jax.make_jaxpr(lambda x: seeing(x))(x)
     assert seen == [None, (mesh, ("data",))]
