@@ -25,7 +25,8 @@ def fits(
 ) -> bool:
     """Whether the kernels compute it: types, and registers that are not mostly empty.
 
-    64 positions at least, groups of 32 channels, and 4 to 64 states.
+    64 positions and 4 to 64 states, and 32 channels of a register, of which several
+    groups have equal parts.
 
     Args:
       u, delta, a, b, c: as of `selective_scan`.  others: its skip and state, or None.
@@ -34,8 +35,17 @@ def fits(
         return False  # an exported batch size is no number
     given = u, delta, a, b, c, *others
     known = all(t is None or t.dtype in _TYPES for t in given)
-    wide = u.shape[2] >= b.shape[2] * LANES // 4
+    own = u.shape[2] // b.shape[2]
+    wide = own * _sharing(own, b.shape[2]) >= LANES // 4
     return known and wide and u.shape[1] >= LANES // 2 and b.shape[3] in _STATES
+
+
+def _sharing(channels: int, groups: int) -> int:
+    """Groups of so many channels each that lie in one register."""
+    found = 1
+    while 2 * found * channels <= LANES and groups % (2 * found) == 0:
+        found *= 2
+    return found
 
 
 class Layout(NamedTuple):
@@ -49,7 +59,8 @@ class Layout(NamedTuple):
       span: positions of a block.  blocks: of positions.
       rows: of registers that hold the states.
       together: channels whose steps alternate.
-      width: channels of a block.  parts: such widths of a group.
+      sharing: groups that have a register together.
+      width: channels of a block.  parts: such widths of a group, or of those.
     """
 
     batch: int
@@ -61,6 +72,7 @@ class Layout(NamedTuple):
     blocks: int
     rows: int
     together: int
+    sharing: int
     width: int
     parts: int
 
@@ -72,7 +84,8 @@ class Layout(NamedTuple):
         rows = round_up(states, SUBLANES)
         blocks = -(-length // min(_POSITIONS, _POSITIONS * 16 // rows))
         span = round_up(-(-length // blocks), STEPS)
-        tiles = -(-channels // (groups * LANES))
+        sharing = _sharing(channels // groups, groups)
+        tiles = -(-channels * sharing // (groups * LANES))
         most = max(1, min(TOGETHER, TOGETHER * 16 // rows))
         parts = -(-tiles // (2 * most))
         width = -(-tiles // parts)
@@ -86,6 +99,7 @@ class Layout(NamedTuple):
             blocks=-(-length // span),
             rows=rows,
             together=-(-width // -(-width // most)) * LANES,
+            sharing=sharing,
             width=width * LANES,
             parts=parts,
         )
@@ -93,8 +107,13 @@ class Layout(NamedTuple):
     @property
     def before(self) -> tuple[int, ...]:
         """Shape of the states before every block."""
-        channels = self.groups * self.parts * self.width
+        channels = self.grid[1] * self.width
         return self.batch, self.blocks, self.rows, channels
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Steps: of the batch, of channels, and of positions."""
+        return self.batch, self.groups // self.sharing * self.parts, self.blocks
 
     def positions(self, t: jax.Array) -> jax.Array:
         """[B, L, D], filled up."""
@@ -112,11 +131,16 @@ class Layout(NamedTuple):
         return self.tables(a, self.rows) * LOG2_E
 
     def columns(self, t: jax.Array) -> jax.Array:
-        """[B, L, G, N] -> float32 [B, G, L * rows / LANES, LANES], filled up."""
+        """[B, L, G, N] -> float32 [B, G / S, S, L * rows / LANES, LANES], filled up.
+
+        S groups share a register.
+        """
         end = self.blocks * self.span - self.length
         fill = (0, 0), (0, end), (0, 0), (0, self.rows - self.states)
         t = jnp.swapaxes(jnp.pad(t.astype(jnp.float32), fill), 1, 2)
-        return t.reshape(self.batch, self.groups, -1, LANES)
+        return t.reshape(
+            self.batch, -1, self.sharing, t.shape[2] * self.rows // LANES, LANES
+        )
 
     def from_positions(self, t: jax.Array) -> jax.Array:
         """The inverse of `positions`."""
@@ -127,15 +151,16 @@ class Layout(NamedTuple):
         return jnp.swapaxes(self._given(t), -1, -2)[..., : self.states]
 
     def from_columns(self, t: jax.Array) -> jax.Array:
-        """[B, G * parts, L * rows / LANES, LANES] -> [B, L, G, N], parts added up."""
-        t = t.reshape(self.batch, self.groups, self.parts, -1, self.rows)
-        t = jnp.swapaxes(jnp.sum(t, 2), 1, 2)
-        return t[:, : self.length, :, : self.states]
+        """The inverse of `columns`, of which each part has its own, added up."""
+        shape = self.batch, -1, self.parts, self.sharing, self.blocks * self.span
+        t = jnp.sum(t.reshape(*shape, self.rows), 2)
+        t = t.reshape(self.batch, self.groups, shape[-1], self.rows)
+        return jnp.swapaxes(t, 1, 2)[:, : self.length, :, : self.states]
 
     def _filled(self, t: jax.Array) -> jax.Array:
-        """Channels of groups to whole widths."""
+        """Channels of groups to whole widths, or their share of one."""
         t = t.reshape(*t.shape[:-1], self.groups, -1)
-        end = self.parts * self.width - t.shape[-1]
+        end = self.parts * self.width // self.sharing - t.shape[-1]
         t = jnp.pad(t, (*[(0, 0)] * (t.ndim - 1), (0, end)))
         return t.reshape(*t.shape[:-2], -1)
 

@@ -61,7 +61,7 @@ def _call(
     return pl.pallas_call(
         _kernel,
         [jax.ShapeDtypeStruct(shape, wide) for shape in shapes],
-        grid=places.grid,
+        grid=layout.grid,
         in_specs=[
             *[positions] * 2,
             places.table(layout.rows),
@@ -86,7 +86,6 @@ class Places:
 
     def __init__(self, layout: Layout, reverse: bool = False):
         self.layout, self.reverse = layout, reverse
-        self.grid = layout.batch, layout.groups * layout.parts, layout.blocks
 
     def _block(self, i):
         return self.layout.blocks - 1 - i if self.reverse else i
@@ -101,18 +100,21 @@ class Places:
 
     def columns(self) -> pl.BlockSpec:
         """Of a group, for each of its parts."""
-        shape = 1, 1, self.layout.span * self.layout.rows // LANES, LANES
         parts = self.layout.parts
 
         def index(n, d, i):
-            return n, jax.lax.div(d, jnp.int32(parts)), self._block(i), 0
+            return n, jax.lax.div(d, jnp.int32(parts)), 0, self._block(i), 0
 
-        return pl.BlockSpec(shape, index)
+        return pl.BlockSpec(self._columns(), index)
 
     def sums(self) -> pl.BlockSpec:
         """The same of each part."""
-        shape = 1, 1, self.layout.span * self.layout.rows // LANES, LANES
-        return pl.BlockSpec(shape, lambda n, d, i: (n, d, self._block(i), 0))
+        shape = self._columns()
+        return pl.BlockSpec(shape, lambda n, d, i: (n, d, 0, self._block(i), 0))
+
+    def _columns(self):
+        rows = self.layout.span * self.layout.rows // LANES
+        return 1, 1, self.layout.sharing, rows, LANES
 
     def states(self, rows: int | None = None) -> pl.BlockSpec:
         """Of an example."""
@@ -201,28 +203,33 @@ def at_step(turn: Any, t: int, rows: int) -> Any:
 
 
 def spread(sources: Sequence[Any], to: Any) -> None:
-    """[1, 1, X, LANES] of each source, one below the other, in all lanes.
+    """[1, 1, S, X, LANES] of each source: X one below the other, in the lanes of S.
 
     Rows transposed, which takes two thirds of what it takes to copy lanes.
     """
+    _, _, sharing, count, _ = sources[0].shape
 
     def one(row, place):
         for i, source in enumerate(sources):
-            own = jnp.broadcast_to(source[0, 0, row], (LANES, LANES))
-            to[i, place] = jnp.transpose(own)
+            own = (source[0, 0, group, row] for group in range(sharing))
+            own = [jnp.broadcast_to(t, (LANES // sharing, LANES)) for t in own]
+            to[i, place] = jnp.transpose(jnp.concatenate(own, 0))
 
-    _by_rows(sources[0].shape[2], one)
+    _by_rows(count, one)
 
 
 def gather(source: Any, sums: Sequence[Any]) -> None:
-    """The inverse of `spread`: sums over all lanes."""
+    """The inverse of `spread`: sums over the lanes of S."""
+    _, _, sharing, count, _ = sums[0].shape
 
     def one(row, place):
         for i, to in enumerate(sums):
             turned = jnp.transpose(source[i, place])
-            to[0, 0, row] = jnp.sum(turned, 0, keepdims=True)
+            turned = turned.reshape(sharing, LANES // sharing, LANES)
+            for group in range(sharing):
+                to[0, 0, group, row] = jnp.sum(turned[group], 0, keepdims=True)
 
-    _by_rows(sums[0].shape[2], one)
+    _by_rows(count, one)
 
 
 def _by_rows(count: int, function: Callable[[Any, Any], None]) -> None:

@@ -80,7 +80,7 @@ def gradients(
 def _call(given: Sequence[jax.Array], layout: Layout, interpret: bool) -> list:
     u, delta, *_, c, _, _, end = given
     places, rows = Places(layout, reverse=True), layout.rows
-    sums = layout.batch, places.grid[1], *c.shape[2:]
+    sums = layout.batch, layout.grid[1], *c.shape[2:]
     partial = layout.batch, SUBLANES, end.shape[2]
     wide = [sums, sums, end.shape, partial, end.shape]
     positions, columns, states = places.positions(), places.columns(), places.states()
@@ -90,7 +90,7 @@ def _call(given: Sequence[jax.Array], layout: Layout, interpret: bool) -> list:
             *[jax.ShapeDtypeStruct(t.shape, t.dtype) for t in (u, delta)],
             *[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in wide],
         ],
-        grid=places.grid,
+        grid=layout.grid,
         in_specs=[
             *[positions] * 3,
             places.table(rows),

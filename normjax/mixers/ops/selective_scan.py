@@ -132,8 +132,7 @@ def chunked(
 
     The backward pass computes a chunk again, so that the states of one chunk and those
     between chunks are all that is kept. A TPU does it by `kernels.selective_scan`, from
-    64 positions, 32 channels a group and 4 states on, whose states are in fast memory
-    alone.
+    64 positions and 4 states on, whose states are in fast memory alone.
 
     Args:
       u, delta, a, b, c, skip, state: as of `sequential`.
