@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from normjax.core.accumulate import EXACT, einsum, precision_of
 from normjax.core.moments import align_mask
 from normjax.core.tracing import traced_once
-from normjax.mixers.ops import decay_narrow, elementwise
+from normjax.mixers.ops import decay_narrow, decay_wide, elementwise
 
 __all__ = [
     "causal_linear_attention",
@@ -124,7 +124,9 @@ def _steps_in_inference(chunk, precision, *operands):
 
 @_steps_in_inference.defjvp
 def _steps_jvp(chunk, precision, primals, tangents):
-    return jax.jvp(functools.partial(_blocks, chunk, precision), primals, tangents)
+    return jax.jvp(
+        functools.partial(decay_wide.blocks, chunk, precision), primals, tangents
+    )
 
 
 def parallel(
@@ -200,50 +202,23 @@ def chunked(
 def _chunked(q, k, v, log_decay, state, chunk):
     precision = precision_of(q, k, v)
     operands = _prepared(q, k, v, log_decay, state)
-    size = min(_power_of_two(chunk), _power_of_two(q.shape[1]))
+    size = min(decay_wide.power_of_two(chunk), decay_wide.power_of_two(q.shape[1]))
 
     def on_cpu(*operands) -> tuple[jax.Array, jax.Array]:
         # An exported batch size is no number.
         known = isinstance(operands[-1].shape[0], int)
         steps = known and operands[-1].size <= _CACHED
-        return (_steps_in_inference if steps else _blocks)(chunk, precision, *operands)
+        return (_steps_in_inference if steps else decay_wide.blocks)(
+            chunk, precision, *operands
+        )
 
-    elsewhere = {"default": functools.partial(_blocks, chunk, precision)}
+    elsewhere = {"default": functools.partial(decay_wide.blocks, chunk, precision)}
     if precision is not EXACT:
         elsewhere = {
             "default": functools.partial(decay_narrow.blocks, chunk=size),
             "tpu": functools.partial(decay_narrow.on_a_tpu, size),
         }
     return jax.lax.platform_dependent(*operands, cpu=on_cpu, **elsewhere)
-
-
-def _blocks(chunk, precision, q, k, v, decay, state):
-    length = q.shape[1]
-    size = min(_power_of_two(chunk), _power_of_two(length))
-    blocks = -(-length // size)
-
-    def split(t):
-        """[B, L, H, X] -> [B, H, n, C, X], heads first as the products want them."""
-        pad = [(0, 0)] * t.ndim
-        pad[1] = (0, blocks * size - length)
-        t = jnp.pad(t, pad).reshape(t.shape[0], blocks, size, *t.shape[2:])
-        return jnp.moveaxis(t, 3, 1)
-
-    q, k, v = split(q), split(k), split(v)
-    factor = None if decay is None else jnp.exp(split(decay))
-    product = functools.partial(einsum, precision=precision)
-    inside, q, k, total = _inside(product, q, k, v, factor)
-    added = product("bhnck,bhncv->nbhkv", k, v)
-
-    def hand_on(state, inputs):
-        new, kept = inputs
-        return (state if kept is None else kept * state) + new, state
-
-    kept = None if total is None else jnp.moveaxis(jnp.swapaxes(total, -1, -2), 2, 0)
-    state, before = jax.lax.scan(hand_on, state, (added, kept))
-    o = inside + product("bhnck,nbhkv->bhncv", q, before)
-    o = jnp.moveaxis(o, 1, 3).reshape(o.shape[0], blocks * size, *o.shape[1:2], -1)
-    return o[:, :length], state
 
 
 def causal_linear_attention(
@@ -276,9 +251,21 @@ def causal_linear_attention(
       >>> print(o.ravel())  # running means
       [2. 3. 2. 2.]
     """
-    ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
-    o, _ = chunked(q, k, jnp.concatenate((v, ones), -1), log_decay)
-    return o[..., :-1] / (o[..., -1:] + epsilon)
+    # A TPU has a kernel for widths that fill its registers.
+    behind = decay_wide.power_of_two(v.shape[-1] + 1) - v.shape[-1] - 1
+    filled = functools.partial(_divided, epsilon, behind)
+    exactly = functools.partial(_divided, epsilon, 0)
+    operands = q, k, v, log_decay
+    return jax.lax.platform_dependent(*operands, tpu=filled, default=exactly)
+
+
+def _divided(epsilon, behind, q, k, v, log_decay):
+    """The first sums by the second ones, with so many channels of zeros behind both."""
+    ones, channels = jnp.ones((*v.shape[:-1], 1), v.dtype), v.shape[-1]
+    both = jnp.concatenate((v, ones), -1)
+    both = jnp.pad(both, [(0, 0)] * (v.ndim - 1) + [(0, behind)])
+    o, _ = chunked(q, k, both, log_decay)
+    return o[..., :channels] / (o[..., channels : channels + 1] + epsilon)
 
 
 def within_documents(
@@ -340,44 +327,6 @@ def diagonal(
     return h, h[:, -1]
 
 
-def _inside(product, q, k, v, factor):
-    """What the positions of a block give each other, and the block as a whole.
-
-    Args:
-      product: an einsum.
-      q, k, v: [..., C, K or V], C a power of two.  factor: [..., C, K or 1] or None.
-
-    Returns:
-      o [..., C, V]; q with the decays since the start of the block, k with those until
-      its end, and the product of all [..., 1, K or 1].
-    """
-    lead, size = q.shape[:-2], q.shape[-2]
-    o = jnp.sum(q * k, -1, keepdims=True) * v
-    total, half = factor, 1
-
-    def halves(t):
-        t = t.reshape(*lead, -1, 2, half, t.shape[-1])
-        return t[..., 0, :, :], t[..., 1, :, :]
-
-    def joined(first, second):
-        t = jnp.stack((first, second), axis=-3)
-        return t.reshape(*lead, -1, t.shape[-1])
-
-    if factor is not None:
-        q = q * factor
-    while half < size:
-        (q0, q1), (k0, k1), (v0, _), (o0, o1) = map(halves, (q, k, v, o))
-        weights = product("...ik,...jk->...ij", q1, k0)
-        o = joined(o0, o1 + product("...ij,...jv->...iv", weights, v0))
-        if total is not None:
-            pairs = total.reshape(*lead, -1, 2, 1, total.shape[-1])
-            t0, t1 = pairs[..., 0, :, :], pairs[..., 1, :, :]
-            q, k = joined(q0, q1 * t0), joined(k0 * t1, k1)
-            total = (t0 * t1).reshape(*lead, -1, total.shape[-1])
-        half *= 2
-    return o, q, k, total
-
-
 def _prepared(q, k, v, log_decay, state):
     """All in one type, at least float32; decays [B, L, H, K or 1] or None; a state."""
     dtype = jnp.result_type(q, k, v, jnp.float32)
@@ -391,7 +340,3 @@ def _prepared(q, k, v, log_decay, state):
     if state is None:
         state = jnp.zeros((batch, heads, k.shape[-1], v.shape[-1]), dtype)
     return q, k, v, log_decay, state.astype(dtype)
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()

@@ -1,5 +1,7 @@
 """The linear recurrence with decay: all its forms against a loop in float64 NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -251,6 +253,8 @@ def test_causal_linear_attention(kind):
     operands = jax.tree.map(jnp.asarray, (q, k, v, log_decay))
     attend = jax.jit(lambda *t: decay.causal_linear_attention(*t, epsilon=1e-3))
     close(attend(*operands), expected)
+    filled = jax.jit(functools.partial(decay._divided, 1e-3, 3))  # as TPUs have it
+    close(filled(*operands), expected)
 
 
 def test_documents_and_padding():
