@@ -111,6 +111,11 @@ class Layout(NamedTuple):
         return self.batch, self.blocks, self.rows, channels
 
     @property
+    def flat(self) -> tuple[int, int]:
+        """Shape of the numbers of a block that are the same for a group's channels."""
+        return self.span * self.rows // LANES, LANES
+
+    @property
     def grid(self) -> tuple[int, int, int]:
         """Steps: of the batch, of channels, and of positions."""
         return self.batch, self.groups // self.sharing * self.parts, self.blocks
@@ -131,16 +136,14 @@ class Layout(NamedTuple):
         return self.tables(a, self.rows) * LOG2_E
 
     def columns(self, t: jax.Array) -> jax.Array:
-        """[B, L, G, N] -> float32 [B, G / S, S, L * rows / LANES, LANES], filled up.
+        """[B, L, G, N] -> float32 [B, G / S, S, blocks, X, LANES], filled up.
 
-        S groups share a register.
+        S groups share a register, X registers hold the states of a block.
         """
         end = self.blocks * self.span - self.length
         fill = (0, 0), (0, end), (0, 0), (0, self.rows - self.states)
         t = jnp.swapaxes(jnp.pad(t.astype(jnp.float32), fill), 1, 2)
-        return t.reshape(
-            self.batch, -1, self.sharing, t.shape[2] * self.rows // LANES, LANES
-        )
+        return t.reshape(self.batch, -1, self.sharing, self.blocks, *self.flat)
 
     def from_positions(self, t: jax.Array) -> jax.Array:
         """The inverse of `positions`."""

@@ -103,18 +103,17 @@ class Places:
         parts = self.layout.parts
 
         def index(n, d, i):
-            return n, jax.lax.div(d, jnp.int32(parts)), 0, self._block(i), 0
+            return n, jax.lax.div(d, jnp.int32(parts)), 0, self._block(i), 0, 0
 
         return pl.BlockSpec(self._columns(), index)
 
     def sums(self) -> pl.BlockSpec:
         """The same of each part."""
         shape = self._columns()
-        return pl.BlockSpec(shape, lambda n, d, i: (n, d, 0, self._block(i), 0))
+        return pl.BlockSpec(shape, lambda n, d, i: (n, d, 0, self._block(i), 0, 0))
 
     def _columns(self):
-        rows = self.layout.span * self.layout.rows // LANES
-        return 1, 1, self.layout.sharing, rows, LANES
+        return 1, 1, self.layout.sharing, 1, *self.layout.flat
 
     def states(self, rows: int | None = None) -> pl.BlockSpec:
         """Of an example."""
@@ -203,15 +202,15 @@ def at_step(turn: Any, t: int, rows: int) -> Any:
 
 
 def spread(sources: Sequence[Any], to: Any) -> None:
-    """[1, 1, S, X, LANES] of each source: X one below the other, in the lanes of S.
+    """[1, 1, S, 1, X, LANES] of each source: X below each other, in the lanes of S.
 
     Rows transposed, which takes two thirds of what it takes to copy lanes.
     """
-    _, _, sharing, count, _ = sources[0].shape
+    _, _, sharing, _, count, _ = sources[0].shape
 
     def one(row, place):
         for i, source in enumerate(sources):
-            own = (source[0, 0, group, row] for group in range(sharing))
+            own = (source[0, 0, group, 0, row] for group in range(sharing))
             own = [jnp.broadcast_to(t, (LANES // sharing, LANES)) for t in own]
             to[i, place] = jnp.transpose(jnp.concatenate(own, 0))
 
@@ -220,14 +219,14 @@ def spread(sources: Sequence[Any], to: Any) -> None:
 
 def gather(source: Any, sums: Sequence[Any]) -> None:
     """The inverse of `spread`: sums over the lanes of S."""
-    _, _, sharing, count, _ = sums[0].shape
+    _, _, sharing, _, count, _ = sums[0].shape
 
     def one(row, place):
         for i, to in enumerate(sums):
             turned = jnp.transpose(source[i, place])
             turned = turned.reshape(sharing, LANES // sharing, LANES)
             for group in range(sharing):
-                to[0, 0, group, row] = jnp.sum(turned[group], 0, keepdims=True)
+                to[0, 0, group, 0, row] = jnp.sum(turned[group], 0, keepdims=True)
 
     _by_rows(count, one)
 

@@ -110,7 +110,7 @@ def test_a_tpu_has_it_both_ways(chip):
     for case in (
         (2, 256, 1024, 1, 16, jnp.float32),
         (1, 196, 600, 2, 64, jnp.bfloat16),
-        (1, 64, 64, 16, 4, jnp.bfloat16),
+        (1, 196, 64, 16, 4, jnp.bfloat16),
     ):
         shapes = jax.eval_shape(functools.partial(drawn, *case))
         shapes = [
@@ -119,4 +119,5 @@ def test_a_tpu_has_it_both_ways(chip):
         compiled = jax.jit(jax.grad(loss, tuple(range(7)))).lower(*shapes).compile()
         assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2
         states = np.prod(case[:3]) * case[4] * 4
-        assert compiled.memory_analysis().temp_size_in_bytes < states
+        small = 2**20  # where the layout of so few numbers takes more
+        assert compiled.memory_analysis().temp_size_in_bytes < max(states, small)
