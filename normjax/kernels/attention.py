@@ -49,36 +49,47 @@ def attend(
     Returns:
       [N, L] of each tile, in float32.
     """
-    factor = head_width**-0.5 * LOG2_E
-    scores = []
-    for q, k, _ in tiles:
-        q, wide = q.astype(jnp.bfloat16), k.astype(jnp.float32)
-        channel = jax.lax.broadcasted_iota(jnp.int32, (1, k.shape[1]), 1)
-        for start in range(0, k.shape[1], head_width):
-            own = (channel >= start) & (channel < start + head_width)
-            only = jnp.where(own, wide, 0).astype(jnp.bfloat16)
-            scores.append(_product(only, q, ((1,), (1,))))
+    scores = iter([s for q, k, _ in tiles for s in by_head(k, q, head_width)])
     weights, totals = [], []
-    rest = iter(scores)
     for (_, k, _), bias in zip(tiles, biases, strict=True):
         for head in range(k.shape[1] // head_width):
-            score = next(rest) + bias(head)
-            weight = jnp.exp2((score - jnp.max(score, 0, keepdims=True)) * factor)
+            score = next(scores) + bias(head)
+            weight, total = exponentials(score, head_width)
             weights.append(weight.astype(jnp.bfloat16))
-            totals.append(jnp.sum(weight, 0, keepdims=True))
+            totals.append(total)
     found, pairs = [], iter(zip(weights, totals, strict=True))
     for _, _, v in tiles:
         turned = jnp.transpose(v.astype(jnp.float32)).astype(jnp.bfloat16)
         heads = []
         for start in range(0, v.shape[1], head_width):
             weight, total = next(pairs)
-            o = _product(turned[start : start + head_width], weight, ((1,), (0,)))
+            o = product(turned[start : start + head_width], weight, ((1,), (0,)))
             heads.append(o * (1 / total))
         found.append(jnp.transpose(jnp.concatenate(heads, 0)))
     return found
 
 
-def _product(a: jax.Array, b: jax.Array, contracted: tuple) -> jax.Array:
+def by_head(a: jax.Array, b: jax.Array, head_width: int) -> list[jax.Array]:
+    """a b^T [M, N] of each head, a [M, L] and b [N, L]."""
+    b, wide = b.astype(jnp.bfloat16), a.astype(jnp.float32)
+    channel = jax.lax.broadcasted_iota(jnp.int32, (1, a.shape[1]), 1)
+    found = []
+    for start in range(0, a.shape[1], head_width):
+        own = (channel >= start) & (channel < start + head_width)
+        only = jnp.where(own, wide, 0).astype(jnp.bfloat16)
+        found.append(product(only, b, ((1,), (1,))))
+    return found
+
+
+def exponentials(score: jax.Array, head_width: int) -> tuple[jax.Array, jax.Array]:
+    """exp((score - its largest) / sqrt(K)) of [keys, queries], and its sum over keys."""
+    factor = head_width**-0.5 * LOG2_E
+    weight = jnp.exp2((score - jnp.max(score, 0, keepdims=True)) * factor)
+    return weight, jnp.sum(weight, 0, keepdims=True)
+
+
+def product(a: jax.Array, b: jax.Array, contracted: tuple) -> jax.Array:
+    """Of bfloat16 numbers, in float32."""
     return jax.lax.dot_general(
         a, b, (contracted, ((), ())), preferred_element_type=jnp.float32
     )
