@@ -16,22 +16,23 @@ from normjax.kernels.attention import (
     attend,
     lane_tiles,
     round_up,
+    with_rows,
 )
 from normjax.kernels.windows import (
     Geometry,
-    apart_of,
+    biases_at,
     geometry_of,
-    of_groups,
+    last_row,
     pieces_of,
     put_at,
     read_rows,
-    rows_of,
     send,
+    tables_of,
     tokens_at,
     write_rows,
 )
 
-_MEMORY = 15 * 2**20  # a TPU v4 has 16 MiB
+MEMORY = 15 * 2**20  # a TPU v4 has 16 MiB
 _LARGEST = 256  # tokens of a group
 
 
@@ -44,13 +45,14 @@ def fits(q: jax.Array, num_heads: int, window: tuple[int, int], shift: int) -> b
     batch, height, width, channels = q.shape
     head, geometry = channels // num_heads, geometry_of(height, width, window, shift)
     return (
-        q.dtype == jnp.bfloat16
+        isinstance(batch, int)  # an exported one is no number
+        and q.dtype == jnp.bfloat16
         and batch % SUBLANES == 0
         and head % SUBLANES == 0
         and LANES % head == 0
         and geometry.tokens <= _LARGEST
         and geometry.reached <= 2 * width  # its beginning is there once more
-        and _memory(geometry, channels, num_heads) <= _MEMORY
+        and _memory(geometry, channels, num_heads) <= MEMORY
     )
 
 
@@ -99,11 +101,9 @@ def window_attention(
     batch, height, width, channels = q.shape
     geometry = geometry_of(height, width, window, shift)
     head = channels // num_heads
-    root = head**0.5
-    biases = root * of_groups(bias.astype(jnp.float32), geometry)
-    added = root * apart * apart_of(geometry)
+    given = tables_of(bias.astype(jnp.float32), apart, head, geometry)
     pieces = pieces_of(geometry, channels)
-    tables = [pl.BlockSpec(x.shape, lambda *_: (0, 0, 0)) for x in (biases, added)]
+    tables = [pl.BlockSpec(x.shape, lambda *_: (0, 0, 0)) for x in given]
     maps = [t for x in (q, k, v) for t in [jnp.moveaxis(x, 0, 2)] * len(pieces)]
     rows = (len(lane_tiles(channels)), window[0], geometry.reached * SUBLANES, LANES)
     lines = (1, window[0], width, SUBLANES, channels)
@@ -121,7 +121,7 @@ def window_attention(
         ],
         interpret=interpret,
         name="window_attention",
-    )(*maps, biases, added)
+    )(*maps, *given)
     return jnp.moveaxis(o, 2, 0)
 
 
@@ -131,8 +131,8 @@ def _kernel(*refs: Any, geometry: Geometry, head_width: int):
     for number, to in enumerate(inputs):
         source = refs[number * pieces : (number + 1) * pieces]
         write_rows([source], to, _wide, geometry)
-    last = (pl.program_id(1) == geometry.rows - 1).astype(jnp.int32)
-    tiles = list(enumerate(lane_tiles(lines.shape[-1])))
+    last, channels = last_row(geometry), lines.shape[-1]
+    tiles = list(enumerate(lane_tiles(channels)))
     jobs = list(itertools.product(tiles, range(geometry.groups)))
 
     def one_image(image, _):
@@ -140,30 +140,23 @@ def _kernel(*refs: Any, geometry: Geometry, head_width: int):
             part = jobs[start : start + TOGETHER]
             given, seen = [], []
             for (tile, lanes), group in part:
-                rows = rows_of(image, group, geometry.loaded, geometry)
-                width = lanes.stop - lanes.start
-                given.append(tuple(tokens_at(x.at[tile], rows, width) for x in inputs))
-                behind = int(group == geometry.groups - 1)
-                first = lanes.start // head_width
-                more = apart[2 * last + behind] if geometry.shift else None
-                seen.append(functools.partial(_bias, biases, more, first))
+                own = [tokens_at(x.at[tile], image, group, geometry) for x in inputs]
+                given.append((with_rows(own[0], geometry.queries), *own[1:]))
+                heads = range(lanes.start // head_width, lanes.stop // head_width)
+                seen.append(biases_at(biases, apart, heads, group, last, geometry))
             made = attend(given, seen, head_width)
             for ((tile, _), group), each in zip(part, made, strict=True):
-                rows = rows_of(image, group, geometry.columns, geometry)
-                put_at(inputs[0].at[tile], each, rows, geometry)  # nobody asks it again
+                # in the place of queries, which nobody asks for again
+                put_at(inputs[0].at[tile], each, image, group, geometry)
         return 0
 
     jax.lax.fori_loop(0, SUBLANES, one_image, 0)
-    # nobody asks it again
-    send([result], lines, arrived, lambda: read_rows(inputs[0], lines.at[0], _wide, geometry), geometry)
+
+    def fill():
+        read_rows(inputs[0], lines.at[0], _wide, geometry)
+
+    send([result], lines, arrived, fill, geometry)
 
 
 def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float32)
-
-
-def _bias(biases, apart, first: int, head: int) -> jax.Array:
-    bias = biases[first + head]
-    return bias if apart is None else bias + apart
-
-

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,28 +14,48 @@ from normjax.kernels import window_attention as forward
 from normjax.kernels.attention import (
     LANES,
     SUBLANES,
+    Bias,
     by_head,
     exponentials,
     lane_tiles,
     product,
     round_up,
+    with_rows,
 )
 from normjax.kernels.windows import (
     Geometry,
-    apart_of,
+    biases_at,
     geometry_of,
+    last_row,
     of_groups,
     pieces_of,
     put_at,
     read_rows,
-    rows_of,
     send,
+    tables_of,
     tokens_at,
     write_rows,
 )
 
-import os
-_TOGETHER = int(os.environ.get("TOGETHER", "4"))
+_IMAGES = 2  # that are worked through at once
+_BEHIND = 0, 3, 5  # tiles by which a step follows the first
+
+
+def fits(q: jax.Array, num_heads: int, window: tuple[int, int], shift: int) -> bool:
+    """Whether `pullback` computes it: what the kernel takes, if it is small enough."""
+    _, height, width, channels = q.shape
+    geometry = geometry_of(height, width, window, shift)
+    small = _memory(geometry, channels, num_heads) <= forward.MEMORY
+    return small and forward.fits(q, num_heads, window, shift)
+
+
+def _memory(geometry: Geometry, channels: int, num_heads: int) -> int:
+    """Bytes: blocks twice, for the next ones come while these are worked through."""
+    position = geometry.window[0] * SUBLANES * round_up(channels, LANES)
+    map_ = geometry.width * position * 2
+    words = geometry.reached * position * 4
+    tables = (2 * num_heads + 4) * geometry.tokens * geometry.queries * 4
+    return (2 * 4 + 3) * map_ + 2 * words + tables
 
 
 def pullback(
@@ -50,133 +71,179 @@ def pullback(
     apart: float = 0.0,
     interpret: bool = False,
 ) -> tuple[jax.Array, ...]:
+    """Gradients of `window_attention` by q, k, v and the bias.
+
+    With P = softmax(q k^T / sqrt(K) + bias) of a window and a head, and dP = do v^T,
+
+        dS = P (dP - sum of P dP over keys)      dbias = sum of dS over windows
+        dq = dS k / sqrt(K)      dk = dS^T q / sqrt(K)      dv = P^T do
+
+    P is computed again. Products of bfloat16 with sums in float32; all else in float32.
+
+    Two maps of bfloat16 numbers share the words that the kernel keeps: a row of 56
+    columns fits into 16 MiB, and one transposition serves two.
+
+    Args:
+      q, k, v, do: bfloat16 [B, H, W, D].  bias: [heads, h * w, h * w].
+      num_heads, window, shift, apart, interpret: see `window_attention`.
+
+    Returns:
+      dq, dk, dv in bfloat16; that of the bias in float32.
+    """
     batch, height, width, channels = q.shape
     geometry = geometry_of(height, width, window, shift)
-    head = channels // num_heads
-    root = head**0.5
-    grouped, pull = jax.vjp(
-        lambda b: of_groups(b, geometry), bias.astype(jnp.float32)
-    )
-    biases = root * grouped
-    added = root * apart * apart_of(geometry)
+    head_width = channels // num_heads
+    bias = bias.astype(jnp.float32)
+    given = tables_of(bias, apart, head_width, geometry)
     pieces = pieces_of(geometry, channels)
-    tables = [pl.BlockSpec(x.shape, lambda *_: (0, 0, 0)) for x in (biases, added)]
+    once = pl.Buffered(buffer_count=1)  # they are the same in all steps
+    tables = [
+        pl.BlockSpec(x.shape, lambda *_: (0, 0, 0), pipeline_mode=once) for x in given
+    ]
     maps = [t for x in (q, k, v, do) for t in [jnp.moveaxis(x, 0, 2)] * len(pieces)]
-    rows = (len(lane_tiles(channels)), window[0], geometry.reached * SUBLANES, LANES)
-    lines = (3, window[0], width, SUBLANES, channels)
-    kernel = functools.partial(_kernel, geometry=geometry, head_width=head)
+    words = (len(lane_tiles(channels)), window[0], geometry.reached * SUBLANES, LANES)
     made = jax.ShapeDtypeStruct((height, width, batch, channels), q.dtype)
     *found, sums = pl.pallas_call(
-        kernel,
-        [made] * 3 + [jax.ShapeDtypeStruct(biases.shape, jnp.float32)],
+        functools.partial(_kernel, geometry=geometry, head_width=head_width),
+        out_shape=[made] * 3 + [jax.ShapeDtypeStruct(given[0].shape, jnp.float32)],
         grid=(batch // SUBLANES, geometry.rows),
         in_specs=pieces * 4 + tables,
         out_specs=[pl.BlockSpec(memory_space=pl.ANY)] * 3 + tables[:1],
         scratch_shapes=[
-            *[pltpu.VMEM(rows, jnp.uint32)] * 2,
-            pltpu.VMEM(lines, q.dtype),
+            *[pltpu.VMEM(words, jnp.uint32)] * 2,
+            pltpu.VMEM((3, window[0], width, SUBLANES, channels), q.dtype),
             pltpu.SemaphoreType.DMA((3, 2)),
         ],
         interpret=interpret,
         name="window_attention_gradient",
-    )(*maps, biases, added)
-    return *(jnp.moveaxis(t, 2, 0) for t in found), *pull(sums)
+    )(*maps, *given)
+    by_bias = jax.vjp(functools.partial(of_groups, geometry=geometry), bias)[1]
+    return *(jnp.moveaxis(t, 2, 0) for t in found), *by_bias(sums)
 
 
 def _kernel(*refs: Any, geometry: Geometry, head_width: int):
     pieces = 2 if geometry.shift else 1
     maps = [refs[n * pieces : (n + 1) * pieces] for n in range(4)]
     biases, apart, *results, sums, asked, given, lines, arrived = refs[4 * pieces :]
-    write_rows(maps[:2], asked, _paired, geometry)
-    write_rows(maps[2:], given, _paired, geometry)
+    write_rows(maps[:2], asked, _words, geometry)  # q and k
+    write_rows(maps[2:], given, _words, geometry)  # v and do
 
     @pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))
     def _():
         sums[...] = jnp.zeros_like(sums)
 
-    last = (pl.program_id(1) == geometry.rows - 1).astype(jnp.int32)
+    last = last_row(geometry)
     tiles = list(enumerate(lane_tiles(lines.shape[-1])))
-    jobs = list(itertools.product(tiles, range(geometry.groups)))
+    jobs = list(itertools.product(range(_IMAGES), tiles, range(geometry.groups)))
 
-    def one_image(image, _):
-        for start in range(0, len(jobs), _TOGETHER):
-            part = jobs[start : start + _TOGETHER]
-            words, seen, firsts = [], [], []
-            for (tile, lanes), group in part:
-                rows = rows_of(image, group, geometry.loaded, geometry)
-                width = lanes.stop - lanes.start
-                words.append(
-                    [tokens_at(x.at[tile], rows, width) for x in (asked, given)]
-                )
-                behind = int(group == geometry.groups - 1)
-                first = lanes.start // head_width
-                more = apart[2 * last + behind] if geometry.shift else None
-                seen.append(functools.partial(forward._bias, biases, more, first))
-                firsts.append(first)
-            made, slopes = _of_tiles(words, seen, head_width)
-            for first, each in zip(firsts, slopes, strict=True):
-                for head, slope in enumerate(each):
-                    sums[first + head] += slope
-            for ((tile, _), group), each in zip(part, made, strict=True):
-                rows = rows_of(image, group, geometry.columns, geometry)
-                for to, found in zip((asked, given), each, strict=True):
-                    put_at(to.at[tile], found, rows, geometry)  # nobody asks it again
+    def some_images(part, _):
+        words, seen, added = [], [], []
+        for image, (tile, lanes), group in jobs:
+            place = part * _IMAGES + image, group, geometry
+            words.append([tokens_at(x.at[tile], *place) for x in (asked, given)])
+            heads = range(lanes.start // head_width, lanes.stop // head_width)
+            seen.append(biases_at(biases, apart, heads, group, last, geometry))
+            added.append(heads)
+        made, slopes = _of_tiles(words, seen, head_width)
+        for heads, own in zip(added, slopes, strict=True):
+            for head, slope in zip(heads, own, strict=True):
+                sums[head] += slope
+        for (image, (tile, _), group), own in zip(jobs, made, strict=True):
+            for to, each in zip((asked, given), own, strict=True):
+                # in the place of what nobody asks for again
+                put_at(to.at[tile], each, part * _IMAGES + image, group, geometry)
         return 0
 
-    jax.lax.fori_loop(0, SUBLANES, one_image, 0)
+    jax.lax.fori_loop(0, SUBLANES // _IMAGES, some_images, 0)
 
     def fill():
-        for number, (source, convert) in enumerate(
-            [(asked, _first), (asked, _second), (given, _first)]
+        for to, (source, half) in enumerate(
+            ((asked, _first), (asked, _second), (given, _first))
         ):
-            read_rows(source, lines.at[number], convert, geometry)
+            read_rows(source, lines.at[to], half, geometry)
 
     send(results, lines, arrived, fill, geometry)
 
 
-def _of_tiles(tiles: list, biases: list, head_width: int) -> tuple[list, list]:
-    """The gradients of q and k, and of v, as words, and of the biases of each head."""
-    halves = [(*_both(qk), *_both(vo)) for qk, vo in tiles]
-    scores = iter([s for q, k, _, _ in halves for s in by_head(k, q, head_width)])
-    slopes = iter([s for _, _, v, do in halves for s in by_head(v, do, head_width)])
-    weights, by_score = [], []
-    for (q, *_), bias in zip(halves, biases, strict=True):
-        made = []
-        for head in range(q.shape[1] // head_width):
-            weight, total = exponentials(next(scores) + bias(head), head_width)
-            weight = weight * (1 / total)
-            slope = next(slopes)
-            mean = jnp.sum(weight * slope, 0, keepdims=True)
-            made.append(weight * (slope - mean))
-            weights.append(weight.astype(jnp.bfloat16))
-        by_score.append(made)
+def _of_tiles(
+    tiles: list, biases: list[list[Bias]], head_width: int
+) -> tuple[list, list]:
+    """Of each tile the words of dq and dk, and of dv, and dS of each head.
+
+    Args:
+      tiles: the words of q and k, and of v and do.
+
+    """
+    scores, slopes, found = [], [], []
+
+    def score(tile: int) -> None:
+        scores.append(_scores(*tiles[tile], len(biases[tile]), head_width))
+
+    def slope(tile: int) -> None:
+        slopes.append(_slopes(scores[tile], biases[tile], head_width))
+
+    def multiply(tile: int) -> None:
+        found.append(_products(*tiles[tile], slopes[tile], head_width))
+
+    _one_behind_the_other((score, slope, multiply), len(tiles))
+    return found, [[slope for _, slope in own] for own in slopes]
+
+
+def _one_behind_the_other(steps: tuple[Callable[[int], None], ...], count: int) -> None:
+    """The steps of all tiles in an order in which the units of a core work at once.
+
+    The first keeps the matrix unit busy, the second the vector unit.
+    """
+    for number in range(count + _BEHIND[-1]):
+        for step, behind in zip(steps, _BEHIND, strict=True):
+            if 0 <= number - behind < count:
+                step(number - behind)
+
+
+def _scores(qk, vdo, heads: int, head_width: int) -> list[tuple[jax.Array, jax.Array]]:
+    """k q^T and v do^T [keys, queries] of each head."""
+    size = round_up(len(qk), LANES)
+    by_key = by_head(_second(qk), with_rows(_first(qk), size), heads, head_width)
+    by_value = by_head(_first(vdo), with_rows(_second(vdo), size), heads, head_width)
+    return list(zip(by_key, by_value, strict=True))
+
+
+def _slopes(scores: list, biases: list[Bias], head_width: int) -> list:
+    """P and dS [keys, queries] of each head."""
     found = []
-    rest = iter(weights)
-    for (qk, vo), made in zip(tiles, by_score, strict=True):
-        q, k = (t.astype(jnp.bfloat16) for t in _both(jnp.transpose(qk)))
-        do = _second(jnp.transpose(vo)).astype(jnp.bfloat16)
-        dq, dk, dv = [], [], []
-        for head, slope in enumerate(made):
-            own = slice(head * head_width, (head + 1) * head_width)
-            slope = slope.astype(jnp.bfloat16)
-            dq.append(product(k[own], slope, ((1,), (0,))))
-            dk.append(product(q[own], slope, ((1,), (1,))))
-            dv.append(product(do[own], next(rest), ((1,), (1,))))
-        dq, dk, dv = (jnp.concatenate(t, 0) for t in (dq, dk, dv))
-        scale = head_width**-0.5
-        first = _paired(dq * scale, dk * scale)
-        found.append((jnp.transpose(first), jnp.transpose(_paired(dv, dv))))
-    return found, by_score
+    for (score, slope), bias in zip(scores, biases, strict=True):
+        weight, total = exponentials(score + bias(), head_width)
+        weight = weight * (1 / total)
+        mean = jnp.sum(weight * slope, 0, keepdims=True)
+        found.append((weight, weight * (slope - mean)))
+    return found
 
 
-def _paired(a: jax.Array, b: jax.Array) -> jax.Array:
-    """bfloat16 numbers in the halves of words."""
-    a, b = (_bits(t.astype(jnp.bfloat16).astype(jnp.float32)) for t in (a, b))
-    return a | (b >> 16)
+def _products(qk, vdo, slopes: list, head_width: int) -> tuple[jax.Array, jax.Array]:
+    """The words of dq and dk, and of dv."""
+    size = round_up(len(qk), LANES)
+    qk, vdo = (jnp.transpose(with_rows(x, size)) for x in (qk, vdo))
+    q, k, do = (x.astype(jnp.bfloat16) for x in (_first(qk), _second(qk), _second(vdo)))
+    heads = []
+    for head, pair in enumerate(slopes):
+        weight, slope = (with_rows(x, size).astype(jnp.bfloat16) for x in pair)
+        own = slice(head * head_width, (head + 1) * head_width)
+        dq = product(k[own], slope, ((1,), (0,)))
+        dk = product(q[own], slope, ((1,), (1,)))
+        heads.append((dq, dk, product(do[own], weight, ((1,), (1,)))))
+    dq, dk, dv = (
+        with_rows(jnp.concatenate(t, 0), LANES) for t in zip(*heads, strict=True)
+    )
+    scale = head_width**-0.5
+    first, second = _words(dq * scale, dk * scale), _words(dv, dv)
+    return jnp.transpose(first), jnp.transpose(second)
 
 
-def _both(words: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _first(words), _second(words)
+def _words(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Of two bfloat16 numbers each."""
+    wide = (t.astype(jnp.bfloat16).astype(jnp.float32) for t in (first, second))
+    high, low = (jax.lax.bitcast_convert_type(t, jnp.uint32) for t in wide)
+    return high | (low >> 16)
 
 
 def _first(words: jax.Array) -> jax.Array:
@@ -185,7 +252,3 @@ def _first(words: jax.Array) -> jax.Array:
 
 def _second(words: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(words << 16, jnp.float32)
-
-
-def _bits(x: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x, jnp.uint32)

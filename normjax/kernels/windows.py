@@ -5,7 +5,8 @@ core is eight images and a row of windows: rows and columns are addresses, the t
 an image are every eighth row, and nothing is rolled or cut.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +49,11 @@ class Geometry(NamedTuple):
     def tokens(self) -> int:
         """That are loaded for a group."""
         return self.window[0] * self.loaded
+
+    @property
+    def queries(self) -> int:
+        """Those tokens, and as many more as fill the lanes of registers."""
+        return round_up(self.tokens, LANES)
 
     @property
     def reached(self) -> int:
@@ -96,7 +102,10 @@ def _lines(first: int, count: int, geometry: Geometry, channels: int) -> pl.Bloc
 
 
 def write_rows(maps: Sequence[Sequence], to, convert, geometry: Geometry) -> None:
-    """A row of windows as [tiles, lines, columns * images, 128], and its beginning again.
+    """A row of windows as [tiles, lines, columns * images, 128], zeros where they end.
+
+    Behind it its beginning again, for windows that go round.
+
 
     Args:
       maps: the pieces of each, see `pieces_of`.
@@ -109,11 +118,11 @@ def write_rows(maps: Sequence[Sequence], to, convert, geometry: Geometry) -> Non
         for line in range(piece[0].shape[0]):
             for tile, lanes in enumerate(lane_tiles(piece[0].shape[-1])):
                 row = convert(*(source[line, :, :, lanes] for source in piece))
-                used = row.shape[-1]
-                to[tile, number, : ends[0], :used] = row.reshape(-1, used)
+                missing = LANES - row.shape[-1]
+                row = jnp.pad(row, ((0, 0), (0, 0), (0, missing)))
+                to[tile, number, : ends[0]] = row.reshape(-1, LANES)
                 if again:
-                    more = row[:again].reshape(-1, used)
-                    to[tile, number, ends[0] : ends[1], :used] = more
+                    to[tile, number, ends[0] :] = row[:again].reshape(-1, LANES)
             number += 1
 
 
@@ -172,22 +181,51 @@ def send(results: Sequence, lines, arrived, fill, geometry: Geometry) -> None:
     pl.when(step == steps - 1)(lambda: wait(step))
 
 
-def tokens_at(x, rows, width: int) -> jax.Array:
-    """[tokens, channels] of a group of windows of one image."""
-    lines = [x.at[line][rows, :] for line in range(x.shape[0])]
-    return jnp.concatenate(lines, 0)[:, :width]
+def rows_of(image: Any, group: int, count: int, geometry: Geometry):
+    """Where so many columns of a group of windows of one image lie."""
+    column = group * geometry.columns + geometry.shift
+    return pl.ds(column * SUBLANES + image, count, stride=SUBLANES)
 
 
-def put_at(x, made, rows, geometry: Geometry) -> None:
-    made = jnp.pad(made, ((0, 0), (0, LANES - made.shape[1])))
+def tokens_at(x, image: Any, group: int, geometry: Geometry) -> jax.Array:
+    """[tokens, 128] of a tile of `write_rows`."""
+    rows = rows_of(image, group, geometry.loaded, geometry)
+    return jnp.concatenate([x.at[line][rows, :] for line in range(x.shape[0])], 0)
+
+
+def put_at(x, made: jax.Array, image: Any, group: int, geometry: Geometry) -> None:
+    """Write what `tokens_at` has read, but for the columns that fill a group up."""
+    rows = rows_of(image, group, geometry.columns, geometry)
     for line in range(x.shape[0]):
         first = line * geometry.loaded
         x.at[line][rows, :] = made[first : first + geometry.columns]
 
 
-def rows_of(image, group: int, count: int, geometry: Geometry):
-    column = group * geometry.columns + geometry.shift
-    return pl.ds(column * SUBLANES + image, count, stride=SUBLANES)
+def last_row(geometry: Geometry) -> jax.Array:
+    """1 in the last row of windows, else 0."""
+    return (pl.program_id(1) == geometry.rows - 1).astype(jnp.int32)
+
+
+def biases_at(
+    biases, apart, heads: range, group: int, last: jax.Array, geometry: Geometry
+) -> list[Callable[[], jax.Array]]:
+    """Of each head what is added to its scores [keys, queries], when it is asked for.
+
+    Args:
+      biases, apart: see `tables_of`.  last: see `last_row`.
+    """
+    if not geometry.shift:
+        return [functools.partial(biases.__getitem__, head) for head in heads]
+    more = apart[2 * last + int(group == geometry.groups - 1)]
+    return [lambda head=head: biases[head] + more for head in heads]
+
+
+def tables_of(
+    bias: jax.Array, apart: float, head_width: int, geometry: Geometry
+) -> tuple[jax.Array, jax.Array]:
+    """sqrt(K) times `of_groups`, and what is added to pairs that are `apart_of`."""
+    root = head_width**0.5
+    return root * of_groups(bias, geometry), root * apart * apart_of(geometry)
 
 
 def of_groups(bias: jax.Array, geometry: Geometry) -> jax.Array:
@@ -207,7 +245,8 @@ def of_groups(bias: jax.Array, geometry: Geometry) -> jax.Array:
         chosen.astype(bias.dtype),
         precision=jax.lax.Precision.HIGHEST,
     )
-    return jnp.where((number[:, None] == number[None])[None], turned, HIDDEN)
+    turned = jnp.where((number[:, None] == number[None])[None], turned, HIDDEN)
+    return _filled(turned, geometry)
 
 
 def apart_of(geometry: Geometry) -> jax.Array:
@@ -223,7 +262,12 @@ def apart_of(geometry: Geometry) -> jax.Array:
             behind = columns >= geometry.columns - geometry.shift * last_group
             region = 2 * below + behind
             kinds.append(region[:, None] != region[None])
-    return jnp.stack(kinds).astype(jnp.float32)
+    return _filled(jnp.stack(kinds).astype(jnp.float32), geometry)
+
+
+def _filled(pairs: jax.Array, geometry: Geometry) -> jax.Array:
+    missing = geometry.queries - geometry.tokens
+    return jnp.pad(pairs, ((0, 0), (0, 0), (0, missing)))
 
 
 def _places(geometry: Geometry) -> tuple[jax.Array, jax.Array]:

@@ -91,26 +91,38 @@ def _in_windows(q, k, v, bias, mask, windows: Windows, num_heads: int):
         o = _attend(q_in, k_in, v_in, bias, inside, regions, num_heads)
         return windows.joined(o, q.shape[1:3])
 
-    def kernel(q, k, v, bias):
-        # Here, for Pallas takes longer to import than all mixers.
-        from normjax.kernels.window_attention import fits, window_attention
-
-        if not fits(q, num_heads, *windows):
-            return cut(q, k, v, bias)
-        return window_attention(
-            q,
-            k,
-            v,
-            bias[0],
-            num_heads=num_heads,
-            window=windows.size,
-            shift=windows.shift,
-            apart=_OTHER_REGION,
-        )
-
-    if mask is not None:
+    if mask is not None or q.dtype != jnp.bfloat16:
         return cut(q, k, v, bias)
-    return kernel_or_function(kernel, cut, (q, k, v), bias)
+    return _by_kernels(cut, q, k, v, bias, windows, num_heads)
+
+
+def _by_kernels(cut, q, k, v, bias, windows: Windows, num_heads: int) -> jax.Array:
+    """`cut(q, k, v, bias)`; on TPUs by kernels, if they compute it."""
+    # Here, for Pallas takes longer to import than all mixers.
+    from normjax.kernels import window_attention as forward
+    from normjax.kernels import window_attention_gradient as gradient
+
+    layer = {"num_heads": num_heads, "window": windows.size, "shift": windows.shift}
+
+    def kernel(q, k, v, bias):
+        if not forward.fits(q, **layer):
+            return cut(q, k, v, bias)
+        return forward.window_attention(q, k, v, bias[0], **layer, apart=_OTHER_REGION)
+
+    def pullback(primals, do):
+        q, k, v, bias = primals
+        if not gradient.fits(q, **layer):
+            return jax.vjp(cut, *primals)[1](do)
+        given = q, k, v, bias[0], do
+        *found, by_bias = gradient.pullback(*given, **layer, apart=_OTHER_REGION)
+        return *found, by_bias[None].astype(bias.dtype)
+
+    def chosen(q, k, v, bias):
+        pulled = pullback if gradient.fits(q, **layer) else None
+        return kernel_or_function(kernel, cut, (q, k, v), bias, pullback=pulled)
+
+    # Not elsewhere, where gradients by `pullback` would compute forward once more.
+    return jax.lax.platform_dependent(q, k, v, bias, tpu=chosen, default=cut)
 
 
 def _bias_by_offset(table: jax.Array, height: int, width: int) -> jax.Array:
