@@ -37,6 +37,7 @@ from normjax.kernels.windows import (
     write_rows,
 )
 
+_MEMORY = 31 * 2**19  # a TPU v4 has 16 MiB
 _IMAGES = 2  # that are worked through at once
 _BEHIND = 0, 3, 5  # tiles by which a step follows the first
 
@@ -45,17 +46,21 @@ def fits(q: jax.Array, num_heads: int, window: tuple[int, int], shift: int) -> b
     """Whether `pullback` computes it: what the kernel takes, if it is small enough."""
     _, height, width, channels = q.shape
     geometry = geometry_of(height, width, window, shift)
-    small = _memory(geometry, channels, num_heads) <= forward.MEMORY
+    small = _memory(geometry, channels, num_heads) <= _MEMORY
     return small and forward.fits(q, num_heads, window, shift)
 
 
 def _memory(geometry: Geometry, channels: int, num_heads: int) -> int:
-    """Bytes: blocks twice, for the next ones come while these are worked through."""
+    """Bytes: blocks twice, for the next ones come while these are worked through.
+
+    And scores of the tiles that are begun, which are more than registers keep.
+    """
     position = geometry.window[0] * SUBLANES * round_up(channels, LANES)
     map_ = geometry.width * position * 2
     words = geometry.reached * position * 4
-    tables = (2 * num_heads + 4) * geometry.tokens * geometry.queries * 4
-    return (2 * 4 + 3) * map_ + 2 * words + tables
+    pairs = geometry.tokens * geometry.queries * 4
+    begun = 2 * _BEHIND[-1] * (LANES * num_heads // channels) * pairs
+    return (2 * 4 + 3) * map_ + 2 * words + (2 * num_heads + 4) * pairs + begun
 
 
 def pullback(
@@ -137,21 +142,35 @@ def _kernel(*refs: Any, geometry: Geometry, head_width: int):
     jobs = list(itertools.product(range(_IMAGES), tiles, range(geometry.groups)))
 
     def some_images(part, _):
-        words, seen, added = [], [], []
-        for image, (tile, lanes), group in jobs:
+        scores, slopes = [], []
+
+        def words(job: int) -> tuple[jax.Array, jax.Array]:
+            image, (tile, _), group = jobs[job]
             place = part * _IMAGES + image, group, geometry
-            words.append([tokens_at(x.at[tile], *place) for x in (asked, given)])
+            return tokens_at(asked.at[tile], *place), tokens_at(given.at[tile], *place)
+
+        def score(job: int) -> None:
+            lanes = jobs[job][1][1]
+            heads = range((lanes.stop - lanes.start) // head_width)
+            scores.append(_scores(*words(job), len(heads), head_width))
+
+        def slope(job: int) -> None:
+            _, (_, lanes), group = jobs[job]
             heads = range(lanes.start // head_width, lanes.stop // head_width)
-            seen.append(biases_at(biases, apart, heads, group, last, geometry))
-            added.append(heads)
-        made, slopes = _of_tiles(words, seen, head_width)
-        for heads, own in zip(added, slopes, strict=True):
-            for head, slope in zip(heads, own, strict=True):
-                sums[head] += slope
-        for (image, (tile, _), group), own in zip(jobs, made, strict=True):
-            for to, each in zip((asked, given), own, strict=True):
+            added = biases_at(biases, apart, heads, group, last, geometry)
+            pairs, by_bias = _slopes(scores[job], added, head_width)
+            slopes.append(pairs)
+            for head, each in zip(heads, by_bias, strict=True):
+                sums[head] += each
+
+        def multiply(job: int) -> None:
+            image, (tile, _), group = jobs[job]
+            found = _products(*words(job), slopes[job], head_width)
+            for to, each in zip((asked, given), found, strict=True):
                 # in the place of what nobody asks for again
                 put_at(to.at[tile], each, part * _IMAGES + image, group, geometry)
+
+        _one_behind_the_other((score, slope, multiply), len(jobs))
         return 0
 
     jax.lax.fori_loop(0, SUBLANES // _IMAGES, some_images, 0)
@@ -163,30 +182,6 @@ def _kernel(*refs: Any, geometry: Geometry, head_width: int):
             read_rows(source, lines.at[to], half, geometry)
 
     send(results, lines, arrived, fill, geometry)
-
-
-def _of_tiles(
-    tiles: list, biases: list[list[Bias]], head_width: int
-) -> tuple[list, list]:
-    """Of each tile the words of dq and dk, and of dv, and dS of each head.
-
-    Args:
-      tiles: the words of q and k, and of v and do.
-
-    """
-    scores, slopes, found = [], [], []
-
-    def score(tile: int) -> None:
-        scores.append(_scores(*tiles[tile], len(biases[tile]), head_width))
-
-    def slope(tile: int) -> None:
-        slopes.append(_slopes(scores[tile], biases[tile], head_width))
-
-    def multiply(tile: int) -> None:
-        found.append(_products(*tiles[tile], slopes[tile], head_width))
-
-    _one_behind_the_other((score, slope, multiply), len(tiles))
-    return found, [[slope for _, slope in own] for own in slopes]
 
 
 def _one_behind_the_other(steps: tuple[Callable[[int], None], ...], count: int) -> None:
@@ -208,15 +203,20 @@ def _scores(qk, vdo, heads: int, head_width: int) -> list[tuple[jax.Array, jax.A
     return list(zip(by_key, by_value, strict=True))
 
 
-def _slopes(scores: list, biases: list[Bias], head_width: int) -> list:
-    """P and dS [keys, queries] of each head."""
-    found = []
+def _slopes(
+    scores: list, biases: list[Bias], head_width: int
+) -> tuple[list, list[jax.Array]]:
+    """P and dS [keys, queries] of each head as operands, and dS."""
+    pairs, slopes = [], []
     for (score, slope), bias in zip(scores, biases, strict=True):
         weight, total = exponentials(score + bias(), head_width)
         weight = weight * (1 / total)
         mean = jnp.sum(weight * slope, 0, keepdims=True)
-        found.append((weight, weight * (slope - mean)))
-    return found
+        slopes.append(weight * (slope - mean))
+        size = round_up(len(score), LANES)
+        both = (with_rows(x, size) for x in (weight, slopes[-1]))
+        pairs.append(tuple(x.astype(jnp.bfloat16) for x in both))
+    return pairs, slopes
 
 
 def _products(qk, vdo, slopes: list, head_width: int) -> tuple[jax.Array, jax.Array]:
@@ -225,8 +225,7 @@ def _products(qk, vdo, slopes: list, head_width: int) -> tuple[jax.Array, jax.Ar
     qk, vdo = (jnp.transpose(with_rows(x, size)) for x in (qk, vdo))
     q, k, do = (x.astype(jnp.bfloat16) for x in (_first(qk), _second(qk), _second(vdo)))
     heads = []
-    for head, pair in enumerate(slopes):
-        weight, slope = (with_rows(x, size).astype(jnp.bfloat16) for x in pair)
+    for head, (weight, slope) in enumerate(slopes):
         own = slice(head * head_width, (head + 1) * head_width)
         dq = product(k[own], slope, ((1,), (0,)))
         dk = product(q[own], slope, ((1,), (1,)))

@@ -6,8 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from normjax.kernels.window_attention_gradient import pullback
+from normjax.core.spmd import batch_divided
+from normjax.kernels.window_attention_gradient import fits, pullback
+from normjax.mixers import WindowAttention
+from normjax.plan.topology import devices_of, prepare
 
 APART = -100.0
 
@@ -67,11 +71,65 @@ def test_they_are_those_of_attention_in_every_window(name):
     tokens = window[0] * window[1]
     bias = jax.random.normal(keys[4], (heads, tokens, tokens))
     settings = {"num_heads": heads, "window": window, "shift": shift}
+    assert fits(q, heads, window, shift)
     apply = functools.partial(pullback, **settings, apart=APART, interpret=True)
     found = jax.jit(apply)(q, k, v, bias, do)
     expected = one_by_one(q, k, v, bias, do, heads, window, shift)
     for name, made, exact in zip(NAMES, found, expected, strict=True):
         # operands of products and results have 8 bits
         made, limit = np.asarray(made, np.float64), 2**-8 * np.abs(exact).max()
-        print(name, np.abs(made-exact).max()/np.abs(exact).max())
         np.testing.assert_allclose(made, exact, 2**-7, limit, err_msg=name)
+
+
+def test_what_does_not_fit():
+    x = jnp.zeros((8, 14, 14, 384), jnp.bfloat16)
+    assert fits(x, 12, (7, 7), 3)
+    assert not fits(x.astype(jnp.float32), 12, (7, 7), 3)
+    assert not fits(x[:7], 12, (7, 7), 3)
+    assert not fits(jnp.zeros((8, 84, 84, 96), jnp.bfloat16), 3, (7, 7), 3)
+
+
+def mixer_and_gradient():
+    mixer = WindowAttention(num_heads=3, shift=3, dtype=jnp.bfloat16)
+
+    def loss(params, x):
+        return jnp.sum(jnp.square(mixer.apply({"params": params}, x)))
+
+    return mixer, jax.grad(loss, (0, 1))
+
+
+@pytest.mark.parametrize("batch", [8, 7])
+def test_a_tpu_has_it_where_it_fits(batch):
+    """Seven images have the function."""
+    mixer, gradient = mixer_and_gradient()
+    x = jax.random.normal(jax.random.key(0), (batch, 14, 14, 24), jnp.bfloat16)
+    params = mixer.init(jax.random.key(1), x)["params"]
+    lowered = jax.jit(gradient).trace(params, x).lower(lowering_platforms=("tpu",))
+    assert lowered.as_text().count("tpu_custom_call") == (2 if batch == 8 else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("chip", "side"), [("v4:2x2x1", 56), ("v5e:2x2", 14), ("v6e:2x2", 14)]
+)
+def test_a_tpu_has_it_on_every_device(chip, side):
+    prepare([chip])
+    mesh = Mesh(np.array(devices_of(chip)[:4]), ("data",))
+    mixer, gradient = mixer_and_gradient()
+
+    def divided(params, x):
+        with batch_divided(mesh, ("data",)):
+            return gradient(params, x)
+
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    x = jax.ShapeDtypeStruct((32, side, side, 96), jnp.bfloat16, sharding=split)
+    params = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=whole),
+        jax.eval_shape(mixer.init, jax.random.key(0), x)["params"],
+    )
+    text = jax.jit(divided).lower(params, x).compile().as_text()
+    calls = [line for line in text.splitlines() if "tpu_custom_call" in line]
+    assert len(calls) == 2 and all(
+        f"bf16[{side},{side},8,96]" in line for line in calls
+    )
