@@ -93,7 +93,7 @@ def mixer_and_gradient():
     mixer = WindowAttention(num_heads=3, shift=3, dtype=jnp.bfloat16)
 
     def loss(params, x):
-        return jnp.sum(jnp.square(mixer.apply({"params": params}, x)))
+        return jnp.sum(jnp.square(mixer.apply({"params": params}, x, train=True)))
 
     return mixer, jax.grad(loss, (0, 1))
 

@@ -4,8 +4,9 @@ A core is called `core(q, k, v, *, mask=None, regions=None) -> o` on maps: q
 [B, H, W, D], k and v [B, H', W', D], o like q. `mask` is bool [B, H', W'], False gives
 no key and no value. `regions` is described at `RelativeSoftmax`. Mixers bring the maps
 (the whole grid, windows, stripes, a reduced grid) and share their scope with the core,
-so that its parameters are theirs. A core with `takes_windows` set to True may be given
-a whole map and `windows=ops.partition.Windows(size, shift)` in the place of regions.
+so that its parameters are theirs. A core with a method `takes_windows(q, windows,
+train)` is given a whole map and `windows=ops.partition.Windows(size, shift)` in the
+place of regions where that says True of the shape and dtype of its queries.
 """
 
 from normjax.mixers.cores.absolute_offset_softmax import AbsoluteOffsetSoftmax

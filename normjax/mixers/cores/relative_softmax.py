@@ -1,7 +1,5 @@
 """Softmax attention with a learned bias by offset as a core."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -48,7 +46,19 @@ class RelativeSoftmax(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
-    takes_windows: ClassVar[bool] = True
+    @nn.nowrap
+    def takes_windows(
+        self, q: jax.ShapeDtypeStruct, windows: Windows, train: bool
+    ) -> bool:
+        """Whether maps like q are best whole: where none is trained without a kernel.
+
+        Those are best cut before queries, keys and values are made of them.
+        """
+        if not train or q.dtype != jnp.bfloat16:
+            return not train
+        from normjax.kernels.window_attention_gradient import fits
+
+        return fits(q, self.num_heads, *windows)
 
     @nn.compact
     def __call__(

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from normjax.core.dense import Dense
 from normjax.core.errors import UserError
@@ -79,8 +80,8 @@ class WindowAttention(Mixer):
 
         Args:
           mask: bool [B, H, W]; False positions give no key and no value.
-          train: passed to `qk_norm`; in training maps are cut into windows on every
-            platform.
+          train: passed to `qk_norm`; in training maps are whole only where a TPU has
+            a kernel for their gradients.
 
         Raises:
           UserError: windows that do not cover the grid, a shift beyond the window,
@@ -92,8 +93,7 @@ class WindowAttention(Mixer):
             x = padded(x, windows.size)
             mask = None if mask is None else padded(mask, windows.size, True)
         proj = Dense(x.shape[-1], name="proj", **dense_of(self))
-        whole = getattr(core, "takes_windows", False) and self.qk_norm is None
-        if whole and not train:  # a kernel has no gradient, maps are best cut for it
+        if self._whole(core, x, mask, windows, train):
             y = proj(core(*project(self, materialized(x)), mask=mask, windows=windows))
         else:
             inside = None if mask is None else windows.cut(mask)
@@ -103,6 +103,15 @@ class WindowAttention(Mixer):
             o = core(q, k, v, mask=inside, regions=regions)
             y = windows.joined(proj(o), x.shape[1:3])
         return y[:, :height, :width] if self.pad else y
+
+    @nn.nowrap
+    def _whole(self, core, x, mask, windows: Windows, train: bool) -> bool:
+        takes = getattr(core, "takes_windows", None)
+        if takes is None or self.qk_norm is not None or (train and mask is not None):
+            return False
+        dtype = self.dtype or jnp.result_type(x, self.param_dtype)
+        shape = *x.shape[:-1], self.qkv_features or x.shape[-1]
+        return takes(jax.ShapeDtypeStruct(shape, dtype), windows, train)
 
     @nn.nowrap
     def _geometry(self, grid: tuple[int, ...]) -> tuple[tuple[int, int], int]:
