@@ -84,9 +84,7 @@ def pullback(
         dq = dS k / sqrt(K)      dk = dS^T q / sqrt(K)      dv = P^T do
 
     P is computed again. Products of bfloat16 with sums in float32; all else in float32.
-
-    Two maps of bfloat16 numbers share the words that the kernel keeps: a row of 56
-    columns fits into 16 MiB, and one transposition serves two.
+    Two maps share the words that the kernel keeps: one transposition serves both.
 
     Args:
       q, k, v, do: bfloat16 [B, H, W, D].  bias: [heads, h * w, h * w].
@@ -150,9 +148,9 @@ def _kernel(*refs: Any, geometry: Geometry, head_width: int):
             return tokens_at(asked.at[tile], *place), tokens_at(given.at[tile], *place)
 
         def score(job: int) -> None:
-            lanes = jobs[job][1][1]
-            heads = range((lanes.stop - lanes.start) // head_width)
-            scores.append(_scores(*words(job), len(heads), head_width))
+            _, (_, lanes), _ = jobs[job]
+            count = (lanes.stop - lanes.start) // head_width
+            scores.append(_scores(*words(job), count, head_width))
 
         def slope(job: int) -> None:
             _, (_, lanes), group = jobs[job]
@@ -176,10 +174,9 @@ def _kernel(*refs: Any, geometry: Geometry, head_width: int):
     jax.lax.fori_loop(0, SUBLANES // _IMAGES, some_images, 0)
 
     def fill():
-        for to, (source, half) in enumerate(
-            ((asked, _first), (asked, _second), (given, _first))
-        ):
-            read_rows(source, lines.at[to], half, geometry)
+        read_rows(asked, lines.at[0], _first, geometry)
+        read_rows(asked, lines.at[1], _second, geometry)
+        read_rows(given, lines.at[2], _first, geometry)
 
     send(results, lines, arrived, fill, geometry)
 
