@@ -36,7 +36,12 @@ MEMORY = 15 * 2**20  # a TPU v4 has 16 MiB
 _LARGEST = 256  # tokens of a group
 
 
-def fits(q: jax.Array, num_heads: int, window: tuple[int, int], shift: int) -> bool:
+def fits(
+    q: jax.Array | jax.ShapeDtypeStruct,
+    num_heads: int,
+    window: tuple[int, int],
+    shift: int,
+) -> bool:
     """Whether `window_attention` computes it: types, sizes and memory.
 
     Args:

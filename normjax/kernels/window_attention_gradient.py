@@ -42,7 +42,12 @@ _IMAGES = 2  # that are worked through at once
 _BEHIND = 0, 3, 5  # tiles by which a step follows the first
 
 
-def fits(q: jax.Array, num_heads: int, window: tuple[int, int], shift: int) -> bool:
+def fits(
+    q: jax.Array | jax.ShapeDtypeStruct,
+    num_heads: int,
+    window: tuple[int, int],
+    shift: int,
+) -> bool:
     """Whether `pullback` computes it: what the kernel takes, if it is small enough."""
     _, height, width, channels = q.shape
     geometry = geometry_of(height, width, window, shift)
