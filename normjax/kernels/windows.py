@@ -71,7 +71,14 @@ class Geometry(NamedTuple):
         return self.height // self.window[0]
 
 
-def geometry_of(height: int, width: int, window: tuple[int, int], shift: int):
+def geometry_of(
+    height: int, width: int, window: tuple[int, int], shift: int
+) -> Geometry:
+    """Of a map: as many windows a group as fill the lanes of registers.
+
+    Args:
+      height, width: of the map, which `window` covers.  shift: of the windows.
+    """
     count = width // window[1]
 
     def made(group: int) -> Geometry:
@@ -105,7 +112,6 @@ def write_rows(maps: Sequence[Sequence], to, convert, geometry: Geometry) -> Non
     """A row of windows as [tiles, lines, columns * images, 128], zeros where they end.
 
     Behind it its beginning again, for windows that go round.
-
 
     Args:
       maps: the pieces of each, see `pieces_of`.
