@@ -26,6 +26,7 @@ def traced_once(*static: str) -> Callable[[Callable[..., Any]], Any]:
     def decorated(function):
         @functools.cache
         def traced(_):
+            # A function of its own, for JAX keeps what it has traced by function.
             return jax.jit(
                 functools.wraps(function)(lambda *a, **k: function(*a, **k)),
                 static_argnames=static,

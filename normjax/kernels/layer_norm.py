@@ -23,9 +23,9 @@ def layer_norm(
 ) -> jax.Array:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, per position of maps.
 
-    C (x - mean) is one product of the matrix unit with C I - 1, exact in bfloat16 for
-    C up to 256, with sums in float32; what is left for the unit that sums across lanes
-    are the squares.
+    (Ba et al., 2016.) C (x - mean) is one product of the matrix unit with C I - 1,
+    exact in bfloat16 for C up to 256, with sums in float32; what is left for the unit
+    that sums across lanes are the squares.
 
     XLA lays maps out with the images in the rows of registers, which positions are
     counted in; eight images at least fill them.

@@ -32,7 +32,7 @@ from normjax.kernels.windows import (
     write_rows,
 )
 
-MEMORY = 15 * 2**20  # a TPU v4 has 16 MiB
+_MEMORY = 15 * 2**20  # a TPU v4 has 16 MiB
 _LARGEST = 256  # tokens of a group
 
 
@@ -57,7 +57,7 @@ def fits(
         and LANES % head == 0
         and geometry.tokens <= _LARGEST
         and geometry.reached <= 2 * width  # its beginning is there once more
-        and _memory(geometry, channels, num_heads) <= MEMORY
+        and _memory(geometry, channels, num_heads) <= _MEMORY
     )
 
 

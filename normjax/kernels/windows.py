@@ -187,7 +187,7 @@ def send(results: Sequence, lines, arrived, fill, geometry: Geometry) -> None:
     pl.when(step == steps - 1)(lambda: wait(step))
 
 
-def rows_of(image: Any, group: int, count: int, geometry: Geometry):
+def _rows_of(image: Any, group: int, count: int, geometry: Geometry):
     """Where so many columns of a group of windows of one image lie."""
     column = group * geometry.columns + geometry.shift
     return pl.ds(column * SUBLANES + image, count, stride=SUBLANES)
@@ -195,13 +195,13 @@ def rows_of(image: Any, group: int, count: int, geometry: Geometry):
 
 def tokens_at(x, image: Any, group: int, geometry: Geometry) -> jax.Array:
     """[tokens, 128] of a tile of `write_rows`."""
-    rows = rows_of(image, group, geometry.loaded, geometry)
+    rows = _rows_of(image, group, geometry.loaded, geometry)
     return jnp.concatenate([x.at[line][rows, :] for line in range(x.shape[0])], 0)
 
 
 def put_at(x, made: jax.Array, image: Any, group: int, geometry: Geometry) -> None:
     """Write what `tokens_at` has read, but for the columns that fill a group up."""
-    rows = rows_of(image, group, geometry.columns, geometry)
+    rows = _rows_of(image, group, geometry.columns, geometry)
     for line in range(x.shape[0]):
         first = line * geometry.loaded
         x.at[line][rows, :] = made[first : first + geometry.columns]
@@ -229,9 +229,9 @@ def biases_at(
 def tables_of(
     bias: jax.Array, apart: float, head_width: int, geometry: Geometry
 ) -> tuple[jax.Array, jax.Array]:
-    """sqrt(K) times `of_groups`, and what is added to pairs that are `apart_of`."""
+    """sqrt(K) times `of_groups`, and what is added to pairs that are `_apart_of`."""
     root = head_width**0.5
-    return root * of_groups(bias, geometry), root * apart * apart_of(geometry)
+    return root * of_groups(bias, geometry), root * apart * _apart_of(geometry)
 
 
 def of_groups(bias: jax.Array, geometry: Geometry) -> jax.Array:
@@ -255,7 +255,7 @@ def of_groups(bias: jax.Array, geometry: Geometry) -> jax.Array:
     return _filled(turned, geometry)
 
 
-def apart_of(geometry: Geometry) -> jax.Array:
+def _apart_of(geometry: Geometry) -> jax.Array:
     """[4, keys, queries], 1 where both only meet because a window goes round.
 
     In no last row or group, in the last group, in the last row, in both.

@@ -12,6 +12,7 @@ from normjax.core.dtypes import result_dtype
 from normjax.core.moments import at_least_float32
 from normjax.core.spmd import match_varying
 from normjax.core.tracing import traced_once
+from normjax.kernels.attention import LANES, SUBLANES
 from normjax.kernels.choice import kernel_or_function
 from normjax.norms.base import NORMS, affine_gradients, affine_parameters, apply_affine
 
@@ -147,8 +148,10 @@ def _narrow_map(x: jax.Array) -> bool:
     Wider ones XLA normalizes beside the products before and behind them. Up to 64 it
     lays out with the images across the lanes, where sums over channels cost little.
     """
+    if x.ndim != 4 or not LANES // 2 < x.shape[-1] < LANES:
+        return False
     known = all(isinstance(size, int) for size in x.shape)  # not so when exported
-    return known and x.ndim == 4 and 64 < x.shape[-1] < 128 and x.shape[0] % 8 == 0
+    return known and x.shape[0] % SUBLANES == 0
 
 
 def _by_kernel(function, x, scale, bias, epsilon: float) -> jax.Array:
@@ -167,4 +170,8 @@ def _by_kernel(function, x, scale, bias, epsilon: float) -> jax.Array:
             None if bias is None else dbias.astype(bias.dtype),
         )
 
-    return kernel_or_function(kernel, function, (x,), scale, bias, pullback=pullback)
+    def chosen(x, *affine):
+        return kernel_or_function(kernel, function, (x,), *affine, pullback=pullback)
+
+    # Not elsewhere, where gradients by `pullback` would compute forward once more.
+    return jax.lax.platform_dependent(x, scale, bias, tpu=chosen, default=function)

@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from normjax import norms
-from normjax.core.spmd import batch_divided
 from normjax.kernels import layer_norm as module
-from normjax.plan.topology import devices_of, prepare
+from tests.kernels.divided import calls_of_gradients
 
 EPSILON = 1e-2
 SHAPE = (8, 5, 7, 96)
@@ -83,6 +81,10 @@ def test_the_layer_gives_it_its_arguments(monkeypatch):
         apply.defvjp(lambda *given: (kernel(*given), given), pullback)
         return apply(*batched, *rest)
 
+    def on_a_tpu(*operands, tpu, default):
+        del default
+        return tpu(*operands)
+
     layer = norms.LayerNorm(epsilon=EPSILON)
     x, scale, bias, dy = drawn(1.0)
     wide, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
@@ -93,6 +95,7 @@ def test_the_layer_gives_it_its_arguments(monkeypatch):
     params = {"scale": scale, "bias": bias}
     exact = jax.grad(loss, (1, 2))(layer, params, wide)
     monkeypatch.setattr("normjax.norms.layer_norm.kernel_or_function", in_place)
+    monkeypatch.setattr(jax.lax, "platform_dependent", on_a_tpu)
     found = jax.grad(loss, (1, 2))(layer.clone(dtype=jnp.bfloat16), params, x)
     chex.assert_trees_all_close(
         jax.tree.map(lambda t: t.astype(jnp.float32), found),
@@ -123,21 +126,6 @@ def test_what_has_a_kernel(shape, dtype, known):
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", ["v4:2x2x1", "v5e:2x2", "v6e:2x2"])
 def test_a_tpu_has_it_on_every_device(chip):
-    prepare([chip])
-    mesh = Mesh(np.array(devices_of(chip)[:4]), ("data",))
     layer = norms.LayerNorm(dtype=jnp.bfloat16)
-
-    def loss(params, x):
-        with batch_divided(mesh, ("data",)):
-            return jnp.sum(jnp.square(layer.apply({"params": params}, x)))
-
-    split = NamedSharding(mesh, PartitionSpec("data"))
-    x = jax.ShapeDtypeStruct((32, 56, 56, 96), jnp.bfloat16, sharding=split)
-    whole = NamedSharding(mesh, PartitionSpec())
-    params = jax.tree.map(
-        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=whole),
-        jax.eval_shape(layer.init, jax.random.key(0), x)["params"],
-    )
-    text = jax.jit(jax.grad(loss, (0, 1))).lower(params, x).compile().as_text()
-    calls = [line for line in text.splitlines() if "tpu_custom_call" in line]
+    calls = calls_of_gradients(chip, layer, (32, 56, 56, 96))
     assert len(calls) == 2 and all("bf16[25088,96]" in line for line in calls)

@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from normjax.core.spmd import batch_divided
 from normjax.kernels.linear_attention_gradient import fits, pullback
 from normjax.mixers import SimplifiedLinearAttention
-from normjax.plan.topology import devices_of, prepare
+from tests.kernels.divided import calls_of_gradients
 
 EPSILON = 1e-3
 
@@ -72,21 +70,6 @@ def test_what_is_too_large():
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", ["v4:2x2x1", "v5e:2x2", "v6e:2x2"])
 def test_a_tpu_has_it_on_every_device(chip):
-    prepare([chip])
-    mesh = Mesh(np.array(devices_of(chip)[:4]), ("data",))
     layer = SimplifiedLinearAttention(3, dtype=jnp.bfloat16)
-
-    def loss(params, x):
-        with batch_divided(mesh, ("data",)):
-            return jnp.sum(jnp.square(layer.apply({"params": params}, x)))
-
-    split = NamedSharding(mesh, PartitionSpec("data"))
-    x = jax.ShapeDtypeStruct((32, 14, 14, 192), jnp.bfloat16, sharding=split)
-    whole = NamedSharding(mesh, PartitionSpec())
-    params = jax.tree.map(
-        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=whole),
-        jax.eval_shape(layer.init, jax.random.key(0), x)["params"],
-    )
-    text = jax.jit(jax.grad(loss, (0, 1))).lower(params, x).compile().as_text()
-    calls = [line for line in text.splitlines() if "tpu_custom_call" in line]
+    calls = calls_of_gradients(chip, layer, (32, 14, 14, 192))
     assert len(calls) == 2 and all("bf16[14,14,8,192]" in line for line in calls)

@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from normjax.core.spmd import batch_divided
 from normjax.kernels.window_attention_gradient import fits, pullback
 from normjax.mixers import WindowAttention
-from normjax.plan.topology import devices_of, prepare
+from tests.kernels.divided import calls_of_gradients
 
 APART = -100.0
 
@@ -89,22 +87,21 @@ def test_what_does_not_fit():
     assert not fits(jnp.zeros((8, 84, 84, 96), jnp.bfloat16), 3, (7, 7), 3)
 
 
-def mixer_and_gradient():
+@pytest.mark.parametrize("batch", [8, 7])
+def test_a_tpu_has_it_where_it_fits(batch):
+    """Seven images have the function."""
     mixer = WindowAttention(num_heads=3, shift=3, dtype=jnp.bfloat16)
 
     def loss(params, x):
         return jnp.sum(jnp.square(mixer.apply({"params": params}, x, train=True)))
 
-    return mixer, jax.grad(loss, (0, 1))
-
-
-@pytest.mark.parametrize("batch", [8, 7])
-def test_a_tpu_has_it_where_it_fits(batch):
-    """Seven images have the function."""
-    mixer, gradient = mixer_and_gradient()
     x = jax.random.normal(jax.random.key(0), (batch, 14, 14, 24), jnp.bfloat16)
     params = mixer.init(jax.random.key(1), x)["params"]
-    lowered = jax.jit(gradient).trace(params, x).lower(lowering_platforms=("tpu",))
+    lowered = (
+        jax.jit(jax.grad(loss, (0, 1)))
+        .trace(params, x)
+        .lower(lowering_platforms=("tpu",))
+    )
     assert lowered.as_text().count("tpu_custom_call") == (2 if batch == 8 else 0)
 
 
@@ -113,23 +110,7 @@ def test_a_tpu_has_it_where_it_fits(batch):
     ("chip", "side"), [("v4:2x2x1", 56), ("v5e:2x2", 14), ("v6e:2x2", 14)]
 )
 def test_a_tpu_has_it_on_every_device(chip, side):
-    prepare([chip])
-    mesh = Mesh(np.array(devices_of(chip)[:4]), ("data",))
-    mixer, gradient = mixer_and_gradient()
-
-    def divided(params, x):
-        with batch_divided(mesh, ("data",)):
-            return gradient(params, x)
-
-    split = NamedSharding(mesh, PartitionSpec("data"))
-    whole = NamedSharding(mesh, PartitionSpec())
-    x = jax.ShapeDtypeStruct((32, side, side, 96), jnp.bfloat16, sharding=split)
-    params = jax.tree.map(
-        lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=whole),
-        jax.eval_shape(mixer.init, jax.random.key(0), x)["params"],
-    )
-    text = jax.jit(divided).lower(params, x).compile().as_text()
-    calls = [line for line in text.splitlines() if "tpu_custom_call" in line]
-    assert len(calls) == 2 and all(
-        f"bf16[{side},{side},8,96]" in line for line in calls
-    )
+    mixer = WindowAttention(num_heads=3, shift=3, dtype=jnp.bfloat16)
+    calls = calls_of_gradients(chip, mixer, (32, side, side, 96), train=True)
+    assert len(calls) == 2
+    assert all(f"bf16[{side},{side},8,96]" in line for line in calls)

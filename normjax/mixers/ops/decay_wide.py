@@ -71,19 +71,10 @@ def _inside(product, q, k, v, factor):
     lead, size = q.shape[:-2], q.shape[-2]
     o = jnp.sum(q * k, -1, keepdims=True) * v
     total, half = factor, 1
-
-    def halves(t):
-        t = t.reshape(*lead, -1, 2, half, t.shape[-1])
-        return t[..., 0, :, :], t[..., 1, :, :]
-
-    def joined(first, second):
-        t = jnp.stack((first, second), axis=-3)
-        return t.reshape(*lead, -1, t.shape[-1])
-
     if factor is not None:
         q = q * factor
     while half < size:
-        (q0, q1), (k0, k1), (v0, _), (o0, o1) = map(halves, (q, k, v, o))
+        (q0, q1), (k0, k1), (v0, _), (o0, o1) = (halves(t, half) for t in (q, k, v, o))
         weights = product("...ik,...jk->...ij", q1, k0)
         o = joined(o0, o1 + product("...ij,...jv->...iv", weights, v0))
         if total is not None:
@@ -93,6 +84,18 @@ def _inside(product, q, k, v, factor):
             total = (t0 * t1).reshape(*lead, -1, total.shape[-1])
         half *= 2
     return o, q, k, total
+
+
+def halves(t: jax.Array, half: int) -> tuple[jax.Array, jax.Array]:
+    """[..., C, X] -> two of [..., C / (2 half), half, X]: each first and second one."""
+    t = t.reshape(*t.shape[:-2], -1, 2, half, t.shape[-1])
+    return t[..., 0, :, :], t[..., 1, :, :]
+
+
+def joined(first: jax.Array, second: jax.Array) -> jax.Array:
+    """The inverse of `halves`."""
+    t = jnp.stack((first, second), axis=-3)
+    return t.reshape(*t.shape[:-4], -1, t.shape[-1])
 
 
 def power_of_two(n: int) -> int:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from normjax.core.accumulate import einsum, precision_of
 from normjax.mixers.ops import decay
+from normjax.mixers.ops.decay_wide import halves, joined, power_of_two
 
 _CHUNK = 64
 
@@ -73,7 +74,7 @@ def value_decayed(
     product = functools.partial(einsum, precision=precision_of(q, k, v))
     dtype = jnp.result_type(q, k, v, jnp.float32)
     length = q.shape[1]
-    size = min(chunk, 1 << (length - 1).bit_length())
+    size = min(chunk, power_of_two(length))
 
     def split(t):
         """[B, L, H, X] -> [B, H, n, C, X], zeros behind the last position."""
@@ -113,17 +114,9 @@ def _inside(product, q, k, v, factor):
     o = jnp.sum(q * k, -1, keepdims=True) * v
     since = total = factor
 
-    def halves(t):
-        t = t.reshape(*lead, -1, 2, half, t.shape[-1])
-        return t[..., 0, :, :], t[..., 1, :, :]
-
-    def joined(first, second):
-        t = jnp.stack((first, second), axis=-3)
-        return t.reshape(*lead, -1, t.shape[-1])
-
     while half < size:
-        (_, q1), (k0, _), (v0, v1), (o0, o1) = map(halves, (q, k, v, o))
-        since0, since1 = halves(since)
+        (_, q1), (k0, _), (v0, v1), (o0, o1) = (halves(t, half) for t in (q, k, v, o))
+        since0, since1 = halves(since, half)
         weights = product("...ik,...jk->...ij", q1, k0)
         o1 = o1 + since1 * product("...ij,...jv->...iv", weights, v0)
         pairs = total.reshape(*lead, -1, 2, 1, total.shape[-1])
